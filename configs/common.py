@@ -1,0 +1,268 @@
+"""Every default of every config. Papers change values; they add no keys.
+
+`get_base(arg)` gives the base for a scale: the embedded tiny model, or a real
+checkpoint. A paper's config copies it, names its stages, and sets what the
+paper sets. Stage sections are overlays: a value that a stage does not set
+comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
+"""
+
+from ml_collections import config_dict
+
+from mmr1 import resolve
+
+ConfigDict = config_dict.ConfigDict
+placeholder = config_dict.placeholder
+overlay = resolve.overlay
+
+MODELS = ('tiny', 'qwen2_5_vl_3b', 'qwen2_5_vl_7b', 'qwen2_5_vl_32b',
+          'qwen2_5_vl_72b')
+
+
+def _model() -> ConfigDict:
+  return ConfigDict(dict(
+      # Folder of a Hugging Face checkpoint.
+      path='mmr1/assets/tiny',
+      param_dtype='float32',
+      compute_dtype='float32',
+      # 'unrolled' runs fastest on CPU; 'scan' compiles fastest when deep.
+      layers='unrolled',
+      remat='none',  # 'none' | 'layer'
+      precision='default',  # matmul precision; 'highest' for parity checks
+      # Where text goes on after a video: 'legacy' is what the released
+      # checkpoints saw, 'v5' is transformers 5.
+      position_rule='legacy',
+      # Tokens whose logits exist at the same time.
+      head_chunk=2048,
+  ))
+
+
+def _data() -> ConfigDict:
+  return ConfigDict(dict(
+      # Procedural worlds, sections of `tasks`, and their weights.
+      mixture=('digits',),
+      weights=(1.0,),
+      train_size=1_000_000,
+      eval_size=100_000,
+      # A user's file (.jsonl, .parquet) or TFDS name ('tfds:<name>/<split>')
+      # replaces the worlds. Without eval_path every `holdout`-th record is
+      # kept for evaluation.
+      path=placeholder(str),
+      eval_path=placeholder(str),
+      holdout=10,
+      image_column='images',
+      question_column='problem',
+      answer_column='answer',
+      completion_column='completion',
+      # Past this fraction of unusable records the run refuses to go on.
+      max_broken_frac=0.5,
+      worker_count=0,  # processes that decode and encode; 0: in this process
+      template='think_answer',
+      system=placeholder(str),
+      instruction=placeholder(str),
+      # Shapes of one prompt row. Longer prompts are dropped and counted.
+      prompt_tokens=64,
+      patches=64,
+      min_pixels=placeholder(int),  # None: as the checkpoint's preprocessor
+      max_pixels=placeholder(int),
+      video_fps=2.0,
+      video_max_frames=768,
+  ))
+
+
+def _optimizer() -> ConfigDict:
+  return ConfigDict(dict(
+      lr=1e-4,
+      b1=0.9,
+      b2=0.999,
+      eps=1e-8,
+      weight_decay=0.0,
+      decay_mask='matrices',  # 'matrices' | 'all'
+      moment_dtype='float32',
+      warmup_steps=0,
+      lr_decay='constant',  # 'constant' | 'linear' | 'cosine'
+      lr_end=0.0,  # at the last step, as a fraction of lr
+      clip_norm=1.0,
+      # Regexes of parameter names that do not train, and 'regex:factor'.
+      freeze=(),
+      lr_multipliers=(),
+  ))
+
+
+def _training() -> dict:
+  """Keys that sft and rl share."""
+  return dict(
+      # 'previous' (the stage before, or the base), 'base', a stage or a path.
+      init='previous',
+      # What passes on from the previous stage besides parameters: 'optimizer'.
+      carry=(),
+      # 'train', or the name of a collect stage.
+      data='train',
+      steps=100,
+      optimizer=_optimizer(),
+      # Updates in a row that may be non-finite before the run stops.
+      max_bad_updates=5,
+      log_every=1,
+      samples_every=10,
+      checkpoint_every=10,
+      keep_checkpoints=2,
+      # Evaluate every k steps (0: only at the end of the stage) and keep the
+      # checkpoint with the best accuracy too.
+      eval_every=0,
+      restore_best=False,
+  )
+
+
+def _sft() -> ConfigDict:
+  return ConfigDict(dict(
+      kind='sft',
+      rows_per_step=32,
+      max_new_tokens=128,  # longer completions are dropped and counted
+      chunks_per_step=1,
+      reduce='token_mean',
+      **_training(),
+  ))
+
+
+def _rl() -> ConfigDict:
+  return ConfigDict(dict(
+      kind='rl',
+      prompts_per_step=16,
+      samples_per_prompt=8,
+      max_new_tokens=64,
+      # Sampling.
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+      # Updates.
+      minibatches_per_step=1,
+      epochs_per_step=1,
+      chunks_per_minibatch=1,
+      # Old log-probs: 'self' | 'recompute' | 'sampler'.
+      old='self',
+      # 'init': the parameters this stage starts from. Or a stage, or a path.
+      reference='init',
+      # Rewards, sections of `rewards`, by name.
+      rewards=('result',),
+      combine='combine.weighted_sum',
+      advantage=dict(
+          fn='grpo', std='group', ddof=1, eps=1e-6, leave_one_out=False),
+      select='keep_all',
+      # Three axes: ratio x surrogate x reduce.
+      policy=dict(
+          ratio='token',  # 'token' | 'sequence' | 'sequence_token'
+          surrogate='clip',  # 'clip' | 'cispo' | 'sapo' | 'none' ...
+          clip_low=0.2,
+          clip_high=0.2,
+          dual_clip=placeholder(float),
+          delta=placeholder(float),
+          log_ratio_clamp=20.0,
+          reduce='token_mean',
+          rows='live',
+          # Divisor of reduce='constant'; None: max_new_tokens.
+          length=placeholder(int),
+      ),
+      # A coefficient fixed at 0 removes its term, and for kl the reference.
+      kl=dict(coefficient=0.0, estimator='k3', clamp=placeholder(float)),
+      entropy=dict(coefficient=0.0, estimate='full'),
+      hooks=(),
+      reward_workers=1,
+      **_training(),
+  ))
+
+
+def _evaluate() -> ConfigDict:
+  return ConfigDict(dict(
+      kind='evaluate',
+      examples=512,
+      prompts_per_batch=256,
+      max_new_tokens=96,
+      # Sampled accuracy; greedy is always reported.
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+      samples_per_prompt=1,
+      # 'strict': only the answer block counts. 'lenient': documented order of
+      # fall-backs in mmr1/text.py.
+      parser='lenient',
+      init='previous',
+      data='eval',
+      seed=1234,
+  ))
+
+
+def _collect() -> ConfigDict:
+  return ConfigDict(dict(
+      kind='collect',
+      init='previous',
+      data='train',
+      # 'papers/<slug>' engine: examples -> records with completions.
+      engine='vision_r1:bridge',
+      size=1024,
+      kwargs=dict(),
+  ))
+
+
+def _tasks() -> ConfigDict:
+  return ConfigDict(dict(
+      digits=dict(
+          fn='digits.digits', min_digits=2, max_digits=5,
+          forms=('sum', 'minus_last', 'double_first', 'product_first')),
+      shapes=dict(fn='shapes.shapes'),
+      geometry=dict(fn='geometry.geometry'),
+  ))
+
+
+def _rewards() -> ConfigDict:
+  return ConfigDict(dict(
+      result=dict(
+          fn='math.verify', weight=1.0, limit_s=5.0, kwargs=dict()),
+      format=dict(
+          fn='format.think_answer', weight=1.0, limit_s=5.0, kwargs=dict()),
+  ))
+
+
+def get_base(arg: str | None = None) -> ConfigDict:
+  """The base config at the scale named by `arg`.
+
+  Args:
+    arg: None or 'tiny' for the embedded model; else one of MODELS.
+  """
+  c = ConfigDict()
+  c.name = ''
+  c.seed = 0
+  c.stages = ()
+  c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
+  c.evaluate_base = True
+  c.tensorboard = True
+  c.model = _model()
+  c.data = _data()
+  c.tasks = _tasks()
+  c.rewards = _rewards()
+  c.sft = _sft()
+  c.rl = _rl()
+  c.evaluate = _evaluate()
+  c.collect = _collect()
+  arg = arg or 'tiny'
+  if arg not in MODELS:
+    raise ValueError(
+        f'config argument {arg!r} is unknown. {resolve.nearest(arg, MODELS)}')
+  if arg != 'tiny':
+    _real(c, arg)
+  return c
+
+
+def _real(c: ConfigDict, arg: str) -> None:
+  """A real checkpoint: where it is must be said on the command line."""
+  c.model.path = f'checkpoints/{arg}'
+  c.model.param_dtype = 'float32'
+  c.model.compute_dtype = 'bfloat16'
+  c.model.layers = 'scan'
+  c.model.remat = 'layer'
+  c.model.head_chunk = 1024
+  c.data.path = 'data/train.parquet'
+  c.data.prompt_tokens = 2048
+  c.data.patches = 6400
+  c.data.worker_count = 8
+  c.data.min_pixels = 262_144
+  c.data.max_pixels = 1_003_520
+  c.rl.reward_workers = 8

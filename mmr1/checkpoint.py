@@ -1,0 +1,271 @@
+"""Checkpoints that survive kill -9, and the resume rule (M15).
+
+    <workdir>/config.json                     the resolved config
+    <workdir>/checkpoints/<stage>_<step>/     Orbax: state (arrays), extra (JSON)
+    <workdir>/DONE/<stage>.json               the stage is finished
+
+Orbax writes under a temporary name and renames: what has its final name is
+whole. Arrays are stored flat under their names, so a checkpoint may hold part
+of a tree (frozen parameters are referenced by their stage, not copied).
+"""
+
+from collections.abc import Iterable, Mapping
+import json
+import re
+from typing import Any, NamedTuple
+import warnings
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from mmr1 import resolve
+from mmr1 import trees
+from mmr1 import workdir as workdir_lib
+
+Tree = Any
+
+
+class Restored(NamedTuple):
+  """A checkpoint: `step`, the `tree` in the target's structure, `extra`."""
+  step: int
+  tree: Tree
+  extra: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints of one run."""
+
+  def __init__(
+      self,
+      workdir: Any,
+      *,
+      keep: int = 2,
+      higher_is_better: bool = True,
+      background: bool = False,
+  ):
+    """Opens `<workdir>/checkpoints` and removes what a kill left half-written.
+
+    Args:
+      workdir: local path or gs://.
+      keep: latest checkpoints to keep per stage, besides the best.
+      higher_is_better: of the metric given to `save`.
+      background: write on a thread after copying the arrays to the host; a
+        checkpoint then counts from the next `save` or `wait` on.
+    """
+    if keep < 1:
+      raise ValueError(f'keep: got {keep}; allowed: at least 1.')
+    self._root = epath.Path(workdir).absolute()
+    self._folder = self._root / 'checkpoints'
+    self._keep = keep
+    self._sign = 1 if higher_is_better else -1
+    self._metrics: dict[str, float | None] = {}  # by folder name
+    handler = ocp.CompositeCheckpointHandler()
+    self._orbax = (ocp.AsyncCheckpointer(handler) if background
+                   else ocp.Checkpointer(handler))
+    if jax.process_index() == 0:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      for path in self._folder.iterdir():
+        if '.orbax-checkpoint-tmp' in path.name:
+          path.rmtree()
+    workdir_lib.barrier('checkpoints')
+
+  def save(
+      self,
+      stage: str,
+      step: int,
+      tree: Tree,
+      extra: Mapping[str, Any],
+      *,
+      metric: float | None = None,
+      only: Iterable[str] = ('.*',),
+  ) -> epath.Path:
+    """Writes `<stage>_<step>`, then drops what is no longer to be kept.
+
+    Args:
+      stage: name of the stage.
+      step: steps finished, >= 0. An existing checkpoint is replaced.
+      tree: any tree of arrays; dtypes, shapes and bits come back as they are.
+      extra: JSON values: data position, counters.
+      metric: for `best`; None: not evaluated here.
+      only: regexes of the leaf names to store ('params/policy/.*').
+
+    Raises:
+      ValueError: `extra` is no JSON, a pattern matches nothing.
+    """
+    chosen = trees.named(trees.select(tree, only, 'checkpoint.only'))
+    # Orbax refuses arrays without values; there is nothing to keep of them.
+    arrays = {k: v for k, v in trees.named(tree).items()
+              if chosen[k] and v.size}
+    extra = {'extra': dict(extra), 'metric': metric, 'arrays': {
+        k: [str(v.dtype), list(v.shape)] for k, v in arrays.items()}}
+    try:
+      same = json.loads(json.dumps(extra, allow_nan=False)) == _listed(extra)
+    except (TypeError, ValueError) as error:
+      raise ValueError(f'checkpoint: extra is not JSON: {error}.') from error
+    if not same:
+      raise ValueError('checkpoint: extra changes when written as JSON and '
+                       f'read back (keys must be strings): {extra}.')
+    path = self._path(stage, step)
+    self.wait()
+    self._orbax.save(path, force=True, args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(arrays), extra=ocp.args.JsonSave(extra)))
+    self._metrics[path.name] = metric
+    self._prune(stage, path)
+    return path
+
+  def restore(
+      self,
+      stage: str,
+      target: Tree,
+      *,
+      step: int | str = 'latest',
+      only: Iterable[str] = ('.*',),
+  ) -> Restored | None:
+    """Reads a checkpoint into the structure of `target`.
+
+    Args:
+      stage: name of the stage.
+      target: tree of arrays or shape structs. Shapes and dtypes must agree;
+        shardings are the target's. Leaves outside `only` come back as they
+        are in the target.
+      step: 'latest' (falls back to the one before, with a warning, where a
+        checkpoint cannot be read), 'best', or a number.
+      only: regexes of the leaf names to read.
+
+    Returns:
+      None if the stage has no checkpoint.
+
+    Raises:
+      ValueError: none can be read; the tree does not fit.
+    """
+    self.wait()
+    if step == 'latest':
+      candidates = self.steps(stage)[::-1]
+    elif step == 'best':
+      candidates = [s for s in (self.best(stage),) if s is not None]
+    else:
+      candidates = [step]
+    if not candidates:
+      return None
+    errors = []
+    for number in candidates:
+      path = self._path(stage, number)
+      try:
+        tree, extra = self._read(path, target, only)
+        return Restored(number, tree, extra)
+      except _Mismatch as error:
+        raise ValueError(f'{path}: {error}') from error
+      except Exception as error:  # whatever a damaged file can raise
+        errors.append(f'{path}: {type(error).__name__}: {error}'[:500])
+        warnings.warn(f'Unreadable checkpoint, trying an older one. '
+                      f'{errors[-1]}', stacklevel=2)
+    raise ValueError('No readable checkpoint of stage '
+                     f'{stage!r}:\n' + '\n'.join(errors))
+
+  def steps(self, stage: str) -> list[int]:
+    """Steps of the stage's committed checkpoints, ascending."""
+    found = (re.fullmatch(rf'{re.escape(stage)}_(\d+)', path.name)
+             for path in self._folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+  def best(self, stage: str) -> int | None:
+    """Step of the best metric (the later of equals); None without metrics."""
+    self.wait()
+    return self._best(stage)
+
+  def _best(self, stage: str) -> int | None:
+    scored = [(self._sign * metric, step) for step in self.steps(stage)
+              if (metric := self._metric(stage, step)) is not None]
+    return max(scored)[1] if scored else None
+
+  def finish(self, stage: str, record: Mapping[str, Any]) -> None:
+    """Marks the stage as done; its last and its best checkpoint stay."""
+    self.wait()
+    if jax.process_index() == 0:
+      workdir_lib.write_whole(self._root / 'DONE' / f'{stage}.json',
+             json.dumps(dict(record), indent=2) + '\n')
+      self._drop(stage, keep=1)
+    workdir_lib.barrier('finish')
+
+  def done(self, stage: str) -> dict[str, Any] | None:
+    """The record given to `finish`, or None."""
+    path = self._root / 'DONE' / f'{stage}.json'
+    return json.loads(path.read_text()) if path.exists() else None
+
+  def wait(self) -> None:
+    """Blocks until a checkpoint written in the background is committed."""
+    if isinstance(self._orbax, ocp.AsyncCheckpointer):
+      self._orbax.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and releases Orbax's threads."""
+    self.wait()
+    self._orbax.close()
+
+  def _path(self, stage: str, step: int) -> epath.Path:
+    return self._folder / f'{stage}_{step}'
+
+  def _metric(self, stage: str, step: int) -> float | None:
+    path = self._path(stage, step)
+    if path.name not in self._metrics:
+      try:
+        self._metrics[path.name] = self._extra(path)['metric']
+      except Exception as error:  # whatever a damaged file can raise
+        warnings.warn(f'{path}: no metric can be read '
+                      f'({type(error).__name__}: {error}).', stacklevel=3)
+        self._metrics[path.name] = None
+    return self._metrics[path.name]
+
+  def _extra(self, path: epath.Path) -> dict[str, Any]:
+    return self._orbax.restore(path, args=ocp.args.Composite(
+        extra=ocp.args.JsonRestore())).extra
+
+  def _read(self, path, target, only):
+    if not path.exists():
+      raise _Mismatch('there is no such checkpoint.')
+    chosen = trees.named(trees.select(target, only, 'checkpoint.only'))
+    extra = self._extra(path)
+    wanted = {k: v for k, v in trees.named(target).items()
+              if chosen[k] and v.size}
+    for name, leaf in wanted.items():
+      if name not in extra['arrays']:
+        raise _Mismatch(f'holds no {name!r}. '
+                        f'{resolve.nearest(name, extra["arrays"])}')
+      want = [str(leaf.dtype), list(leaf.shape)]
+      if extra['arrays'][name] != want:
+        raise _Mismatch(f'{name!r} is {extra["arrays"][name]}; this run needs '
+                        f'{want}.')
+    arrays = self._orbax.restore(path, args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+            wanted, partial_restore=True,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)),
+    )).state
+    tree = jax.tree_util.tree_map_with_path(
+        lambda p, leaf: arrays.get(trees.name_of(p), leaf), target)
+    return tree, extra['extra']
+
+  def _prune(self, stage: str, current: epath.Path) -> None:
+    if jax.process_index() == 0:
+      # One more than asked for while the current one is being written.
+      pending = not current.exists()
+      self._drop(stage, keep=self._keep - pending or 1)
+
+  def _drop(self, stage: str, keep: int) -> None:
+    steps = self.steps(stage)
+    spared = {*steps[-keep:], self._best(stage)}
+    for step in steps:
+      if step not in spared:
+        self._path(stage, step).rmtree()
+
+
+class _Mismatch(Exception):
+  """The checkpoint is fine but is not what was asked for."""
+
+
+def _listed(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _listed(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_listed(item) for item in value]
+  return value

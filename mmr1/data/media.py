@@ -1,0 +1,174 @@
+"""Images and clips as people store them, fully decoded or refused.
+
+A value is a path, bytes, a `{'bytes', 'path'}` dict, a `data:` URL, an array
+or a PIL image. Every failure is a RecordError whose text starts with a short
+kind, then a colon: failures are counted by kind.
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from mmr1 import records
+
+_MAX_ASPECT = 200
+_DEFAULT_FPS = 2.0
+_ANIMATED = ('.gif', '.webp', '.png', '.apng')
+
+
+class RecordError(ValueError):
+  """A record that cannot be used; the text is the reason for a person."""
+
+
+def image(value: Any, folder: str, *, load: bool = True) -> Image.Image:
+  """Opens an image.
+
+  Args:
+    value: see the module's docstring.
+    folder: where relative paths start.
+    load: False reads the header only; the pixels are decoded at first use.
+
+  Raises:
+    RecordError: missing, corrupt, truncated, empty or absurdly long.
+  """
+  if isinstance(value, Image.Image):
+    return _checked(value, 'image')
+  if isinstance(value, np.ndarray):
+    return _checked(_from_array(value), 'image')
+  data, name = _read(value, folder)
+  try:
+    picture = Image.open(io.BytesIO(data))
+  except Exception as error:  # PIL plugins raise anything: named, not hidden
+    raise RecordError(f'corrupt image: {name}: {_why(error)}') from error
+  _checked(picture, name)
+  if not load:
+    return picture
+  return _loaded(picture, name)
+
+
+def _loaded(picture: Image.Image, name: str) -> Image.Image:
+  """The picture with all its pixels; a truncated file is an error."""
+  try:
+    picture.load()
+    return picture.copy()  # drops the file, keeps palette and transparency
+  except Exception as error:
+    raise RecordError(f'corrupt image: {name}: {_why(error)}') from error
+
+
+def clip(value: Any, folder: str, *, load: bool = True) -> records.Video:
+  """Opens a clip: a list of images, `{'frames', 'fps'}`, or an animated file.
+
+  Args:
+    value: a list of image values at 2 Hz, a dict with `frames` (a list, or a
+      path to an animated image) and `fps`, or a path to a GIF, WebP or APNG.
+    folder: where relative paths start.
+    load: False reads the headers of frames only.
+
+  Raises:
+    RecordError: as for images; no frames, sizes that differ, or a format that
+      needs a video decoder.
+  """
+  fps = None
+  if isinstance(value, Mapping) and 'frames' in value:
+    fps = value.get('fps')
+    if fps is not None and (isinstance(fps, bool) or not isinstance(
+        fps, (int, float)) or not 0 < fps < float('inf')):
+      raise RecordError(f'wrong type: fps={fps!r}; needed is a positive number')
+    value = value['frames']
+  if isinstance(value, (list, tuple)) or (
+      isinstance(value, np.ndarray) and value.ndim in (1, 4)):
+    frames = tuple(image(frame, folder, load=load) for frame in value)
+    natural = _DEFAULT_FPS
+  else:
+    frames, natural = _animated(value, folder)
+  if not frames:
+    raise RecordError('empty video: no frames')
+  sizes = sorted({frame.size for frame in frames})
+  if len(sizes) > 1:
+    raise RecordError(
+        f'bad video: frames of different sizes {sizes[:3]} (width, height)')
+  return records.Video(frames=frames, fps=float(natural if fps is None else fps))
+
+
+def _animated(value: Any, folder: str) -> tuple[
+    tuple[Image.Image, ...], float]:
+  """Frames and rate of a GIF, WebP or APNG."""
+  if isinstance(value, str) and not value.lower().endswith(_ANIMATED):
+    raise RecordError(
+        f'bad video: {value}: only animated {", ".join(_ANIMATED)} and lists '
+        'of frames are read; extract the frames of other formats first')
+  data, name = _read(value, folder)
+  try:
+    with Image.open(io.BytesIO(data)) as picture:
+      frames, seconds = [], 0.0
+      for number in range(getattr(picture, 'n_frames', 1)):
+        picture.seek(number)
+        picture.load()
+        seconds += picture.info.get('duration', 0) / 1000
+        frames.append(picture.convert('RGBA').convert('RGB'))
+  except Exception as error:
+    raise RecordError(f'corrupt video: {name}: {_why(error)}') from error
+  _checked(frames[0], name)
+  return tuple(frames), len(frames) / seconds if seconds else _DEFAULT_FPS
+
+
+def _read(value: Any, folder: str) -> tuple[bytes, str]:
+  """The bytes behind a value and a name for messages."""
+  if isinstance(value, Mapping):
+    if value.get('bytes') is not None:
+      return _read(value['bytes'], folder)
+    value = value.get('path')
+  if isinstance(value, (bytes, bytearray)):
+    return bytes(value), f'{len(value)} bytes'
+  if not isinstance(value, str):
+    raise RecordError(
+        f'wrong type: an image is a path, bytes or a dict with bytes or path, '
+        f'got {type(value).__name__}')
+  if not value.strip():
+    raise RecordError('missing image: the path is empty')
+  if value.startswith('data:'):
+    try:
+      return base64.b64decode(value.split(',', 1)[1], validate=True), 'data URL'
+    except (binascii.Error, IndexError) as error:
+      raise RecordError(f'corrupt image: data URL: {error}') from error
+  if value.startswith(('http://', 'https://')):
+    raise RecordError(f'missing image: {value}: download it first')
+  path = epath.Path(value) if '://' in value else epath.Path(folder) / value
+  try:
+    return path.read_bytes(), str(path)
+  except FileNotFoundError as error:
+    raise RecordError(f'missing image: {path}: no such file') from error
+  except (OSError, ValueError) as error:
+    raise RecordError(f'missing image: {path}: {_why(error)}') from error
+
+
+def _from_array(value: np.ndarray) -> Image.Image:
+  if value.dtype != np.uint8 or value.ndim not in (2, 3) or (
+      value.ndim == 3 and value.shape[2] not in (1, 3, 4)):
+    raise RecordError(
+        f'wrong type: an image array is u8[H, W] or u8[H, W, 1, 3 or 4], got '
+        f'{value.dtype}{list(value.shape)}')
+  if 0 in value.shape:
+    raise RecordError(f'bad image size: array {list(value.shape)}')
+  return Image.fromarray(value[..., 0] if value.shape[2:] == (1,) else value)
+
+
+def _checked(picture: Image.Image, name: str) -> Image.Image:
+  width, height = picture.size
+  if min(width, height) < 1:
+    raise RecordError(f'bad image size: {name}: {width} x {height}')
+  if max(width, height) > _MAX_ASPECT * min(width, height):
+    raise RecordError(
+        f'bad image size: {name}: {width} x {height}, one side more than '
+        f'{_MAX_ASPECT} times the other')
+  return picture
+
+
+def _why(error: Exception) -> str:
+  return f'{type(error).__name__}: {error}'.rstrip(': ')

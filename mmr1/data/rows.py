@@ -1,0 +1,287 @@
+"""A row of a user's file becomes an Example, or Broken with the reason."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmr1 import records
+from mmr1.data import media
+from mmr1.data import sources
+from mmr1.data import template
+
+RecordError = media.RecordError
+# What a column is called where it does not have its default name.
+_ALIASES = {
+    'image': ('images', 'image'),
+    'video': ('videos', 'video'),
+    'question': ('problem', 'question'),
+    'answer': ('answer',),
+    'message': ('messages',),
+    'completion': ('completion', 'completions', 'solution'),
+}
+_ROLES = ('system', 'user', 'assistant')
+_TEXT_ONLY = ''  # a column name that says: there is none
+
+
+@dataclasses.dataclass(frozen=True)
+class RowFormat:
+  """Which columns hold what, and what a row must have.
+
+  A column with its default name may be absent, and `problem` may be called
+  `question` (`images` `image`, `completion` `completions` or `solution`). A
+  name that was chosen must exist. '' says that there is no such column.
+  Columns not named here go to `Example.meta`.
+
+  Fields:
+    image: one image or a list: paths (relative to the file's folder), bytes,
+      `{'bytes', 'path'}`.
+    video: one clip or a list of clips, see `media.clip`.
+    question: text with `<image>` / `<video>` placeholders.
+    answer: gold answer, text or number.
+    message: a conversation `[{'role', 'content'}, ...]`; contents are text
+      with placeholders or lists of parts. A closing assistant turn is the
+      completion; earlier ones are part of the prompt.
+    completion: assistant text to imitate, or a list of them.
+    constant_question: question of every row of a file without that column.
+    require_answer, require_completion: rows without are Broken.
+  """
+  image: str = 'images'
+  video: str = 'videos'
+  question: str = 'problem'
+  answer: str = 'answer'
+  message: str = 'messages'
+  completion: str = 'completion'
+  constant_question: str = ''
+  require_answer: bool = True
+  require_completion: bool = False
+
+
+_DEFAULT = RowFormat()
+
+
+def resolve(
+    wanted: RowFormat, available: Collection[str], where: str) -> RowFormat:
+  """The format with the names that this file uses; '' for absent columns.
+
+  Args:
+    wanted: as configured.
+    available: the file's columns.
+    where: the file, for messages.
+
+  Raises:
+    ValueError: a chosen column does not exist, or a needed one is missing.
+  """
+  found = {}
+  for field, aliases in _ALIASES.items():
+    name = vars(wanted)[field]
+    found[field] = name if name in available else ''
+    if not name or found[field]:
+      continue
+    if name != vars(_DEFAULT)[field]:
+      raise ValueError(_unknown(field, name, available, where))
+    found[field] = next((a for a in aliases if a in available), '')
+  has_question = (
+      found['question'] or found['message'] or wanted.constant_question)
+  if not has_question:
+    raise ValueError(_unknown('question', wanted.question, available, where))
+  if wanted.require_answer and not found['answer']:
+    raise ValueError(
+        _unknown('answer', wanted.answer, available, where) +
+        ' Rows without an answer are fine only where none is required.')
+  if wanted.require_completion and not (
+      found['completion'] or found['message']):
+    raise ValueError(
+        _unknown('completion', wanted.completion, available, where))
+  if wanted.image and not found['image']:
+    used = set(found.values())
+    similar = [c for c in sorted(available) if c not in used and any(
+        part in c.lower() for part in ('image', 'img', 'picture', 'photo'))]
+    if similar:
+      raise ValueError(
+          _unknown('image', wanted.image, available, where) +
+          f' {similar[0]!r} looks like images; set image_column=\'\' if the '
+          'data has none.')
+  return dataclasses.replace(wanted, **found)
+
+
+def _unknown(field, name, available, where) -> str:
+  near = difflib.get_close_matches(name, list(available), n=3, cutoff=0.5)
+  hint = f' Did you mean {" or ".join(map(repr, near))}?' if near else ''
+  return (f'{where}: no column {name!r} among {sorted(available)}.{hint} Set '
+          f'{field}_column to the column that holds the {field}.')
+
+
+def to_example(
+    row: Mapping[str, Any],
+    form: RowFormat,
+    *,
+    folder: str,
+    uid: int,
+    where: str,
+    load: bool = True,
+) -> sources.Item:
+  """Builds the Example of a row.
+
+  Args:
+    row: column -> value.
+    form: resolved names.
+    folder: where relative paths start.
+    uid: of the example.
+    where: `file:line`, becomes `Example.source`.
+    load: False reads only the headers of images.
+
+  Returns:
+    The Example, or Broken with `where` and the reason.
+  """
+  try:
+    example = _example(row, form, folder, uid, where, load)
+    _check_slots(example)
+    return example
+  except RecordError as error:
+    return records.Broken(where=where, reason=str(error))
+
+
+def _example(row, form, folder, uid, where, load) -> records.Example:
+  pictures = _listed(_value(row, form.image))
+  messages, inline = _messages(_value(row, form.message))
+  completions = _completions(_value(row, form.completion))
+  if messages and messages[-1]['role'] == 'assistant':
+    if completions:
+      raise RecordError(
+          'two completions: messages end with an assistant turn and there is '
+          f'a column {form.completion!r}')
+    completions = (_text(messages[-1]['content'], 'completion'),)
+    messages = messages[:-1]
+  question = '' if messages else _question(row, form)
+  answer = _answer(_value(row, form.answer))
+  if form.require_answer and answer is None:
+    raise RecordError('empty answer: no gold answer')
+  if form.require_completion and not completions:
+    raise RecordError('empty completion: no assistant text')
+  used = {form.image, form.video, form.question, form.answer, form.message,
+          form.completion}
+  return records.Example(
+      uid=uid, question=question, answer=answer, messages=tuple(messages),
+      completions=completions, source=where,
+      images=tuple(
+          media.image(p, folder, load=load) for p in [*pictures, *inline]),
+      videos=tuple(
+          media.clip(v, folder, load=load)
+          for v in _clips(_value(row, form.video))),
+      meta={k: v for k, v in row.items() if k not in used})
+
+
+def _value(row: Mapping[str, Any], column: str) -> Any:
+  return row.get(column) if column else None
+
+
+def _listed(value: Any) -> list[Any]:
+  if value is None:
+    return []
+  if isinstance(value, np.ndarray) and (
+      value.dtype == object or value.ndim == 4):
+    return list(value)
+  return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _clips(value: Any) -> list[Any]:
+  """A column value as a list of clips; one array [F, H, W, C] is one clip."""
+  if isinstance(value, np.ndarray):
+    return [value] if value.ndim == 4 else list(value)
+  return _listed(value)
+
+
+def _text(value: Any, what: str) -> str:
+  if isinstance(value, bytes):
+    try:
+      value = value.decode('utf-8')
+    except UnicodeDecodeError as error:
+      raise RecordError(f'wrong type: {what}: {error}') from error
+  if not isinstance(value, str):
+    raise RecordError(
+        f'wrong type: {what} is {type(value).__name__}, needed is text')
+  if not value.strip():
+    raise RecordError(f'empty {what}')
+  return value
+
+
+def _question(row, form) -> str:
+  if not form.question:
+    return _text(form.constant_question or None, 'question')
+  if form.question not in row or row[form.question] is None:
+    raise RecordError(f'missing column: {form.question}')
+  text = _text(row[form.question], 'question')
+  if not any(
+      p['type'] == 'text' and p['text'].strip() for p in template.parts(text)):
+    raise RecordError('empty question: placeholders only')
+  return text
+
+
+def _answer(value: Any) -> str | None:
+  """Text of an answer; numbers are written out. None and '' are no answer."""
+  if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
+    value = value.item()
+  if isinstance(value, bytes):
+    value = _text(value, 'answer')
+  if value is None or (isinstance(value, str) and not value.strip()):
+    return None
+  if isinstance(value, str):
+    return value.strip()
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or (
+      not math.isfinite(value)):
+    raise RecordError(
+        f'wrong type: answer is {type(value).__name__} {value!r:.40}, needed '
+        'is text or a finite number')
+  return str(value)
+
+
+def _completions(value: Any) -> tuple[str, ...]:
+  return tuple(_text(v, 'completion') for v in _listed(value))
+
+
+def _messages(value: Any) -> tuple[list[dict[str, str]], list[Any]]:
+  """Turns whose contents are text with placeholders, and inline images."""
+  messages, inline = [], []
+  for turn in _listed(value):
+    if not isinstance(turn, Mapping) or not {'role', 'content'} <= set(turn):
+      raise RecordError('wrong type: a message is a dict of role and content')
+    if turn['role'] not in _ROLES:
+      raise RecordError(
+          f'wrong type: role {turn["role"]!r}; allowed are {_ROLES}')
+    content = turn['content']
+    if isinstance(content, (list, tuple)):
+      content = ''.join(_part(part, inline) for part in content)
+    messages.append({
+        'role': turn['role'], 'content': _text(content, 'message')})
+  return messages, inline
+
+
+def _part(part: Any, inline: list[Any]) -> str:
+  """The text of one content part; an image it carries goes to `inline`."""
+  kind = part.get('type') if isinstance(part, Mapping) else None
+  if kind == 'text':
+    return part.get('text') or ''
+  if kind == 'video' and set(part) == {'type'}:
+    return '<video>'
+  if kind == 'image' or kind == 'image_url':
+    held = part.get('image', part.get('image_url', part.get('path')))
+    if isinstance(held, Mapping) and 'url' in held:
+      held = held['url']
+    if held is not None:
+      inline.append(held)
+    return '<image>'
+  raise RecordError(
+      f'wrong type: message part {kind!r}; allowed are text, image, '
+      'image_url and video')
+
+
+def _check_slots(example: records.Example):
+  """Placeholders must match the media, by the template's own rule."""
+  try:
+    template.plain(example)
+  except ValueError as error:
+    raise RecordError(f'placeholders: {error}'.rstrip('.')) from error

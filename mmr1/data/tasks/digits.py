@@ -1,0 +1,143 @@
+"""Arithmetic over handwritten digits.
+
+The images are scikit-learn's copy of the UCI digits set (1,797 scans of 8x8
+pixels by 43 writers). Scans used for training never appear in evaluation
+items: the last fifth of the set is held out.
+
+An item shows two to five digits in a row; the question names an operation on
+them, so that the answer needs reading (perception) and a chain of one to five
+additions, subtractions or products (reasoning).
+"""
+
+import functools
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from mmr1 import records
+
+CELL = 16  # pixels; one merged cell of the embedded model
+GLYPH = 14  # pixels a scan is drawn at; leaves room to jitter
+FORMS = ('sum', 'minus_last', 'double_first', 'product_first')
+_QUESTIONS = {
+    'sum': (
+        'What is the sum of the digits?',
+        'Add all the digits.',
+        'What do the digits add up to?',
+    ),
+    'minus_last': (
+        'Add the digits but subtract the last one.',
+        'Add all digits except the last, then subtract the last.',
+    ),
+    'double_first': (
+        'Double the first digit and add the others.',
+        'What is twice the first digit plus the other digits?',
+    ),
+    'product_first': (
+        'Multiply the first two digits and add the others.',
+        'What is the product of the first two digits plus the others?',
+    ),
+}
+
+
+@functools.cache
+def _scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Scans u8[n, 8, 8] in 0..16 and their labels i64[n] of one split."""
+  from sklearn import datasets  # imported late: costs a second
+  digits = datasets.load_digits()
+  cut = len(digits.target) * 4 // 5
+  part = slice(0, cut) if split == 'train' else slice(cut, None)
+  return digits.images[part].astype(np.uint8), digits.target[part]
+
+
+def questions(form: str) -> tuple[str, ...]:
+  """Wordings of an operation."""
+  return _QUESTIONS[form]
+
+
+def operate(form: str, values: list[int]) -> tuple[int, tuple[str, ...]]:
+  """The answer and the steps, each `left op right=result`."""
+  first, rest = values[0], list(values[1:])
+  steps = []
+  if form == 'double_first':
+    steps.append(f'2*{first}={2 * first}')
+    total = 2 * first
+  elif form == 'product_first':
+    second = rest.pop(0)
+    steps.append(f'{first}*{second}={first * second}')
+    total = first * second
+  else:
+    total = first
+  for k, value in enumerate(rest):
+    minus = form == 'minus_last' and k == len(rest) - 1
+    new = total - value if minus else total + value
+    steps.append(f'{total}{"-" if minus else "+"}{value}={new}')
+    total = new
+  return total, tuple(steps)
+
+
+def _picture(
+    scans: np.ndarray, rng: np.random.Generator) -> Image.Image:
+  """Digits in a row, each inside its own cell, jittered by two pixels."""
+  canvas = np.full((CELL, len(scans) * CELL), 255.0)
+  for k, scan in enumerate(scans):
+    glyph = Image.fromarray((255 - scan * (255 // 16)).astype(np.uint8))
+    glyph = np.asarray(glyph.resize((GLYPH, GLYPH), Image.Resampling.BILINEAR))
+    top, left = rng.integers(0, CELL - GLYPH + 1, 2)
+    canvas[top:top + GLYPH, k * CELL + left:k * CELL + left + GLYPH] = glyph
+  canvas += rng.normal(0.0, 4.0, canvas.shape)
+  pixels = np.clip(canvas, 0, 255).astype(np.uint8)
+  return Image.fromarray(pixels).convert('RGB')
+
+
+def digits(
+    seed: int,
+    split: str,
+    i: int,
+    *,
+    uid_offset: int = 0,
+    min_digits: int = 2,
+    max_digits: int = 5,
+    forms: tuple[str, ...] = FORMS,
+) -> records.Example:
+  """Item `i` of the split: a row of handwritten digits and an operation.
+
+  Args:
+    seed: seed of the world; (seed, split, i) fixes the item.
+    split: 'train' uses the training scans, any other name the held-out ones.
+    i: index, unbounded.
+    uid_offset: added to `i` to make the uid.
+    min_digits, max_digits: how many digits are shown, 2..9.
+    forms: operations to draw from, among FORMS.
+  """
+  unknown = [form for form in forms if form not in FORMS]
+  if unknown or not 2 <= min_digits <= max_digits <= 9:
+    raise ValueError(
+        f'digits: got forms={forms}, min_digits={min_digits}, '
+        f'max_digits={max_digits}; forms are {FORMS}, digits 2..9.')
+  rng = np.random.default_rng([seed, zlib.crc32(split.encode()), i])
+  scans, labels = _scans(split)
+  n = int(rng.integers(min_digits, max_digits + 1))
+  chosen = rng.integers(0, len(labels), n)
+  values = [int(v) for v in labels[chosen]]
+  form = str(rng.choice(np.asarray(forms)))
+  question = str(rng.choice(np.asarray(_QUESTIONS[form])))
+  answer, steps = operate(form, values)
+  listed = ','.join(map(str, values))
+  return records.Example(
+      uid=uid_offset + i,
+      question=f'<image>{question}',
+      answer=str(answer),
+      images=(_picture(scans[chosen], rng),),
+      source='digits',
+      meta={
+          'answer_type': 'number',
+          'form': form,
+          'difficulty': len(steps),
+          'caption': f'a row of {n} handwritten digits',
+          'facts': (f'digits {listed}',),
+          'steps': steps,
+          'scene': {'digits': values, 'scans': [int(c) for c in chosen]},
+      },
+  )

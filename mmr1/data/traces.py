@@ -1,0 +1,69 @@
+"""Reasoning traces written from an example's symbolic solution.
+
+A task's meta carries `facts` (what must be seen) and `steps` (what follows).
+These functions turn them into text: a short chain, or a long one that doubts
+itself and checks again. They serve the pre-training script and the symbolic
+reasoner of Vision-R1's data engine.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+DOUBTS = (
+    'Wait, let me check.',
+    'Hmm, check again.',
+    'Wait, is that right?',
+    'Let me check that again.',
+    'Hmm, wait.',
+)
+
+
+def read(facts: Sequence[str]) -> str:
+  """The sentence that states what is seen."""
+  return f'I see {"; ".join(facts)}.'
+
+
+def chain(facts: Sequence[str], steps: Sequence[str]) -> str:
+  """The steps in one line, `3+7=10,10+5=15.`; facts are not said again.
+
+  Empty where the facts alone are the answer.
+  """
+  new = [step for step in steps if step not in facts]
+  return ','.join(new) + '.' if new else ''
+
+
+def concise(facts: Sequence[str], steps: Sequence[str]) -> str:
+  """What is seen, then the chain, once."""
+  return f'{read(facts)} {chain(facts, steps)}'.rstrip()
+
+
+def verbose(
+    facts: Sequence[str],
+    steps: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    rounds: int,
+    slip_rate: float = 0.0,
+) -> str:
+  """The concise chain, then `rounds` doubts, each with the chain again.
+
+  With probability `slip_rate` a repetition starts with a wrong last step that
+  the text takes back at once.
+  """
+  parts = [concise(facts, steps)]
+  again = chain(facts, steps) or read(facts)
+  for _ in range(rounds):
+    parts.append(str(rng.choice(np.asarray(DOUBTS))))
+    if rng.random() < slip_rate:
+      parts.append(f'{slip(steps[-1], rng)}. No, mistake.')
+    parts.append(again)
+  return ' '.join(parts)
+
+
+def slip(step: str, rng: np.random.Generator) -> str:
+  """The step with a wrong result; unchanged if it has no integer result."""
+  left, equals, result = step.rpartition('=')
+  if not equals or not result.lstrip('-').isdigit():
+    return step
+  return f'{left}={int(result) + int(rng.choice([-2, -1, 1, 2]))}'

@@ -1,0 +1,149 @@
+"""Video frames to patches, in numpy and PIL.
+
+The maths of the Qwen2-VL / Qwen2.5-VL video processor without torch: frames
+are sampled evenly at a rate, resized one by one into a per-frame budget of
+pixels, and cut into patches that span `temporal` frames.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmr1 import positions
+from mmr1 import records
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig:
+  """How a clip becomes patches.
+
+  Fields:
+    patch, merge, temporal: pixels per patch side, patches per cell side,
+      frames per patch.
+    min_pixels, max_pixels: area each frame is resized into.
+    fps: frames sampled per second.
+    min_frames, max_frames: bounds of the number of sampled frames.
+    mean, std: of the pixels in 0..1, per colour.
+  """
+  patch: int
+  merge: int
+  temporal: int
+  min_pixels: int
+  max_pixels: int
+  fps: float
+  min_frames: int
+  max_frames: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+
+
+def sample_frames(
+    total: int,
+    source_fps: float,
+    *,
+    fps: float,
+    min_frames: int,
+    max_frames: int,
+    temporal: int,
+) -> np.ndarray:
+  """Returns i64[n], the frames to take of a clip, evenly spaced.
+
+  `n = total / source_fps * fps`, brought into [min_frames, max_frames] and
+  [0, total], rounded down to a multiple of `temporal`. A clip shorter than
+  `temporal` is taken whole (patches repeat its last frame). The indices are
+  computed in float32, as the original does.
+
+  Raises:
+    ValueError: no frames, or a rate that is not positive.
+  """
+  if total < 1 or not source_fps > 0 or not fps > 0:
+    raise ValueError(
+        f'a video of {total} frames at {source_fps} fps, sampled at {fps} '
+        'fps: all must be positive.')
+  if total < temporal:
+    return np.arange(total)
+  most = min(max_frames, total) // temporal * temporal
+  count = min(max(total / source_fps * fps, min_frames), most, total)
+  count = max(math.floor(count / temporal) * temporal, temporal)
+  step = total / count
+  taken = np.arange(math.ceil(total / step)) * step
+  taken = taken.astype(np.float32).astype(np.int64)
+  return np.minimum(taken, total - 1)
+
+
+def sampled(clip: records.Video, config: VideoConfig) -> tuple[
+    np.ndarray, float]:
+  """Indices of the frames to use and the rate they then have, in Hz."""
+  total = len(clip.frames)
+  indices = sample_frames(
+      total, clip.fps, fps=config.fps, min_frames=config.min_frames,
+      max_frames=config.max_frames, temporal=config.temporal)
+  return indices, len(indices) / total * clip.fps
+
+
+def grid(count: int, height: int, width: int, config: VideoConfig
+         ) -> positions.Grid:
+  """Grid of `count` sampled frames of this size, without their pixels."""
+  rows, columns = positions.smart_resize(
+      height, width, factor=config.patch * config.merge,
+      min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+  return (-(-count // config.temporal), rows // config.patch,
+          columns // config.patch)
+
+
+def frame_size(frame: Any) -> tuple[int, int]:
+  """(height, width) of a PIL image or an array [H, W, C]."""
+  if isinstance(frame, Image.Image):
+    return frame.height, frame.width
+  return frame.shape[0], frame.shape[1]
+
+
+def _rgb(frame: Any) -> Image.Image:
+  """RGB; transparency lies on white, as image processors do it."""
+  if not isinstance(frame, Image.Image):
+    frame = Image.fromarray(np.asarray(frame))
+  if 'A' in frame.getbands() or 'transparency' in frame.info:
+    frame = frame.convert('RGBA')
+    white = Image.new('RGBA', frame.size, (255, 255, 255, 255))
+    frame = Image.alpha_composite(white, frame)
+  return frame.convert('RGB')
+
+
+def preprocess(frames: Sequence[Any], config: VideoConfig) -> tuple[
+    np.ndarray, positions.Grid]:
+  """Patches of the given (already sampled) frames.
+
+  Args:
+    frames: PIL images or u8[H, W, C], all of one size.
+    config: see VideoConfig.
+
+  Returns:
+    patches f32[t*h*w, C] in file order, C ordered (colour, frame, row, column)
+    and the grid (t, h, w).
+
+  Raises:
+    ValueError: frames of different sizes, or none.
+  """
+  sizes = {frame_size(frame) for frame in frames}
+  if len(sizes) != 1:
+    raise ValueError(
+        f'a video with frames of sizes {sorted(sizes)}: all must be equal.')
+  (height, width), = sizes
+  t, h, w = grid(len(frames), height, width, config)
+  target = (w * config.patch, h * config.patch)
+  pixels = np.stack([
+      np.asarray(_rgb(frame).resize(target, Image.Resampling.BICUBIC))
+      for frame in frames]).astype(np.float32)
+  pixels = (pixels / 255 - np.float32(config.mean)) / np.float32(config.std)
+  missing = t * config.temporal - len(frames)
+  if missing:
+    pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+  p, m = config.patch, config.merge
+  pixels = pixels.reshape(t, config.temporal, h // m, m, p, w // m, m, p, 3)
+  # (t, row, column of cell, row, column in cell, colour, frame, y, x)
+  pixels = pixels.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+  return pixels.reshape(t * h * w, -1).astype(np.float32), (t, h, w)

@@ -1,0 +1,208 @@
+"""One policy: log-probabilities of completions given their prompts.
+
+Sampler and trainer call the same model methods; this module adds the shift by
+one (law 2), the ban of vision placeholders (M2) and a head that never builds
+a [.., T, V] array: logits exist for one chunk of tokens at a time, forward
+and backward.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmr1 import types
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A module and the constants every forward shares. Hashable, static.
+
+  Fields:
+    module: the linen model.
+    banned: token ids that have probability zero (vision placeholders).
+    eos_id, pad_id: end of turn, padding.
+    head_chunk: tokens whose logits exist at the same time.
+  """
+  module: nn.Module
+  banned: tuple[int, ...]
+  eos_id: int
+  pad_id: int
+  head_chunk: int = 2048
+
+  def apply(self, params: Any, *args, method: str):
+    return self.module.apply({'params': params}, *args, method=method)
+
+  def prompt_pass(self, params: Any, prompts: types.Prompts) -> types.Prefix:
+    return self.apply(params, prompts, method='prompt_pass')
+
+  def logits(self, params: Any, hidden: Array, temperature: Array) -> Array:
+    """f32[..., V] = head(hidden) / temperature, banned ids at -inf."""
+    logits = self.apply(params, hidden, method='head') / temperature
+    if not self.banned:
+      return logits
+    banned = jnp.zeros(logits.shape[-1], bool)
+    banned = banned.at[jnp.asarray(self.banned)].set(True)
+    return jnp.where(banned, -jnp.inf, logits)
+
+
+def shift(last: Array, hidden: Array) -> Array:
+  """Aligns hidden states to the token they predict. The only shift by one.
+
+  Args:
+    last: [N, D], hidden state of the last prompt token.
+    hidden: [N, G, T, D], hidden state of each completion token.
+
+  Returns:
+    [N, G, T, D]; entry t predicts completion token t: `last` for t = 0, the
+    state of token t - 1 after it.
+  """
+  n, g, _, d = hidden.shape
+  first = jnp.broadcast_to(last[:, None, None], (n, g, 1, d))
+  return jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], 2)
+
+
+def completion_mask(completions: types.Completions) -> Array:
+  """bool[N, G, T], True on every token that is not padding."""
+  return completions.kind != types.KIND_PAD
+
+
+def hidden_states(
+    policy: Policy,
+    params: Any,
+    prefix: types.Prefix,
+    prompts: types.Prompts,
+    completions: types.Completions,
+) -> Array:
+  """[N, G, T, D], aligned to the token each state predicts."""
+  hidden = policy.apply(
+      params, prefix, prompts.mask, completions.tokens, completions.positions,
+      completion_mask(completions), method='completion_pass')
+  return shift(prefix.last, hidden)
+
+
+def _statistics(logits: Array, tokens: Array) -> tuple[Array, Array, Array]:
+  """log p f32[M, V], of the tokens f32[M], entropy f32[M]."""
+  logp = jax.nn.log_softmax(logits, axis=-1)
+  # 0 * -inf is NaN, in value and in gradient: banned ids leave the sum first.
+  finite = jnp.isfinite(logp)
+  safe = jnp.where(finite, logp, 0.0)
+  entropy = -jnp.sum(jnp.where(finite, jnp.exp(safe) * safe, 0.0), -1)
+  chosen = jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
+  return safe, chosen, entropy
+
+
+def token_scores(
+    policy: Policy,
+    params: Any,
+    hidden: Array,
+    tokens: Array,
+    mask: Array,
+    temperature: Array,
+    *,
+    ref_params: Any = None,
+    ref_hidden: Array | None = None,
+) -> tuple[Array, Array, Array | None]:
+  """Log-probability and entropy of each token, chunked over tokens.
+
+  Args:
+    policy: the model and its constants.
+    params: its parameters.
+    hidden: [N, G, T, D], aligned to the predicted token.
+    tokens: i32[N, G, T].
+    mask: bool[N, G, T]; results are 0 where False.
+    temperature: f32[], logits are divided by it.
+    ref_params, ref_hidden: the reference's parameters and hidden states, for
+      the sum over V in KL(policy || reference).
+
+  Returns:
+    logp f32[N, G, T], entropy f32[N, G, T], kl f32[N, G, T] or None.
+  """
+  shape = tokens.shape
+  count = tokens.size
+  size = min(policy.head_chunk, count)
+  chunks = -(-count // size)
+  pad = chunks * size - count
+
+  def rows(x):
+    x = x.reshape((count,) + x.shape[3:])
+    x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1))
+    return x.reshape((chunks, size) + x.shape[1:])
+
+  # A masked token may be any id, a banned one included: its log-probability
+  # would be -inf and its gradient NaN, so it is read at eos and then dropped.
+  inputs = [rows(hidden), rows(jnp.where(mask, tokens, policy.eos_id))]
+  if ref_hidden is not None:
+    inputs.append(rows(ref_hidden))
+
+  def one(inputs):
+    logits = policy.logits(params, inputs[0], temperature)
+    logp, chosen, entropy = _statistics(logits, inputs[1])
+    if ref_hidden is None:
+      return chosen, entropy
+    ref = policy.logits(ref_params, inputs[2], temperature)
+    ref_logp = _statistics(ref, inputs[1])[0]
+    kl = jnp.sum(jnp.exp(logp) * (logp - ref_logp), -1)
+    return chosen, entropy, kl
+
+  # The checkpoint makes the backward pass rebuild a chunk's logits instead of
+  # keeping all of them.
+  one = jax.checkpoint(one)
+  if chunks == 1:
+    outputs = one([x[0] for x in inputs])
+  else:
+    outputs = jax.lax.map(one, inputs)
+
+  def back(x):
+    return jnp.where(mask, x.reshape(-1)[:count].reshape(shape), 0.0)
+
+  outputs = [back(x) for x in outputs]
+  return outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None
+
+
+def score(
+    policy: Policy,
+    params: Any,
+    prefix: types.Prefix,
+    block: types.Block,
+    temperature: Array,
+    *,
+    ref_params: Any = None,
+) -> types.Scores:
+  """Scores of a block under `params`, given its prompts' prefix.
+
+  With `ref_params` and `block.ref_hidden`, `pairs['kl_ref']` holds the exact
+  KL(policy || reference) of every token.
+  """
+  hidden = hidden_states(
+      policy, params, prefix, block.prompts, block.completions)
+  logp, entropy, kl = token_scores(
+      policy, params, hidden, block.completions.tokens, block.mask,
+      temperature, ref_params=ref_params, ref_hidden=block.ref_hidden)
+  pairs: Mapping[str, Array] = {} if kl is None else {'kl_ref': kl}
+  return types.Scores(logp=logp, entropy=entropy, pairs=dict(pairs))
+
+
+def logp_and_hidden(
+    policy: Policy,
+    params: Any,
+    prompts: types.Prompts,
+    completions: types.Completions,
+    mask: Array,
+    temperature: Array,
+) -> tuple[Array, Array]:
+  """A pass without gradient, for old and reference log-probabilities.
+
+  Returns:
+    logp f32[N, G, T] and the aligned hidden states [N, G, T, D].
+  """
+  prefix = policy.prompt_pass(params, prompts)
+  hidden = hidden_states(policy, params, prefix, prompts, completions)
+  logp, _, _ = token_scores(
+      policy, params, hidden, completions.tokens, mask, temperature)
+  return jax.lax.stop_gradient((logp, hidden))

@@ -1,0 +1,112 @@
+"""Numbers that move: the `hook` socket.
+
+`(knobs, state, columns, metrics, step, *, ...) -> (knobs, state)`, called on
+the host after the rewards of a step are known and before its update.
+
+  knobs: {name: float}, fed to the compiled step as traced values.
+  state: {name: value}, this hook's own, checkpointed.
+  columns: {name: float[N, G]}, rewards of this step.
+  metrics: {name: float}, of the last finished step; empty at the first.
+  step: updates done in this stage, from 0.
+
+Inputs are not mutated. A schedule depends on the step alone, so that a
+resumed run sees the same numbers.
+"""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+Knobs = Mapping[str, float]
+State = Mapping[str, Any]
+
+
+def constant(
+    knobs: Knobs, state: State, columns: Mapping[str, Any],
+    metrics: Mapping[str, float], step: int, *, knob: str, value: float,
+) -> tuple[Knobs, State]:
+  """knob = value, at every step."""
+  del columns, metrics, step
+  return _set(knobs, knob, value), state
+
+
+def linear(
+    knobs: Knobs, state: State, columns: Mapping[str, Any],
+    metrics: Mapping[str, float], step: int, *, knob: str, start: float,
+    end: float, steps: int, begin: int = 0,
+) -> tuple[Knobs, State]:
+  """From `start` at step `begin` straight to `end`, `steps` later; then flat.
+
+  Args:
+    knobs, state, columns, metrics, step: see the module.
+    knob: name of the knob.
+    start, end: its values.
+    steps: at least 1.
+    begin: step at which it leaves `start`.
+
+  Returns:
+    (knobs with that one replaced, state).
+  """
+  del columns, metrics
+  done = _progress(step, steps, begin)
+  return _set(knobs, knob, start + (end - start) * done), state
+
+
+def cosine(
+    knobs: Knobs, state: State, columns: Mapping[str, Any],
+    metrics: Mapping[str, float], step: int, *, knob: str, start: float,
+    end: float, steps: int, begin: int = 0,
+) -> tuple[Knobs, State]:
+  """As `linear`, along half a cosine."""
+  del columns, metrics
+  done = 0.5 * (1 - math.cos(math.pi * _progress(step, steps, begin)))
+  return _set(knobs, knob, start + (end - start) * done), state
+
+
+def adaptive_kl(
+    knobs: Knobs, state: State, columns: Mapping[str, Any],
+    metrics: Mapping[str, float], step: int, *, knob: str, metric: str,
+    target: float, horizon: float, samples: int,
+) -> tuple[Knobs, State]:
+  """beta *= 1 + clip(KL / target - 1, -0.2, 0.2) samples / horizon.
+
+  Ziegler et al. (arXiv:1909.08593, sec. 2.2); verl `AdaptiveKLController`.
+  The value lives in `state`, so that it survives a resume; it starts at that
+  of the knob.
+
+  Args:
+    knobs, state, columns, metrics, step: see the module.
+    knob: the coefficient of the KL term.
+    metric: name of the measured KL; without it (first step) nothing moves.
+    target: KL aimed at, > 0.
+    horizon: samples over which an error is worked off, > 0.
+    samples: samples per step.
+
+  Returns:
+    (knobs with that one replaced, state with its value).
+  """
+  del columns, step
+  value = state.get(knob, _known(knobs, knob))
+  if metric in metrics:
+    error = min(max(metrics[metric] / target - 1, -0.2), 0.2)
+    value = value * (1 + error * samples / horizon)
+  return _set(knobs, knob, value), {**state, knob: value}
+
+
+def _progress(step: int, steps: int, begin: int) -> float:
+  if steps < 1:
+    raise ValueError(f'A schedule needs steps >= 1, got {steps}.')
+  return min(max((step - begin) / steps, 0.0), 1.0)
+
+
+def _known(knobs: Knobs, knob: str) -> float:
+  if knob not in knobs:
+    raise ValueError(
+        f'Hook on knob {knob!r}, which does not exist; knobs are '
+        f'{sorted(knobs)}.')
+  return knobs[knob]
+
+
+def _set(knobs: Knobs, knob: str, value: float) -> dict[str, float]:
+  _known(knobs, knob)
+  return {**knobs, knob: float(value)}

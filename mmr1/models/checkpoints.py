@@ -1,0 +1,112 @@
+"""Models from and to Hugging Face folders, whatever the family."""
+
+import json
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+
+from mmr1.models import qwen2_5_vl
+from mmr1.models import qwen2_5_vl_weights
+from mmr1.models import weights
+
+# model_type of config.json: (code of the family, its weight table).
+_FAMILIES = {'qwen2_5_vl': (qwen2_5_vl, qwen2_5_vl_weights)}
+
+
+def _family(model_type: str | None, where: Any):
+  if model_type not in _FAMILIES:
+    raise ValueError(
+        f'{where}: model_type {model_type!r} is not supported; supported are '
+        f'{sorted(_FAMILIES)}.')
+  return _FAMILIES[model_type]
+
+
+def read_config(path: epath.PathLike, **run: str) -> Any:
+  """The family's Config of the folder `path`, with run-time choices `run`.
+
+  Raises:
+    ValueError: no config.json, or of a family that is not supported.
+  """
+  file = epath.Path(path) / 'config.json'
+  if not file.exists():
+    raise ValueError(
+        f'{file} does not exist: a model is a Hugging Face folder (a local '
+        'path or a bucket) with config.json and *.safetensors; download it '
+        'first.')
+  hf = json.loads(file.read_text())
+  family, _ = _family(hf.get('model_type'), file)
+  return family.Config.from_hf(hf, **run)
+
+
+def load(
+    path: epath.PathLike,
+    *,
+    param_dtype: str = 'float32',
+    compute_dtype: str = 'float32',
+    layers: str = 'unrolled',
+    remat: str = 'none',
+    precision: str = 'default',
+) -> tuple[Any, Any]:
+  """Loads a model.
+
+  Args:
+    path: a Hugging Face folder, local or in a bucket.
+    param_dtype: of the parameters.
+    compute_dtype: of activations.
+    layers: 'unrolled' or 'scan'.
+    remat: 'none' or 'layer'.
+    precision: of matrix products, 'default', 'high' or 'highest'.
+
+  Returns:
+    The linen module and its parameters as host (numpy) arrays, read one
+    tensor at a time: put them on devices with their shardings.
+
+  Raises:
+    ValueError: an unsupported family, or tensors that do not fit config.json.
+  """
+  config = read_config(
+      path, compute_dtype=compute_dtype, layers=layers, remat=remat,
+      precision=precision)
+  family, names = _family(json.loads(config.hf)['model_type'], path)
+  params = weights.read(
+      path, names.table(config), _shapes(family, config),
+      canonical=names.canonical, tied=names.tied(config),
+      dtype=jnp.dtype(param_dtype))
+  return family.build(config), params
+
+
+def save(path: epath.PathLike, module: Any, params: Any, *,
+         dtype: str = 'float32') -> None:
+  """Writes model.safetensors (the hub's names) and config.json into `path`.
+
+  Args:
+    path: the folder, local or in a bucket; made if absent.
+    module: as from `load`.
+    params: its parameters, stacked; addressable by this process.
+    dtype: of the tensors in the file.
+  """
+  hf = json.loads(module.config.hf)
+  _, names = _family(hf.get('model_type'), 'the config of this module')
+  weights.write(path, names.table(module.config), _leaves(params),
+                dtype=jnp.dtype(dtype))
+  for section in (hf, hf.get('text_config'), hf.get('vision_config')):
+    for key in ('dtype', 'torch_dtype'):
+      if section and key in section:
+        section[key] = dtype
+  (epath.Path(path) / 'config.json').write_text(
+      json.dumps(hf, indent=2, sort_keys=True) + '\n')
+
+
+def _shapes(family: Any, config: Any) -> dict[str, tuple[int, ...]]:
+  tree = jax.eval_shape(
+      lambda: family.init_params(config, jax.random.key(0)))
+  return {path: x.shape for path, x in _leaves(tree).items()}
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  """{'a/b/c': leaf} of a nested dict."""
+  return {
+      '/'.join(key.key for key in path): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,225 @@
+"""Layers that the model families share.
+
+Letters: N prompts, G completions per prompt, T queries, U keys, H query heads,
+K key/value heads, d head width, D width.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+# Keys that queries may attend to: (keys, values, mask).
+Source = tuple[Array, Array, Array]
+
+# Far below every score yet finite: a query without any visible key averages
+# garbage instead of giving NaN, and its gradient stays finite.
+_MASKED = -1e30
+
+
+class RMSNorm(nn.Module):
+  """`weight * x / rms(x)`: statistics in float32, cast back, then scaled."""
+  eps: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    weight = self.param('weight', nn.initializers.ones, (x.shape[-1],))
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
+    return weight.astype(self.dtype) * (wide * scale).astype(self.dtype)
+
+
+def dense(features: int, name: str, *, bias: bool, dtype: Any,
+          precision: str) -> nn.Dense:
+  """A linear layer, kernel [inputs, outputs], initialised N(0, 0.02)."""
+  return nn.Dense(
+      features, use_bias=bias, dtype=dtype, precision=precision, name=name,
+      kernel_init=nn.initializers.normal(0.02))
+
+
+class SwiGLU(nn.Module):
+  """`down(silu(gate(x)) * up(x))`."""
+  width: int
+  bias: bool
+  dtype: Any
+  precision: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kw = dict(bias=self.bias, dtype=self.dtype, precision=self.precision)
+    hidden = nn.silu(dense(self.width, 'gate', **kw)(x))
+    hidden = hidden * dense(self.width, 'up', **kw)(x)
+    return dense(x.shape[-1], 'down', **kw)(hidden)
+
+
+def inverse_frequencies(theta: float, width: int) -> np.ndarray:
+  """f32[width / 2], `theta ** (-2 i / width)`."""
+  exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+  return (1.0 / np.float32(theta) ** exponent).astype(np.float32)
+
+
+def mrope(positions: Array, *, theta: float, sections: Sequence[int],
+          dtype: Any) -> tuple[Array, Array]:
+  """Cosines and sines of multimodal rotary positions (Qwen2-VL, section 2.1).
+
+  The first `sections[0]` frequencies turn with time, the next `sections[1]`
+  with height, the last with width; for text all three are equal and this is
+  ordinary rotary.
+
+  Args:
+    positions: i32[..., 3].
+    theta: base of the frequencies.
+    sections: three counts that sum to d / 2.
+    dtype: of the result; angles are computed in float32.
+
+  Returns:
+    (cos, sin), both [..., d].
+  """
+  row = np.repeat(np.arange(3), sections)
+  angles = positions[..., row].astype(jnp.float32)
+  angles = angles * inverse_frequencies(theta, 2 * len(row))
+  angles = jnp.concatenate([angles, angles], -1)
+  return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def axial_rope(positions: Array, *, theta: float,
+               width: int) -> tuple[Array, Array]:
+  """Cosines and sines f32[..., d] of (row, column) positions i32[..., 2].
+
+  A quarter of the head's `width` d carries rows, the next quarter columns, and
+  the halves repeat.
+  """
+  angles = positions[..., None].astype(jnp.float32)
+  angles = angles * inverse_frequencies(theta, width // 2)
+  angles = angles.reshape(*positions.shape[:-1], width // 2)
+  angles = jnp.concatenate([angles, angles], -1)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+  """Rotates heads x[..., T, H, d] by cos, sin [..., T, d], half-split."""
+  cos, sin = cos[..., None, :], sin[..., None, :]
+  first, second = jnp.split(x, 2, axis=-1)
+  return x * cos + jnp.concatenate([-second, first], -1) * sin
+
+
+def attend(query: Array, sources: Sequence[Source], *,
+           precision: str) -> Array:
+  """Grouped-query attention with one softmax over all `sources`.
+
+  Scores, softmax and its sums are float32; the weights meet the values in the
+  values' dtype. Sources are kept apart, never concatenated or repeated, so a
+  prompt's keys exist once however many completions read them.
+
+  Args:
+    query: [N, G, T, H, d].
+    sources: (keys, values, mask) triples; keys and values [N, G, K, U, d], or
+      [N, U, K, d] if the whole group shares them; mask bool, broadcastable to
+      [N, G, T, U], True where visible.
+    precision: of the matrix products.
+
+  Returns:
+    [N, G, T, H, d]. Arbitrary but finite where nothing is visible.
+  """
+  n, g, t, heads, width = query.shape
+  kv_heads = sources[0][0].shape[2]  # [N, G, K, ...] and [N, U, K, d] alike
+  query = query.reshape(n, g, t, kv_heads, heads // kv_heads, width)
+  scores = []
+  for key, _, mask in sources:
+    shared = key.ndim == 4
+    score = jnp.einsum(
+        'ngtkrd,nukd->nkgtru' if shared else 'ngtkrd,ngkud->ngktru',
+        query, key, precision=precision,
+        preferred_element_type=jnp.float32) * width**-0.5
+    mask = mask[:, None, :, :, None] if shared else mask[:, :, None, :, None]
+    scores.append(jnp.where(mask, score, _MASKED))
+  top = functools.reduce(jnp.maximum, _over_keys(
+      jnp.max, jax.lax.stop_gradient(scores), sources, -jnp.inf))
+  weights = [
+      jnp.exp(score - (_swap(top) if key.ndim == 4 else top)[..., None])
+      for score, (key, _, _) in zip(scores, sources)]
+  total = sum(_over_keys(jnp.sum, weights, sources, 0.0))
+  out = 0.0
+  for weight, (key, value, _) in zip(weights, sources):
+    out += jnp.einsum(
+        'nkgtru,nukd->ngtkrd' if key.ndim == 4 else 'ngktru,ngkud->ngtkrd',
+        weight.astype(value.dtype), value, precision=precision,
+        preferred_element_type=jnp.float32)
+  out = out / jnp.moveaxis(total, 2, 3)[..., None]
+  return out.reshape(n, g, t, heads, width).astype(query.dtype)
+
+
+def _swap(x: Array) -> Array:
+  """[N, K, G, ...] <-> [N, G, K, ...]."""
+  return jnp.swapaxes(x, 1, 2)
+
+
+def _over_keys(reduce: Callable[..., Array], xs: Sequence[Array],
+               sources: Sequence[Source], initial: float) -> list[Array]:
+  """Reduces every source over its keys, to [N, G, K, T, R] each."""
+  reduced = [reduce(x, axis=-1, initial=initial) for x in xs]
+  return [_swap(x) if source[0].ndim == 4 else x
+          for x, source in zip(reduced, sources)]
+
+
+
+def stacked_init(block: nn.Module, count: int,
+                 *example: Any) -> Callable[[Array], Any]:
+  """An initialiser of `count` blocks' parameters, stacked: leaves [L, ...]."""
+  def init(rng: Array) -> Any:
+    return jax.vmap(lambda key: block.init(key, *example)['params'])(
+        jax.random.split(rng, count))
+  return init
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+  """The `count` slices of a tree along its leaves' first axis.
+
+  By one split per leaf, whose gradient is one concatenation; slicing layer by
+  layer would add `count` zero-padded copies of the whole stack.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  slices = [[jnp.squeeze(part, 0) for part in jax.lax.split(x, (1,) * count)]
+            for x in leaves]
+  return [jax.tree.unflatten(structure, [s[i] for s in slices])
+          for i in range(count)]
+
+
+def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
+         extras: Any, flags: Sequence[bool], *, scan: bool,
+         remat: bool) -> tuple[Array, Any]:
+  """Runs `x, out = step(layer params, x, layer extras, flag)` layer by layer.
+
+  Args:
+    step: one layer.
+    params: tree of [L, ...].
+    x: what flows through.
+    extras: tree of [L, ...], or a list of L trees if not `scan`.
+    flags: one bool per layer: a Python bool inside `step` if not `scan`, else
+      a traced one.
+    scan: one `lax.scan` (small program, for deep models) or an unrolled loop
+      (faster on CPU).
+    remat: recompute each layer's inside in the backward pass.
+
+  Returns:
+    x and the layers' `out`: stacked [L, ...] if `scan`, else a tuple.
+  """
+  if scan:
+    def body(x, layer):
+      return step(layer[0], x, layer[1], layer[2])
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    return jax.lax.scan(body, x, (params, extras, np.asarray(flags)))
+  if not isinstance(extras, (list, tuple)):
+    extras = unstack(extras, len(flags))
+  outs = []
+  for layer, extra, flag in zip(unstack(params, len(flags)), extras, flags):
+    one = functools.partial(step, flag=flag)
+    x, out = (jax.checkpoint(one) if remat else one)(layer, x, extra)
+    outs.append(out)
+  return x, tuple(outs)

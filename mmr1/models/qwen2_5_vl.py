@@ -1,0 +1,557 @@
+"""Qwen2.5-VL (https://arxiv.org/abs/2502.13923) as two passes, in linen.
+
+`prompt_pass` reads a prompt and its images once and leaves keys and values;
+`completion_pass` reads any number of completions of that prompt against them;
+`decode` is `completion_pass` one token at a time. All three run the same layer
+(`DecoderBlock`), so the sampler and the trainer are one model.
+
+Parameters of the layers are stacked, leaves [L, ...], whether the loop over
+them is scanned or unrolled:
+
+  visual/    patch_embed, blocks, merger_norm, merger_fc1, merger_fc2
+  language/  embed [V, D], layers, norm, head [V, D] (absent if tied)
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmr1 import types
+from mmr1.models import layers
+
+Array = jax.Array
+
+_VISION_THETA = 10000.0
+_VISION_EPS = 1e-6
+TOWER = 'vision'  # this family's key in `Prompts.media`
+
+# What transformers assumes where config.json is silent.
+_TEXT_DEFAULTS = {
+    'vocab_size': 152064, 'hidden_size': 8192, 'intermediate_size': 29568,
+    'num_hidden_layers': 80, 'num_attention_heads': 64,
+    'num_key_value_heads': 8, 'rms_norm_eps': 1e-5, 'hidden_act': 'silu',
+    'max_position_embeddings': 32768, 'use_sliding_window': False,
+    'rope_theta': 1e6}
+_VISION_DEFAULTS = {
+    'depth': 32, 'hidden_size': 3584, 'intermediate_size': 3420,
+    'num_heads': 16, 'in_channels': 3, 'patch_size': 14,
+    'spatial_merge_size': 2, 'temporal_patch_size': 2, 'window_size': 112,
+    'out_hidden_size': 3584, 'fullatt_block_indexes': (7, 15, 23, 31),
+    'tokens_per_second': 4, 'hidden_act': 'silu'}
+_TOP_DEFAULTS = {
+    'image_token_id': 151655, 'video_token_id': 151656,
+    'vision_start_token_id': 151652, 'vision_end_token_id': 151653}
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+  """The vision tower. Sizes in patches or pixels as transformers has them."""
+  depth: int
+  width: int
+  mlp_width: int
+  heads: int
+  channels: int
+  patch: int
+  temporal_patch: int
+  merge: int
+  window_cells: int
+  full_layers: tuple[int, ...]
+  out_width: int
+  tokens_per_second: int | float
+
+  @property
+  def patch_values(self) -> int:
+    """C, values per patch."""
+    return self.channels * self.temporal_patch * self.patch**2
+
+  @property
+  def window_patches(self) -> int:
+    """Patch slots of one window; S of `Media` is a multiple of it."""
+    return (self.window_cells * self.merge)**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A model of the family, from its config.json, and how to run it.
+
+  `hf` is the config.json it came from, as a JSON string (hashable). Run-time
+  choices: `compute_dtype` of activations; `layers` 'unrolled' or 'scan';
+  `remat` 'none' or 'layer'; `precision` of matrix products, jax's 'default',
+  'high' or 'highest'.
+  """
+  vocab: int
+  width: int
+  mlp_width: int
+  depth: int
+  heads: int
+  kv_heads: int
+  eps: float
+  theta: float
+  sections: tuple[int, ...]
+  tied: bool
+  max_positions: int
+  image_token: int
+  video_token: int
+  vision_start_token: int
+  vision_end_token: int
+  vision: VisionConfig
+  hf: str
+  compute_dtype: str = 'float32'
+  layers: str = 'unrolled'
+  remat: str = 'none'
+  precision: str = 'default'
+
+  def __post_init__(self):
+    for name, allowed in (
+        ('layers', ('unrolled', 'scan')), ('remat', ('none', 'layer')),
+        ('precision', ('default', 'high', 'highest')),
+        ('compute_dtype', ('float32', 'bfloat16', 'float16'))):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+            f'{name}={getattr(self, name)!r}: allowed are {allowed}.')
+
+  @property
+  def head_width(self) -> int:
+    return self.width // self.heads
+
+  @classmethod
+  def from_hf(cls, hf: Mapping[str, Any], **run: str) -> 'Config':
+    """Reads a config.json: text fields at the top level or in `text_config`,
+    rotary in `rope_scaling` or `rope_parameters`.
+
+    Args:
+      hf: the parsed config.json.
+      **run: run-time choices, see the class.
+
+    Raises:
+      ValueError: a field is inconsistent or asks for what is not supported.
+    """
+    text = dict(hf.get('text_config') or hf)
+    tied = bool(hf.get('tie_word_embeddings', False)
+                or text.get('tie_word_embeddings', False))
+    rope = text.get('rope_parameters') or text.get('rope_scaling') or {}
+    text = {**_TEXT_DEFAULTS, **text}
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind not in ('default', 'mrope'):
+      raise ValueError(f"config.json: rotary type {kind!r} is not supported, "
+                       "only 'mrope' ('default').")
+    _check_text(text)
+    top = {**_TOP_DEFAULTS, **hf}
+    result = cls(
+        vocab=text['vocab_size'], width=text['hidden_size'],
+        mlp_width=text['intermediate_size'], depth=text['num_hidden_layers'],
+        heads=text['num_attention_heads'],
+        kv_heads=text['num_key_value_heads'], eps=text['rms_norm_eps'],
+        theta=float(rope.get('rope_theta', text['rope_theta'])),
+        sections=tuple(rope.get('mrope_section', (16, 24, 24))), tied=tied,
+        max_positions=text['max_position_embeddings'],
+        image_token=top['image_token_id'], video_token=top['video_token_id'],
+        vision_start_token=top['vision_start_token_id'],
+        vision_end_token=top['vision_end_token_id'],
+        vision=_vision_config(hf.get('vision_config')),
+        hf=json.dumps(hf, sort_keys=True), **run)
+    if 2 * sum(result.sections) != result.head_width:
+      raise ValueError(
+          f'config.json: mrope_section {result.sections} must sum to half the '
+          f'head width {result.head_width}.')
+    if result.vision.out_width != result.width:
+      raise ValueError(
+          f'config.json: vision_config.out_hidden_size '
+          f'{result.vision.out_width} must equal hidden_size {result.width}.')
+    return result
+
+
+def _check_text(text: Mapping[str, Any]) -> None:
+  heads, kv_heads = text['num_attention_heads'], text['num_key_value_heads']
+  if text['hidden_size'] % heads or heads % kv_heads:
+    raise ValueError(
+        f"config.json: hidden_size {text['hidden_size']} must be a multiple "
+        f'of num_attention_heads {heads}, and that of num_key_value_heads '
+        f'{kv_heads}.')
+  if text['hidden_act'] != 'silu' or text['use_sliding_window']:
+    raise ValueError(
+        f"config.json: hidden_act {text['hidden_act']!r}, use_sliding_window "
+        f"{text['use_sliding_window']}: only 'silu' without sliding window "
+        'is supported.')
+
+
+def _vision_config(hf: Mapping[str, Any] | None) -> VisionConfig:
+  if hf is None:
+    raise ValueError('config.json: `vision_config` is missing.')
+  vision = {**_VISION_DEFAULTS, **hf}
+  if vision['hidden_act'] != 'silu' or vision['hidden_size'] % (
+      4 * vision['num_heads']):
+    raise ValueError(
+        f"config.json: vision hidden_act {vision['hidden_act']!r} must be "
+        f"'silu' and hidden_size {vision['hidden_size']} a multiple of 4 x "
+        f"num_heads ({vision['num_heads']}).")
+  cells = (vision['window_size'] // vision['spatial_merge_size']
+           // vision['patch_size'])
+  if cells < 1:
+    raise ValueError(
+        f"config.json: window_size {vision['window_size']} holds no merged "
+        f"cell of {vision['spatial_merge_size']} x {vision['patch_size']}.")
+  return VisionConfig(
+      depth=vision['depth'], width=vision['hidden_size'],
+      mlp_width=vision['intermediate_size'], heads=vision['num_heads'],
+      channels=vision['in_channels'], patch=vision['patch_size'],
+      temporal_patch=vision['temporal_patch_size'],
+      merge=vision['spatial_merge_size'], window_cells=cells,
+      full_layers=tuple(vision['fullatt_block_indexes']),
+      out_width=vision['out_hidden_size'],
+      tokens_per_second=vision['tokens_per_second'])
+
+
+class VisionBlock(nn.Module):
+  """One layer of the tower: attention in windows or in whole frames."""
+  config: Config
+
+  @nn.compact
+  def __call__(self, x: Array, cos: Array, sin: Array, window_mask: Array,
+               frame_mask: Array, full: bool | Array) -> Array:
+    """x [N, S, W]; masks [N, windows, 1, w], [N, 1, S, S] -> [N, S, W]."""
+    c, v = self.config, self.config.vision
+    kw = dict(bias=True, dtype=c.compute_dtype, precision=c.precision)
+    n, s, width = x.shape
+    hidden = layers.RMSNorm(_VISION_EPS, c.compute_dtype, name='norm1')(x)
+    qkv = layers.dense(3 * width, 'qkv', **kw)(hidden)
+    q, k, value = jnp.moveaxis(
+        qkv.reshape(n, s, 3, v.heads, width // v.heads), 2, 0)
+    q, k = (layers.rotate(a.astype(jnp.float32), cos, sin).astype(a.dtype)
+            for a in (q, k))
+
+    def attend(window, mask, q, k, value):
+      q, k, value = (a.reshape(n, s // window, window, *a.shape[2:])
+                     for a in (q, k, value))
+      return layers.attend(
+          q, [(jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), mask)],
+          precision=c.precision).reshape(n, s, width)
+
+    def in_frame(*qkv):
+      return attend(s, frame_mask, *qkv)
+
+    def in_window(*qkv):
+      return attend(v.window_patches, window_mask, *qkv)
+
+    if isinstance(full, bool):
+      hidden = (in_frame if full else in_window)(q, k, value)
+    else:
+      hidden = jax.lax.cond(full, in_frame, in_window, q, k, value)
+    x = x + layers.dense(width, 'proj', **kw)(hidden)
+    hidden = layers.RMSNorm(_VISION_EPS, c.compute_dtype, name='norm2')(x)
+    return x + layers.SwiGLU(v.mlp_width, name='mlp', **kw)(hidden)
+
+
+class VisionTower(nn.Module):
+  """Patches to merged cells in prompt width."""
+  config: Config
+
+  def setup(self):
+    c, v = self.config, self.config.vision
+    kw = dict(dtype=c.compute_dtype, precision=c.precision)
+    unit = v.merge**2 * v.width
+    self.patch_embed = layers.dense(v.width, 'patch_embed', bias=False, **kw)
+    self.merger_norm = layers.RMSNorm(_VISION_EPS, c.compute_dtype)
+    self.merger_fc1 = layers.dense(unit, 'merger_fc1', bias=True, **kw)
+    self.merger_fc2 = layers.dense(v.out_width, 'merger_fc2', bias=True, **kw)
+    w = v.window_patches
+    angle = jnp.zeros((1, w, v.width // v.heads))
+    self.blocks = self.param('blocks', layers.stacked_init(
+        VisionBlock(c, parent=None), v.depth, jnp.zeros((1, w, v.width)), angle, angle,
+        jnp.ones((1, 1, 1, w), bool), jnp.ones((1, 1, w, w), bool), True))
+
+  def __call__(self, media: types.Media) -> Array:
+    """Returns cells [N, M, D] in the media's window order."""
+    c, v = self.config, self.config.vision
+    n, s, _ = media.patches.shape
+    if s % v.window_patches:
+      raise ValueError(
+          f'{s} patch slots per row: must be a multiple of the '
+          f'{v.window_patches} of one attention window.')
+    x = self.patch_embed(media.patches.astype(c.compute_dtype))
+    cos, sin = layers.axial_rope(
+        media.position, theta=_VISION_THETA, width=v.width // v.heads)
+    real = media.segment > 0
+    window_mask = real.reshape(n, -1, 1, v.window_patches)
+    frame_mask = real[:, None, None, :] & (
+        media.segment[:, None, :, None] == media.segment[:, None, None, :])
+
+    block = VisionBlock(c, parent=None)
+
+    def step(params, x, _, flag):
+      x = block.apply(
+          {'params': params}, x, cos, sin, window_mask, frame_mask, flag)
+      return x, None
+
+    x, _ = layers.fold(
+        step, self.blocks, x, [None] * v.depth if c.layers == 'unrolled'
+        else None, [i in v.full_layers for i in range(v.depth)],
+        scan=c.layers == 'scan', remat=c.remat == 'layer')
+    x = self.merger_norm(x).reshape(n, s // v.merge**2, -1)
+    return self.merger_fc2(nn.gelu(self.merger_fc1(x), approximate=False))
+
+
+class DecoderBlock(nn.Module):
+  """One layer of the language model, for all three passes."""
+  config: Config
+
+  @nn.compact
+  def __call__(
+      self, x: Array, cos: Array, sin: Array, mask: Array,
+      prefix: layers.Source | None = None,
+      cache: tuple[Array, Array, Array] | None = None,
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """Runs the layer on T tokens of every row.
+
+    Args:
+      x: [N, G, T, D].
+      cos, sin: [N, G, T, d].
+      mask: bool, broadcastable to [N, G, T, U]: which own keys are visible.
+      prefix: the prompt's keys and values [N, P, K, d], its mask.
+      cache: own keys and values [N, G, K, U, d] of earlier tokens and the
+        index at which these T are written; None: U = T, only these.
+
+    Returns:
+      x and the own keys and values [N, G, K, U, d].
+    """
+    c = self.config
+    kw = dict(dtype=c.compute_dtype, precision=c.precision)
+    n, g, t, _ = x.shape
+    hidden = layers.RMSNorm(c.eps, c.compute_dtype, name='input_norm')(x)
+    q, k, v = (
+        layers.dense(heads * c.head_width, name, bias=True, **kw)(hidden)
+        .reshape(n, g, t, heads, c.head_width)
+        for name, heads in
+        (('q', c.heads), ('k', c.kv_heads), ('v', c.kv_heads)))
+    q, k = layers.rotate(q, cos, sin), layers.rotate(k, cos, sin)
+    k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
+    if cache is not None:
+      k, v = (
+          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype),
+                                              cache[2], axis=3)
+          for old, new in ((cache[0], k), (cache[1], v)))
+    sources = [(k, v, mask)] + ([prefix] if prefix is not None else [])
+    hidden = layers.attend(q, sources, precision=c.precision)
+    x = x + layers.dense(c.width, 'o', bias=False, **kw)(
+        hidden.reshape(n, g, t, -1))
+    hidden = layers.RMSNorm(c.eps, c.compute_dtype, name='post_norm')(x)
+    x = x + layers.SwiGLU(c.mlp_width, bias=False, name='mlp', **kw)(hidden)
+    return x, (k, v)
+
+
+class Decoder(nn.Module):
+  """Embeddings, layers, final norm, head."""
+  config: Config
+
+  def setup(self):
+    c = self.config
+    normal = nn.initializers.normal(0.02)
+    self.embed = self.param('embed', normal, (c.vocab, c.width))
+    self.norm = layers.RMSNorm(c.eps, c.compute_dtype)
+    if not c.tied:
+      self.head = self.param('head', normal, (c.vocab, c.width))
+    angle = jnp.zeros((1, 1, 1, c.head_width))
+    self.layers = self.param('layers', layers.stacked_init(
+        DecoderBlock(c, parent=None), c.depth, jnp.zeros((1, 1, 1, c.width)), angle, angle,
+        jnp.ones((1, 1, 1, 1), bool)))
+
+  def embedded(self, tokens: Array) -> Array:
+    return self.embed[tokens].astype(self.config.compute_dtype)
+
+  def __call__(self, x: Array, positions: Array, mask: Array, extras: Any,
+               *, prefix_mask: Array | None = None,
+               t: Array | None = None) -> tuple[Array, Any]:
+    """x [N, G, T, D] through all layers; extras per layer: (keys, values of
+    the prefix | None, cache | None). Returns x (no final norm), own KV."""
+    c = self.config
+    cos, sin = layers.mrope(positions, theta=c.theta, sections=c.sections,
+                            dtype=c.compute_dtype)
+    block = DecoderBlock(c, parent=None)
+
+    def step(params, x, extra, flag):
+      del flag
+      prefix, cache = extra
+      return block.apply(
+          {'params': params}, x, cos, sin, mask,
+          None if prefix is None else (*prefix, prefix_mask),
+          None if cache is None else (*cache, t))
+
+    return layers.fold(
+        step, self.layers, x, extras, [False] * c.depth,
+        scan=c.layers == 'scan', remat=c.remat == 'layer')
+
+  def logits(self, hidden: Array) -> Array:
+    c = self.config
+    weight = self.embed if c.tied else self.head
+    return jnp.einsum(
+        '...d,vd->...v', hidden.astype(c.compute_dtype),
+        weight.astype(c.compute_dtype), precision=c.precision,
+        preferred_element_type=jnp.float32)
+
+
+class Qwen2_5VL(nn.Module):
+  """The model; use `module.apply({'params': params}, ..., method='...')`."""
+  config: Config
+
+  def setup(self):
+    self.visual = VisionTower(self.config)
+    self.language = Decoder(self.config)
+
+  def __call__(self, prompts: types.Prompts) -> Array:
+    """Logits f32[N, V] of the first completion token."""
+    return self.head(self.prompt_pass(prompts).last)
+
+  def prompt_pass(self, prompts: types.Prompts) -> types.Prefix:
+    """Reads N prompts, their images included, once.
+
+    Args:
+      prompts: `media` holds the key 'vision' or nothing; without it the tower
+        is not run.
+
+    Returns:
+      keys and values of every layer and the last token's hidden state (zeros
+      if P = 0).
+
+    Raises:
+      ValueError: media of a tower that this family does not have.
+    """
+    c = self.config
+    unknown = set(prompts.media) - {TOWER}
+    if unknown:
+      raise ValueError(f'media of towers {sorted(unknown)}: this family has '
+                       f'only {TOWER!r}.')
+    x = self.language.embedded(prompts.tokens)
+    if TOWER in prompts.media:
+      media = prompts.media[TOWER]
+      cells = self.visual(media)
+      found = jnp.take_along_axis(
+          cells, jnp.maximum(media.slot, 0)[..., None], axis=1)
+      x = jnp.where(media.slot[..., None] >= 0, found.astype(x.dtype), x)
+    p = x.shape[1]
+    causal = jnp.tri(p, dtype=bool)
+    mask = causal & prompts.mask[:, None, None, :]
+    x, (keys, values) = self._run(x[:, None], prompts.positions[:, None], mask)
+    keys, values = (jnp.swapaxes(a[:, :, 0], 2, 3) for a in (keys, values))
+    last = (self.language.norm(x[:, 0, -1]) if p else
+            jnp.zeros((x.shape[0], c.width), x.dtype))
+    return types.Prefix(keys=keys, values=values, last=last)
+
+  def _run(self, x, positions, mask):
+    c = self.config
+    extras = ((None, None) if c.layers == 'scan' else
+              [(None, None)] * c.depth)
+    x, kv = self.language(x, positions, mask, extras)
+    if c.layers == 'unrolled':
+      kv = tuple(jnp.stack(a) for a in zip(*kv))
+    return x, kv
+
+  def completion_pass(
+      self, prefix: types.Prefix, prompt_mask: Array, tokens: Array,
+      positions: Array, mask: Array, *, segment: Array | None = None,
+  ) -> Array:
+    """Reads G completions of every prompt.
+
+    Args:
+      prefix: what `prompt_pass` left.
+      prompt_mask: bool[N, P].
+      tokens: i32[N, G, T], right-padded.
+      positions: i32[N, G, T, 3].
+      mask: bool[N, G, T], True on real tokens.
+      segment: i32[N, G, T] | None, documents packed into a row: a token sees
+        only its own, and the prompt.
+
+    Returns:
+      [N, G, T, D], hidden state after the final norm AT each token; the one
+      that predicts completion token t is at t - 1, `prefix.last` for t = 0.
+    """
+    visible = jnp.tri(tokens.shape[2], dtype=bool) & mask[:, :, None, :]
+    if segment is not None:
+      visible &= segment[:, :, :, None] == segment[:, :, None, :]
+    x = self.language.embedded(tokens)
+    x, _ = self.language(
+        x, positions, visible, self._extras(prefix, None),
+        prefix_mask=prompt_mask[:, None, None, :])
+    return self.language.norm(x)
+
+  def decode(
+      self, prefix: types.Prefix, prompt_mask: Array, cache: Any,
+      tokens: Array, positions: Array, t: Array) -> tuple[Array, Any]:
+    """Reads completion token `t` of every row.
+
+    Args:
+      prefix: what `prompt_pass` left.
+      prompt_mask: bool[N, P].
+      cache: from `init_cache` or the step before.
+      tokens: i32[N, G].
+      positions: i32[N, G, 3].
+      t: i32[], index of these tokens in their completions.
+
+    Returns:
+      hidden [N, G, D] after the final norm, and the cache with these tokens.
+    """
+    length = jax.tree.leaves(cache)[0].shape[-2]
+    visible = (jnp.arange(length) <= t)[None, None, None]
+    x = self.language.embedded(tokens)[:, :, None]
+    x, cache = self.language(
+        x, positions[:, :, None], visible, self._extras(prefix, cache),
+        prefix_mask=prompt_mask[:, None, None, :], t=t)
+    return self.language.norm(x)[:, :, 0], cache
+
+  def _extras(self, prefix, cache):
+    """(prefix KV, cache KV) of every layer, as `layers.fold` wants them."""
+    kv = (prefix.keys, prefix.values)
+    if self.config.layers == 'scan':
+      return kv, cache
+    depth = self.config.depth
+    return list(zip(layers.unstack(kv, depth), cache or [None] * depth))
+
+  def head(self, hidden: Array) -> Array:
+    """Logits f32[..., V] of hidden states [..., D]."""
+    return self.language.logits(hidden)
+
+  def init_cache(self, n: int, g: int, t: int) -> Any:
+    """An empty cache in the compute dtype; see `init_cache` below."""
+    return init_cache(self.config, n, g, t, self.config.compute_dtype)
+
+
+def init_cache(config: Config, n: int, g: int, t: int, dtype: Any) -> Any:
+  """An empty cache for completions of up to `t` tokens.
+
+  Returns:
+    (keys, values) with leaves [N, G, K, T, d]: a tuple of one pair per layer
+    if unrolled (each its own buffer, updated in place inside a while_loop),
+    one pair [L, N, G, K, T, d] if scanned. Opaque to everyone but `decode`.
+  """
+  shape = (n, g, config.kv_heads, t, config.head_width)
+  if config.layers == 'scan':
+    return tuple(jnp.zeros((config.depth, *shape), dtype) for _ in range(2))
+  return tuple(
+      tuple(jnp.zeros(shape, dtype) for _ in range(2))
+      for _ in range(config.depth))
+
+
+def init_params(config: Config, rng: Array) -> Any:
+  """Random parameters, as transformers draws them: kernels and embeddings
+  N(0, 0.02), biases 0, norms 1. float32."""
+  v = config.vision
+  slots = v.window_patches
+  prompts = types.Prompts(
+      tokens=jnp.zeros((1, 1), jnp.int32), mask=jnp.ones((1, 1), bool),
+      positions=jnp.zeros((1, 1, 3), jnp.int32),
+      next_position=jnp.ones((1,), jnp.int32), uid=jnp.zeros((1,), jnp.int32),
+      media={TOWER: types.Media(
+          patches=jnp.zeros((1, slots, v.patch_values)),
+          position=jnp.zeros((1, slots, 2), jnp.int32),
+          segment=jnp.ones((1, slots), jnp.int32),
+          slot=jnp.zeros((1, 1), jnp.int32))})
+  return jax.jit(Qwen2_5VL(config).init)(rng, prompts)['params']
+
+
+def build(config: Config) -> Qwen2_5VL:
+  """The family's module."""
+  return Qwen2_5VL(config)

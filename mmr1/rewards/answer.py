@@ -1,0 +1,107 @@
+"""The one matcher of a final answer, shared by rewards and evaluation."""
+
+import re
+from collections.abc import Mapping
+
+from mmr1 import records
+from mmr1 import text
+from mmr1.rewards import choice
+from mmr1.rewards import math
+from mmr1.rewards import number
+from mmr1.rewards import quantity
+
+TYPES = ('number', 'choice', 'math', 'text')
+_LETTER = re.compile(r'\(?[A-J]\)?\.?')
+_SYMBOLS = re.compile(r'[0-9\\=+*/^<>{}\[\]√π∞]')
+
+
+def kind(example: records.Example) -> str:
+  """How an example's answer is compared: one of `TYPES`.
+
+  `meta['answer_type']` if given. Otherwise 'choice' when meta has 'choices' or
+  the gold answer is one letter A-J; 'math' when it is a number or holds a
+  digit or a mathematical symbol; else 'text'.
+
+  Raises:
+    ValueError: an unknown answer type, or no gold answer.
+  """
+  declared = example.meta.get('answer_type')
+  if declared is not None:
+    if declared not in TYPES:
+      raise ValueError(
+          f"{example.source or 'example'} {example.uid}: meta answer_type="
+          f'{declared!r}; allowed: {", ".join(TYPES)}')
+    return declared
+  if example.answer is None:
+    raise ValueError(
+        f"{example.source or 'example'} {example.uid} has no gold answer")
+  gold = text.unwrap(text.fold(example.answer))
+  if example.meta.get('choices') is not None or _LETTER.fullmatch(gold):
+    return 'choice'
+  if quantity.parse(gold) is not None or _SYMBOLS.search(gold):
+    return 'math'
+  return 'text'
+
+
+def match(
+    answer: str | None,
+    example: records.Example,
+    *,
+    limit_s: float = math.LIMIT_S,
+) -> bool | None:
+  """Whether an extracted answer is the example's gold answer.
+
+  number: the exact value (`number.within`); choice: the same letter
+  (`choice.equal`); math: `math.equal`; text: equal after
+  `text.normalise_answer`.
+
+  Args:
+    answer: from `text.extract_answer`; None (nothing was extracted) is wrong.
+    example: with the gold answer; without one the result is None.
+    limit_s: seconds for symbolic algebra.
+
+  Raises:
+    ValueError: the gold answer does not fit its type.
+    pool.TimedOut, pool.WorkerDied: as `math.equal`; a time-out of a model's
+      answer counts as wrong wherever it is scored.
+  """
+  gold = example.answer
+  if gold is None:
+    return None
+  type_ = kind(example)
+  if answer is None:
+    return False
+  if type_ == 'number':
+    return number.within(gold, answer)
+  if type_ == 'choice':
+    return choice.equal(gold, answer, example.meta.get('choices'))
+  if type_ == 'math':
+    return math.equal(gold, answer, limit_s=limit_s)
+  return bool(answer.strip()) and (
+      text.normalise_answer(gold) == text.normalise_answer(answer))
+
+
+def correct(
+    sample: records.Sample,
+    knobs: Mapping[str, float],
+    *,
+    strict: bool = True,
+    prefilled: bool = False,
+    limit_s: float = math.LIMIT_S,
+) -> float | None:
+  """1 when the completion's answer matches, else 0; None without a gold answer.
+
+  Args:
+    sample: the completion.
+    knobs: unused.
+    strict, prefilled: see `text.extract_answer`.
+    limit_s: seconds for symbolic algebra.
+  """
+  del knobs
+  matched = match(
+      text.extract_answer(sample.text, strict=strict, prefilled=prefilled),
+      sample.example, limit_s=limit_s)
+  return None if matched is None else float(matched)
+
+
+correct.range = (0.0, 1.0)

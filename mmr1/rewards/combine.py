@@ -1,0 +1,48 @@
+"""Combining reward columns into the one(s) that advantages are made of."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def weighted_sum(
+    columns: np.ndarray,
+    names: Sequence[str],
+    knobs: Mapping[str, float],
+    state: Any,
+    *,
+    weights: Mapping[str, float],
+) -> tuple[np.ndarray, Any]:
+  """sum_k weight_k * column_k over the values that are present.
+
+  A missing value (nan) is left out of its row's sum, 0.0 is a value. A row in
+  which every column of non-zero weight is missing is missing (nan).
+
+  Args:
+    columns: f64[N, G, K], nan = no value.
+    names: K names of the columns.
+    knobs: unused.
+    state: passed through.
+    weights: one finite weight per name; 0 = logged only.
+
+  Returns:
+    f64[N, G, 1] and the state.
+
+  Raises:
+    ValueError: names and weights differ, or shapes do not fit.
+  """
+  del knobs
+  if columns.ndim != 3 or columns.shape[-1] != len(names):
+    raise ValueError(
+        f'columns have shape {columns.shape}; expected [N, G, {len(names)}] '
+        f'for the names {list(names)}')
+  if set(weights) != set(names):
+    raise ValueError(
+        f'weights are for {sorted(weights)}, the columns are {sorted(names)}')
+  weight = np.asarray([weights[name] for name in names], np.float64)
+  if not np.isfinite(weight).all():
+    raise ValueError(f'weights must be finite, got {dict(weights)}')
+  present = ~np.isnan(columns) & (weight != 0)
+  total = np.where(present, columns * weight, 0.0).sum(-1, keepdims=True)
+  return np.where(present.any(-1, keepdims=True), total, np.nan), state

@@ -1,0 +1,196 @@
+"""The gradient of an objective over a batch of blocks.
+
+Objective = sum over terms of coefficient * (sum / global count). The counts
+depend on masks only, so they are known before the first forward; chunks,
+blocks and devices then only add up (law 1).
+
+The prompt is run once per block. The gradient reaches its keys and values
+through every chunk of completions, is accumulated there, and is pulled
+through the prompt once.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmr1 import forward
+from mmr1 import types
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """One summand of the objective.
+
+  Fields:
+    name: its name in the config; coefficient `coef/<name>` in the knobs.
+    fn: (Scores, Block, knobs) -> (sum, count), keyword arguments bound.
+    metrics: (Scores, Block, knobs) -> {name: (sum, count)} and {name: max},
+      or None.
+  """
+  name: str
+  fn: Callable[..., tuple[Array, Array]]
+  metrics: Callable[..., tuple[Mapping, Mapping]] | None = None
+
+
+def coefficient(knobs: Mapping[str, Array], term: Term) -> Array:
+  return knobs[f'coef/{term.name}']
+
+
+def _blank_scores(block: types.Block) -> types.Scores:
+  """Scores of the right shapes: counts must not depend on their values."""
+  zeros = jnp.zeros(block.mask.shape, jnp.float32)
+  pairs = {} if block.ref_hidden is None else {'kl_ref': zeros}
+  return types.Scores(logp=zeros, entropy=zeros, pairs=pairs)
+
+
+def denominators(
+    terms: tuple[Term, ...], batch: types.Batch, knobs: Mapping[str, Array],
+) -> dict[str, Array]:
+  """Global count of each term over all blocks, at least one."""
+  totals = {}
+  for term in terms:
+    counts = [term.fn(_blank_scores(b), b, knobs)[1] for b in batch]
+    total = sum(counts[1:], counts[0])
+    # An all-masked batch has sum 0 and must have loss 0, not 0 / 0 (M9).
+    totals[term.name] = jnp.where(total > 0, total, 1.0)
+  return totals
+
+
+def split(block: types.Block, chunks: int) -> types.Block:
+  """A block whose [N, G, ...] leaves became [chunks, N, G / chunks, ...].
+
+  Prompts stay as they are: every chunk shares them.
+  """
+  def part(x):
+    n, g = x.shape[:2]
+    if g % chunks:
+      raise ValueError(
+          f'update: {g} completions per prompt do not split into {chunks} '
+          'chunks; set chunks_per_block to a divisor of the group size.')
+    x = x.reshape((n, chunks, g // chunks) + x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+  return jax.tree.map(part, block.replace(prompts=None))
+
+
+def _add(a: Any, b: Any) -> Any:
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _merge(sums: Any, maxima: Any, new_sums: Any, new_maxima: Any):
+  return _add(sums, new_sums), jax.tree.map(jnp.maximum, maxima, new_maxima)
+
+
+def block_gradient(
+    policy: forward.Policy,
+    params: Any,
+    join: Callable[[Any], Any],
+    block: types.Block,
+    loss: Callable[..., tuple[Array, Any]],
+    *,
+    chunks: int = 1,
+) -> tuple[Any, Any]:
+  """Gradient of `loss` over one block, and its auxiliary output.
+
+  Args:
+    policy: the model and its constants.
+    params: the trainable parameters.
+    join: trainable parameters -> all parameters (adds the frozen ones).
+    block: N prompts, G completions each.
+    loss: (all params, prefix, block) -> (f32[], (sums, maxima)).
+    chunks: pieces the group is processed in; memory falls with it, the
+      result stays the same.
+  """
+  prompts = block.prompts
+  prefix, pull = jax.vjp(
+      lambda p: policy.prompt_pass(join(p), prompts), params)
+
+  def piece_gradient(piece):
+    piece = piece.replace(prompts=prompts)
+    def value(p, prefix):
+      return loss(join(p), prefix, piece)
+    (_, aux), grads = jax.value_and_grad(
+        value, argnums=(0, 1), has_aux=True)(params, prefix)
+    return grads, aux
+
+  if chunks == 1:
+    (grads, prefix_grads), aux = piece_gradient(block)
+  else:
+    pieces = split(block, chunks)
+    first = jax.tree.map(lambda x: x[0], pieces)
+    rest = jax.tree.map(lambda x: x[1:], pieces)
+    def step(carry, piece):
+      grads, aux = piece_gradient(piece)
+      return (_add(carry[0], grads), _merge(*carry[1], *aux)), None
+    carry, _ = jax.lax.scan(step, piece_gradient(first), rest)
+    (grads, prefix_grads), aux = carry
+  return _add(grads, pull(prefix_grads)[0]), aux
+
+
+def gradient(
+    policy: forward.Policy,
+    params: Any,
+    join: Callable[[Any], Any],
+    batch: types.Batch,
+    terms: tuple[Term, ...],
+    knobs: Mapping[str, Array],
+    *,
+    ref_params: Any = None,
+    chunks: int = 1,
+) -> tuple[Any, Metrics]:
+  """Gradient of the objective over a batch, and its metrics.
+
+  Args:
+    policy: the model and its constants.
+    params: trainable parameters.
+    join: trainable -> all parameters.
+    batch: blocks.
+    terms: the objective.
+    knobs: traced values: 'temperature', 'coef/<term>', and what terms read.
+    ref_params: the reference's parameters where a term needs the whole
+      vocabulary.
+    chunks: pieces per block.
+
+  Returns:
+    Gradient tree like `params`, and metrics: 'loss', 'loss/<term>' (what was
+    added, coefficient included), 'entropy', and the terms' own.
+  """
+  totals = denominators(terms, batch, knobs)
+
+  def loss(all_params, prefix, block):
+    scores = forward.score(
+        policy, all_params, prefix, block, knobs['temperature'],
+        ref_params=ref_params)
+    total, sums, maxima = jnp.float32(0.0), {}, {}
+    for term in terms:
+      value, _ = term.fn(scores, block, knobs)
+      value = coefficient(knobs, term) * value / totals[term.name]
+      total += value
+      sums[f'loss/{term.name}'] = (value, jnp.float32(0.0))
+      if term.metrics is not None:
+        means, tops = term.metrics(scores, block, knobs)
+        sums.update(means)
+        maxima.update(tops)
+    sums['entropy'] = (
+        jnp.sum(scores.entropy), jnp.sum(block.mask.astype(jnp.float32)))
+    sums['loss'] = (total, jnp.float32(0.0))
+    return total, jax.lax.stop_gradient((sums, maxima))
+
+  grads, aux = None, None
+  for block in batch:
+    new, new_aux = block_gradient(
+        policy, params, join, block, loss, chunks=chunks)
+    grads = new if grads is None else _add(grads, new)
+    aux = new_aux if aux is None else _merge(*aux, *new_aux)
+  sums, maxima = aux
+  metrics = {
+      # Losses are complete sums (count 0); everything else is a mean.
+      name: jnp.where(count > 0, value / jnp.where(count > 0, count, 1.0),
+                      value)
+      for name, (value, count) in sums.items()}
+  return grads, metrics | maxima

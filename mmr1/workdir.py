@@ -1,0 +1,87 @@
+"""A run's folder, and the one rule of resuming (M15)."""
+
+from typing import Any
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+
+from mmr1 import resolve
+
+
+class Workdir:
+  """A run's folder: a new one, or one whose config equals this one.
+
+  Attributes:
+    path: the folder.
+    continued: True if the run had begun before.
+  """
+
+  def __init__(self, path: Any, config: Any, *, fresh: bool = False):
+    """Applies the resume rule.
+
+    Args:
+      path: local path or gs://.
+      config: the resolved config.
+      fresh: wipe an earlier run first.
+
+    Raises:
+      ValueError: another config (shows the difference), or a folder with
+        files that is no run of ours (never wiped).
+    """
+    self.path = epath.Path(path).absolute()
+    file = self.path / 'config.json'
+    if self.path.exists() and not self.path.is_dir():
+      raise ValueError(f'workdir: {self.path} is a file. Choose a folder.')
+    ours = file.exists()
+    if not ours and self.path.exists() and any(
+        entry.name != _temporary(file).name for entry in self.path.iterdir()):
+      raise ValueError(
+          f'workdir: {self.path} has files but no config.json: not a run of '
+          'mmr1. Choose another --workdir.')
+    if ours and fresh:
+      self._wipe()
+      ours = False
+    if ours:
+      self._compare(resolve.from_json(file.read_text()), config)
+    elif jax.process_index() == 0:
+      self.path.mkdir(parents=True, exist_ok=True)
+      write_whole(file, resolve.to_json(config))
+    self.continued = ours
+    barrier('workdir')
+
+  def _compare(self, old: dict[str, Any], new: Any) -> None:
+    lines = resolve.difference(old, new)
+    if lines:
+      more = f'\n  ... {len(lines) - 20} more' if len(lines) > 20 else ''
+      raise ValueError(
+          f'workdir: {self.path} holds a run with another config:\n  '
+          + '\n  '.join(lines[:20]) + more
+          + '\nChoose another --workdir, or start over with --fresh.')
+
+  def _wipe(self) -> None:
+    barrier('wipe')  # nobody still reads
+    if jax.process_index() == 0:
+      # config.json last: a kill in between must not make the folder foreign.
+      for entry in self.path.iterdir():
+        if entry.name != 'config.json':
+          entry.rmtree() if entry.is_dir() else entry.unlink()
+      (self.path / 'config.json').unlink()
+    barrier('wiped')
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+  """Writes a whole file or nothing, creating its folder."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _temporary(path).write_text(text)
+  _temporary(path).replace(path)
+
+
+def _temporary(path: epath.Path) -> epath.Path:
+  return path.parent / f'.{path.name}.tmp'
+
+
+def barrier(name: str) -> None:
+  """Waits for the other hosts."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)

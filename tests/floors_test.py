@@ -1,0 +1,286 @@
+"""The floors of the code base, read from its imports without running it."""
+
+import ast
+import functools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+FLOORS = (
+    # F0
+    ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
+     'resolve', 'overlays', 'sections'),
+    # F1
+    ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
+     'hooks'),
+    # F2
+    ('sharding', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
+     'thumbnails', 'compiles', 'guard', 'forward', 'update', 'sampling'),
+    # F3
+    ('papers',),
+    # F4
+    ('stages',),
+    # F5
+    ('main', 'run', 'plan', 'export', 'report'),
+)
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+# On these floors the packages of one floor never know each other.
+APART = {1, 3}
+
+NO_JAX = ('records', 'text', 'positions', 'rewards', 'select', 'resolve',
+          'overlays', 'sections', 'data.tasks')
+JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'chex'}
+DEVICE = ('losses', 'advantages', 'returns', 'models')
+HOST = {'mmr1.data', 'mmr1.rewards', 'PIL', 'grain'}
+
+FORBIDDEN_NAMES = ('util', 'helper', 'misc', 'manager', 'common')
+
+
+def module_name(path):
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+@functools.cache
+def sources():
+  """{module name: (path, tree)} of mmr1/ and configs/."""
+  return {
+      module_name(path): (path, ast.parse(path.read_text(), str(path)))
+      for folder in ('mmr1', 'configs')
+      for path in sorted((ROOT / folder).rglob('*.py'))}
+
+
+def imported_modules(name, tree, is_package, known):
+  """Absolute names of what a module imports, inside functions as well.
+
+  The root package is the exception: what its functions import on demand
+  (`mmr1.run`) is not imported by those who import a part of it.
+  """
+  nodes = tree.body if name == 'mmr1' else list(ast.walk(tree))
+  out = set()
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      out |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      base = node.module or ''
+      if node.level:
+        up = name.split('.')
+        up = up[:len(up) - node.level + is_package]
+        base = '.'.join(up + ([base] if base else []))
+      for alias in node.names:
+        full = f'{base}.{alias.name}'
+        out.add(full if full in known else base)
+  return out
+
+
+@functools.cache
+def edges():
+  """{module: modules it imports}, ancestors' packages included."""
+  known = set(sources())
+  graph = {}
+  for name, (path, tree) in sources().items():
+    found = imported_modules(name, tree, path.name == '__init__.py', known)
+    graph[name] = {
+        '.'.join(full.split('.')[:i + 1])
+        for full in found for i in range(full.count('.') + 1)} | {
+            '.'.join(name.split('.')[:i]) for i in range(1, name.count('.') + 1)}
+  return graph
+
+
+def closure(start):
+  """Everything that importing `start` may import, with the way there."""
+  way, todo = {start: ()}, [start]
+  while todo:
+    name = todo.pop()
+    for other in edges().get(name, ()):
+      if other not in way:
+        way[other] = way[name] + (name,)
+        todo.append(other)
+  return way
+
+
+def members(*names):
+  return [m for m in sources() for n in names
+          if m == f'mmr1.{n}' or m.startswith(f'mmr1.{n}.')]
+
+
+def unit(module):
+  return module.split('.')[1] if module.startswith('mmr1.') else None
+
+
+def test_every_module_has_a_floor():
+  units = {unit(name) for name in sources() if unit(name)}
+  assert units <= set(FLOOR), f'give these a floor: {units - set(FLOOR)}'
+
+
+def test_imports_go_down():
+  wrong = []
+  for name, others in edges().items():
+    for other in others:
+      a, b = unit(name), unit(other)
+      if a is None or b is None or a not in FLOOR or b not in FLOOR:
+        continue
+      up = FLOOR[b] > FLOOR[a]
+      beside = a != b and FLOOR[a] == FLOOR[b] and FLOOR[a] in APART
+      if up or beside:
+        wrong.append(f'{name} (F{FLOOR[a]}) imports {other} (F{FLOOR[b]})')
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_siblings_that_meet_only_in_the_config():
+  """Papers do not know each other, nor do stages."""
+  wrong = [
+      f'{name} imports {other}'
+      for kind in ('papers', 'stages') for name in members(kind)
+      for other in edges()[name]
+      if other.startswith(f'mmr1.{kind}.') and other != name
+      and stage_or_paper(name) != stage_or_paper(other)]
+  assert not wrong, '\n'.join(wrong)
+
+
+def stage_or_paper(module):
+  return module.split('.')[2] if module.count('.') > 1 else None
+
+
+def test_no_cycles():
+  wrong = []
+  for name in sources():
+    for other in edges()[name]:
+      if (other in sources() and other != name
+          and not name.startswith(f'{other}.') and name in closure(other)):
+        wrong.append(f'{name} <-> {other}')
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_host_modules_never_import_jax():
+  """Second law: reward and data workers stay without jax."""
+  wrong = []
+  for name in members(*NO_JAX):
+    for other, way in closure(name).items():
+      if other.split('.')[0] in JAX:
+        wrong.append(' -> '.join((*way, other)))
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_host_modules_bring_no_jax_when_run():
+  """The same for what third-party packages bring along."""
+  code = (
+      f'import sys\nfor name in {members(*NO_JAX)!r}:\n'
+      '  __import__(name)\n'
+      "  assert 'jax' not in sys.modules, name\n")
+  result = subprocess.run(
+      [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_device_modules_never_import_host_code():
+  """Second law: losses, advantages and models."""
+  wrong = []
+  for name in members(*DEVICE):
+    for other, way in closure(name).items():
+      if any(other == h or other.startswith(f'{h}.') for h in HOST):
+        wrong.append(' -> '.join((*way, other)))
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_configs_import_only_common():
+  wrong = []
+  for name in sources():
+    if not name.startswith('configs'):
+      continue
+    allowed = {'configs', 'configs.common', 'ml_collections'}
+    allowed |= {'mmr1', 'mmr1.resolve'} if name == 'configs.common' else set()
+    for other in edges()[name]:
+      if (other not in allowed and other != 'ml_collections.config_dict'
+          and other.split('.')[0] not in sys.stdlib_module_names):
+        wrong.append(f'{name} imports {other}')
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_no_torch_at_run_time():
+  banned = {'torch', 'tensorflow', 'vllm', 'trl', 'torchvision'}
+  wrong = [f'{name} imports {other}' for name in sources()
+           for other in edges()[name] if other.split('.')[0] in banned]
+  assert not wrong, '\n'.join(wrong)
+
+
+def python_files():
+  return [path for folder in ('mmr1', 'configs', 'tests', 'experiments')
+          for path in sorted((ROOT / folder).rglob('*.py'))]
+
+
+def test_files_are_short():
+  wrong = []
+  for path in python_files():
+    name = path.relative_to(ROOT)
+    long = name.parts[0] == 'tests' or name.parts[:2] == ('mmr1', 'models')
+    lines = len(path.read_text().splitlines())
+    if lines > (500 if long else 300):
+      wrong.append(f'{name}: {lines} lines')
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_functions_are_short():
+  wrong = []
+  for path in python_files():
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        # The docstring does not count: shapes and sources need room.
+        body = node.body[1:] if ast.get_docstring(node) else node.body
+        lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+        if lines > 60:
+          wrong.append(f'{path.relative_to(ROOT)}:{node.lineno} {node.name}: '
+                       f'{lines} lines')
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_file_names_say_what_is_inside():
+  wrong = [
+      str(path.relative_to(ROOT)) for path in python_files()
+      if any(word in path.stem for word in FORBIDDEN_NAMES)
+      and path != ROOT / 'configs' / 'common.py']
+  assert not wrong, '\n'.join(wrong)
+
+
+def test_nothing_is_swallowed_silently():
+  """`except Exception: pass` and bare `except:` have no place."""
+  wrong = []
+  for path in python_files():
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ExceptHandler):
+        broad = node.type is None or getattr(node.type, 'id', '') in (
+            'Exception', 'BaseException')
+        silent = all(isinstance(n, (ast.Pass, ast.Continue)) for n in node.body)
+        if node.type is None or broad and silent:
+          wrong.append(f'{path.relative_to(ROOT)}:{node.lineno}')
+  assert not wrong, '\n'.join(wrong)
+
+
+# The test of the test: a walk that sees nothing would pass everything.
+
+
+@pytest.mark.parametrize('code, is_package, expected', [
+    ('import jax.numpy as jnp', False, {'jax.numpy'}),
+    ('def f():\n  from mmr1.data import x', False, {'mmr1.data.x'}),
+    ('from mmr1.data import thing', False, {'mmr1.data'}),
+    ('from . import b', False, {'mmr1.data.b'}),
+    ('from . import b', True, {'mmr1.data.a.b'}),
+    ('from .. import types', False, {'mmr1.types'}),
+    ('try:\n  import grain\nexcept ImportError:\n  grain = 1', False,
+     {'grain'}),
+])
+def test_the_walk_sees(code, is_package, expected):
+  known = {'mmr1.data.x', 'mmr1.data.b', 'mmr1.data.a.b', 'mmr1.types'}
+  assert imported_modules(
+      'mmr1.data.a', ast.parse(code), is_package, known) == expected
+
+
+def test_the_walk_follows_chains():
+  # trees imports jax and resolve; resolve imports sections.
+  assert closure('mmr1.trees')['mmr1.sections'][0] == 'mmr1.trees'
+  assert any(name.split('.')[0] == 'jax' for name in closure('mmr1.trees'))
+  assert not any(name.split('.')[0] == 'jax' for name in closure('mmr1.resolve'))

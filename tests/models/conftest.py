@@ -1,0 +1,193 @@
+"""A tiny random Qwen2.5-VL of transformers and the inputs of both sides."""
+
+import dataclasses
+import functools
+import types as python_types
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+import transformers
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
+
+from mmr1 import positions
+from mmr1 import types
+
+PATCH, MERGE, CELLS = 4, 2, 3  # windows of 3 x 3 cells of 8 x 8 pixels
+IMAGE, VIDEO, START, END, VOCAB = 190, 191, 192, 193, 200
+TOKENS_PER_SECOND = 2
+
+
+@functools.cache
+def hf_model(tied):
+  config = transformers.Qwen2_5_VLConfig(
+      text_config=dict(
+          vocab_size=VOCAB, hidden_size=48, intermediate_size=80,
+          num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+          rms_norm_eps=1e-6, max_position_embeddings=512, bos_token_id=None,
+          eos_token_id=None, rope_parameters=dict(
+              rope_type='default', rope_theta=1e6, mrope_section=[1, 2, 3])),
+      vision_config=dict(
+          depth=3, hidden_size=32, intermediate_size=44, num_heads=2,
+          patch_size=PATCH, window_size=CELLS * PATCH * MERGE,
+          fullatt_block_indexes=[1], out_hidden_size=48,
+          tokens_per_second=TOKENS_PER_SECOND),
+      image_token_id=IMAGE, video_token_id=VIDEO,
+      vision_start_token_id=START, vision_end_token_id=END,
+      tie_word_embeddings=tied, attn_implementation='eager')
+  torch.manual_seed(int(tied))
+  model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+  # Large enough that attention is far from uniform and every bias and norm
+  # matters: at the usual 0.02 many mistakes would stay below the tolerance.
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      noise = torch.randn_like(parameter)
+      if parameter.ndim > 1:
+        fan_in = parameter[0].numel()
+        parameter.copy_(noise * (0.5 if 'embed' in name else fan_in**-0.5))
+      else:
+        parameter.copy_(0.2 * noise + ('norm' in name or 'ln_q' in name))
+  return model
+
+
+@dataclasses.dataclass
+class Row:
+  """One prompt: ids, patches and grids in file order, spans in order."""
+  tokens: list
+  patches: list
+  spans: list
+
+
+def row(*parts, seed=0):
+  """A prompt of text lengths (int), images (h, w) in pixels and videos (t, h,
+  w, seconds) in patches."""
+  rng = np.random.default_rng(seed)
+  processor = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
+      patch_size=PATCH, merge_size=MERGE,
+      size={'shortest_edge': 64, 'longest_edge': 4096})
+  result = Row([], [], [])
+  for part in parts:
+    if isinstance(part, int):
+      result.tokens += rng.integers(0, 180, part).tolist()
+      continue
+    if len(part) == 2:
+      pixels = rng.integers(0, 256, (*part, 3), dtype=np.uint8)
+      out = processor(Image.fromarray(pixels), return_tensors='np')
+      span = (*out['image_grid_thw'][0].tolist(), None)
+      result.patches.append(out['pixel_values'].astype(np.float32))
+    else:
+      span = part
+      result.patches.append(rng.normal(size=(
+          int(np.prod(part[:3])), 3 * 2 * PATCH**2)).astype(np.float32))
+    count = positions.vision_tokens(span[:3], MERGE)
+    result.spans.append(span)
+    result.tokens += (
+        [START] + [IMAGE if span[3] is None else VIDEO] * count + [END])
+  return result
+
+
+def row_positions(one):
+  return positions.rope_index(
+      one.tokens, one.spans, image_id=IMAGE, video_id=VIDEO, merge=MERGE,
+      tokens_per_second=TOKENS_PER_SECOND)
+
+
+def prompts(rows, *, p=None, s=None, media=True):
+  """`types.Prompts` of rows, padded to `p` tokens and `s` patch slots."""
+  n = len(rows)
+  p = p or max(len(one.tokens) for one in rows)
+  layouts = [[positions.window_layout(span[:3], merge=MERGE,
+                                      window_cells=CELLS)
+              for span in one.spans] for one in rows]
+  s = s or max(sum(map(len, x)) for x in layouts) or (CELLS * MERGE)**2
+  tokens, mask = np.zeros((n, p), np.int32), np.zeros((n, p), bool)
+  rope, following = np.zeros((n, p, 3), np.int32), np.zeros(n, np.int32)
+  patches = np.zeros((n, s, 3 * 2 * PATCH**2), np.float32)
+  place, segment = np.zeros((n, s, 2), np.int32), np.zeros((n, s), np.int32)
+  slot = np.full((n, p), -1, np.int32)
+  for i, one in enumerate(rows):
+    left = p - len(one.tokens)
+    tokens[i, left:], mask[i, left:] = one.tokens, True
+    rope[i, left:], following[i] = row_positions(one)
+    is_media = np.isin(one.tokens, (IMAGE, VIDEO))
+    offset, frames, slots = 0, 0, []
+    for x, span, layout in zip(one.patches, one.spans, layouts[i]):
+      grid = span[:3]
+      here = offset + np.flatnonzero(layout >= 0)
+      source = layout[layout >= 0]
+      patches[i, here] = x[source]
+      place[i, here] = positions.patch_positions(grid, MERGE)[source]
+      segment[i, here] = frames + 1 + source // (grid[1] * grid[2])
+      slots.append(offset // MERGE**2 + positions.cell_slots(
+          grid, merge=MERGE, window_cells=CELLS))
+      offset, frames = offset + len(layout), frames + grid[0]
+    if slots:
+      slot[i, left:][is_media] = np.concatenate(slots)
+  vision = types.Media(*map(jnp.asarray, (patches, place, segment, slot)))
+  return types.Prompts(
+      tokens=jnp.asarray(tokens), mask=jnp.asarray(mask),
+      positions=jnp.asarray(rope), next_position=jnp.asarray(following),
+      media={'vision': vision} if media else {}, uid=jnp.arange(n))
+
+
+def completions(batch, g, t, seed=0):
+  """Random tokens i32[N, G, T] of ragged lengths, positions and mask."""
+  rng = np.random.default_rng(seed)
+  n = batch.tokens.shape[0]
+  tokens = rng.integers(0, 180, (n, g, t)).astype(np.int32)
+  lengths = rng.integers(max(1, t // 2), t + 1, (n, g, 1))
+  lengths[:, 0] = t
+  rope = np.asarray(batch.next_position)[:, None, None] + np.arange(t)
+  rope = np.repeat(np.broadcast_to(rope, (n, g, t))[..., None], 3, -1)
+  mask = np.arange(t) < lengths
+  return jnp.asarray(tokens), jnp.asarray(rope, jnp.int32), jnp.asarray(mask)
+
+
+def hf_inputs(one, extra=()):
+  """Keyword arguments of transformers for one unpadded prompt + `extra`."""
+  rope, following = row_positions(one)
+  tail = np.repeat(following + np.arange(len(extra))[:, None], 3, 1)
+  tokens = np.asarray(list(one.tokens) + list(extra))
+  kinds = np.where(tokens == IMAGE, 1, np.where(tokens == VIDEO, 2, 0))
+  kinds[len(one.tokens):] = 0
+  result = dict(
+      input_ids=torch.tensor(tokens[None]),
+      mm_token_type_ids=torch.tensor(kinds[None]),
+      position_ids=torch.tensor(
+          np.concatenate([rope, tail]).T[:, None].astype(np.int64)))
+  for prefix, grids, is_video in (
+      ('pixel_values', 'image_grid_thw', False),
+      ('pixel_values_videos', 'video_grid_thw', True)):
+    chosen = [(x, span[:3]) for x, span in zip(one.patches, one.spans)
+              if (span[3] is not None) == is_video]
+    if chosen:
+      result[prefix] = torch.tensor(np.concatenate([x for x, _ in chosen]))
+      result[grids] = torch.tensor([grid for _, grid in chosen])
+  return result
+
+
+def hf_logits(model, one, extra=()):
+  """f32[1 + len(extra), V], from the prompt's last token on."""
+  model.model.rope_deltas = None
+  logits = model(**hf_inputs(one, extra)).logits[0]
+  return logits[len(one.tokens) - 1:]
+
+
+@pytest.fixture(scope='session')
+def oracle():
+  """The functions above."""
+  return python_types.SimpleNamespace(
+      model=hf_model, row=row, prompts=prompts, completions=completions,
+      inputs=hf_inputs, logits=hf_logits, row_positions=row_positions)
+
+
+@pytest.fixture(scope='session')
+def folders(tmp_path_factory):
+  """{tied: a folder that transformers saved}."""
+  result = {}
+  for tied in (True, False):
+    result[tied] = tmp_path_factory.mktemp('hf')
+    hf_model(tied).save_pretrained(result[tied])
+  return result

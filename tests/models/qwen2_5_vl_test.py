@@ -1,0 +1,405 @@
+"""The model against transformers, and its two passes against each other."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mmr1 import types
+from mmr1.models import checkpoints
+from mmr1.models import qwen2_5_vl
+from mmr1.models import qwen2_5_vl_weights
+
+T = 6
+
+
+def leaves(tree):
+  return {'/'.join(k.key for k in path): np.asarray(x)
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.fixture(scope='module')
+def rows(oracle):
+  """Text, one image, three images of different sizes, video + image."""
+  return [
+      oracle.row(9, seed=1),
+      oracle.row(3, (32, 40), 4, seed=2),
+      oracle.row(2, (24, 24), 1, (17, 50), 2, (64, 8), 3, seed=3),
+      oracle.row(2, (3, 4, 8, 1.5), 2, (20, 20), 4, seed=4)]
+
+
+@pytest.fixture(scope='module')
+def models(folders):
+  return {tied: checkpoints.load(folders[tied]) for tied in (True, False)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(module, params, batch, tokens, positions, mask):
+  """Logits f32[N, G, T + 1, V]: of the first completion token, and on."""
+  variables = {'params': params}
+  prefix = module.apply(variables, batch, method='prompt_pass')
+  hidden = module.apply(variables, prefix, batch.mask, tokens, positions,
+                        mask, method='completion_pass')
+  last = jnp.broadcast_to(
+      prefix.last[:, None, None], (*tokens.shape[:2], 1, hidden.shape[-1]))
+  return module.apply(
+      variables, jnp.concatenate([last, hidden], 2), method='head')
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(module, params, batch, completions, weight):
+  def loss(params):
+    return jnp.sum(forward(module, params, batch, *completions) * weight)
+  return jax.value_and_grad(loss)(params)
+
+
+@pytest.fixture(scope='module')
+def batch(oracle, rows):
+  return oracle.prompts(rows)
+
+
+@pytest.fixture(scope='module')
+def three(oracle, batch):
+  return oracle.completions(batch, 3, T)
+
+
+@pytest.fixture(scope='module')
+def logits(models, batch, three):
+  return np.asarray(forward(*models[True], batch, *three))
+
+
+def test_m3_m4_logits_equal_transformers(oracle, rows, models, three, logits):
+  """Each row alone and unpadded there; in one padded batch, G = 3, here."""
+  tokens, _, mask = map(np.asarray, three)
+  for n, row in enumerate(rows):
+    for g in range(3):
+      length = mask[n, g].sum()
+      with torch.no_grad():
+        expected = oracle.logits(
+            oracle.model(True), row, tokens[n, g, :length]).numpy()
+      assert np.abs(expected).max() > 1
+      np.testing.assert_allclose(
+          logits[n, g, :length + 1], expected, atol=1e-4, rtol=0)
+
+
+def test_m4_untied_logits_equal_transformers(oracle, rows, models, batch,
+                                             three):
+  got = np.asarray(forward(*models[False], batch, *three))
+  tokens = np.asarray(three[0])
+  for n, row in enumerate(rows):
+    with torch.no_grad():
+      expected = oracle.logits(oracle.model(False), row, tokens[n, 0])
+    np.testing.assert_allclose(got[n, 0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope='module')
+def weight(three, logits):
+  """A random linear loss over real tokens, f32[N, G, T + 1, V]."""
+  mask = np.pad(np.asarray(three[2]), ((0, 0), (0, 0), (1, 0)),
+                constant_values=True)
+  noise = np.random.default_rng(5).normal(size=logits.shape)
+  return jnp.asarray(noise * mask[..., None], jnp.float32)
+
+
+@pytest.fixture(scope='module')
+def reference_gradient(models, batch, three, weight):
+  return gradient(*models[True], batch, three, weight)
+
+
+def test_gradients_equal_torch(oracle, rows, models, three, weight,
+                               reference_gradient):
+  module, params = models[True]
+  model = oracle.model(True)
+  model.zero_grad()
+  tokens, _, mask = map(np.asarray, three)
+  for n, row in enumerate(rows):
+    for g in range(3):
+      length = mask[n, g].sum()
+      out = oracle.logits(model, row, tokens[n, g, :length])
+      torch.sum(
+          out * torch.tensor(np.asarray(weight[n, g, :length + 1]))).backward()
+  grads = {qwen2_5_vl_weights.canonical(name): parameter.grad.numpy()
+           for name, parameter in model.named_parameters()}
+  got = leaves(reference_gradient[1])
+  for line in qwen2_5_vl_weights.table(module.config):
+    expected = [line.from_file(grads[name]) for name in line.names]
+    expected = np.stack(expected) if line.layers else expected[0]
+    scale = np.linalg.norm(expected)
+    assert scale > 1e-3, line.path
+    assert np.linalg.norm(got[line.path] - expected) < 1e-3 * scale, line.path
+  assert set(got) == set(leaves(params))
+
+
+def other(models, **run):
+  """The same model, run differently."""
+  module, params = models[True]
+  return qwen2_5_vl.build(
+      dataclasses.replace(module.config, **run)), params
+
+
+@pytest.mark.parametrize('run', [
+    {'remat': 'layer'}, {'layers': 'scan', 'remat': 'layer'}], ids=str)
+def test_scan_and_remat_change_nothing(models, batch, three, weight,
+                                       reference_gradient, run):
+  value, grads = gradient(*other(models, **run), batch, three, weight)
+  np.testing.assert_allclose(value, reference_gradient[0], rtol=1e-5)
+  expected = leaves(reference_gradient[1])
+  for path, got in leaves(grads).items():
+    scale = np.abs(expected[path]).max()
+    np.testing.assert_allclose(got, expected[path], atol=1e-5 * scale, rtol=0,
+                               err_msg=path)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def greedy(module, params, batch, first, steps):
+  """Tokens i32[N, steps], the arg max each time, one row per prompt."""
+  variables = {'params': params}
+  n = batch.tokens.shape[0]
+  prefix = module.apply(variables, batch, method='prompt_pass')
+  cache = qwen2_5_vl.init_cache(module.config, n, 1, steps, jnp.float32)
+
+  def pick(hidden):
+    return jnp.argmax(module.apply(variables, hidden, method='head'), -1)
+
+  def step(t, state):
+    cache, tokens, current = state
+    tokens = tokens.at[:, t].set(current[:, 0])
+    positions = (batch.next_position[:, None, None] + t) * jnp.ones(
+        (1, 1, 3), jnp.int32)
+    hidden, cache = module.apply(
+        variables, prefix, batch.mask, cache, current, positions, t,
+        method='decode')
+    return cache, tokens, pick(hidden).astype(jnp.int32)
+
+  state = cache, jnp.zeros((n, steps), jnp.int32), (
+      pick(prefix.last)[:, None].astype(jnp.int32))
+  return jax.lax.fori_loop(0, steps, step, state)[1]
+
+
+def test_m1_greedy_tokens_equal_generate(oracle, rows, models, batch):
+  got = np.asarray(greedy(*models[False], batch, None, 32))
+  # (Tied and this random, the model would repeat one token.)
+  for n, row in enumerate(rows[:3]):
+    inputs = oracle.inputs(row)
+    del inputs['position_ids']
+    model = oracle.model(False)
+    model.model.rope_deltas = None
+    expected = model.generate(
+        **inputs, max_new_tokens=32, do_sample=False, pad_token_id=0)
+    assert got[n].tolist() == expected[0, len(row.tokens):].tolist()
+    assert len(set(got[n].tolist())) > 3
+
+
+@pytest.mark.parametrize('layers', ['unrolled', 'scan'])
+def test_m1_decode_equals_completion_pass(models, batch, three, layers):
+  module, params = other(models, layers=layers)
+  variables = {'params': params}
+  tokens, positions, mask = three
+
+  @jax.jit
+  def both(params):
+    prefix = module.apply(variables, batch, method='prompt_pass')
+    whole = module.apply(variables, prefix, batch.mask, tokens, positions,
+                         mask, method='completion_pass')
+
+    def step(cache, t):
+      hidden, cache = module.apply(
+          variables, prefix, batch.mask, cache, tokens[:, :, t],
+          positions[:, :, t], t, method='decode')
+      return cache, hidden
+
+    cache = qwen2_5_vl.init_cache(module.config, *tokens.shape, jnp.float32)
+    _, steps = jax.lax.scan(step, cache, jnp.arange(T))
+    return whole, jnp.moveaxis(steps, 0, 2)
+
+  whole, steps = both(params)
+  real = np.asarray(mask)
+  np.testing.assert_allclose(np.asarray(steps)[real], np.asarray(whole)[real],
+                             atol=1e-5, rtol=0)
+
+
+def test_m3_padding_and_batch_mates_change_nothing(oracle, rows, models,
+                                                   three, logits):
+  """Another order, longer padding and twice the patch slots."""
+  order = [2, 0, 3, 1]
+  again = oracle.prompts([rows[i] for i in order], p=70, s=2 * 36 * 9)
+  some = [x[jnp.asarray(order)] for x in three]
+  # Garbage where padded: masks, not zeros, must hide it.
+  vision = again.media['vision']
+  hidden = (vision.segment == 0)[..., None]
+  again = again.replace(
+      tokens=jnp.where(again.mask, again.tokens, 7),
+      positions=jnp.where(again.mask[..., None], again.positions, 9),
+      media={'vision': vision.replace(
+          patches=jnp.where(hidden, 5.0, vision.patches),
+          position=jnp.where(hidden, 3, vision.position))})
+  got = np.asarray(forward(*models[True], again, *some))
+  real = np.pad(np.asarray(some[2]), ((0, 0), (0, 0), (1, 0)),
+                constant_values=True)
+  np.testing.assert_allclose(got[real], logits[order][real], atol=2e-5,
+                             rtol=0)
+
+
+def test_causality(models, batch, three, logits):
+  """A later token changes nothing before it, and something after."""
+  tokens, positions, mask = three
+  changed = tokens.at[:, 0, 3].add(1)
+  got = np.asarray(forward(*models[True], batch, changed, positions, mask))
+  np.testing.assert_array_equal(got[:, :, :4], logits[:, :, :4])
+  np.testing.assert_array_equal(got[:, 1:], logits[:, 1:])  # other members
+  assert np.abs(got[:, 0, 4:] - logits[:, 0, 4:]).max(-1).min() > 1e-3
+
+
+def test_m6_no_media(oracle, rows, models, three, logits):
+  """Without media the tower is not run; with padded media it adds 0."""
+  module, params = models[True]
+  one = [x[:1] for x in three]
+  weight = jnp.ones((1, 3, T + 1, 200))
+  results = []
+  for media in (True, False):
+    batch = oracle.prompts(rows[:1], media=media)
+    got = np.asarray(forward(module, params, batch, *one))
+    real = np.asarray(one[2])[0]
+    np.testing.assert_allclose(got[0, :, 1:][real], logits[0, :, 1:][real],
+                               atol=2e-5, rtol=0)
+    results.append(leaves(gradient(module, params, batch, one, weight)[1]))
+  for grads in results:
+    for path, x in grads.items():
+      assert np.all(np.isfinite(x)), path
+      assert np.all(x == 0) == path.startswith('visual/'), path
+
+
+def test_m6_all_masked_rows_are_finite(models, batch, three, weight):
+  nothing = batch.replace(mask=jnp.zeros_like(batch.mask), media={
+      'vision': batch.media['vision'].replace(
+          segment=jnp.zeros_like(batch.media['vision'].segment))})
+  empty = (*three[:2], jnp.zeros_like(three[2]))
+  value, grads = gradient(*models[True], nothing, empty, weight)
+  assert np.isfinite(value)
+  assert all(np.all(np.isfinite(x)) for x in leaves(grads).values())
+
+
+def test_unknown_tower_and_bad_slots_are_errors(models, batch):
+  module, params = models[True]
+  vision = batch.media['vision']
+  with pytest.raises(ValueError, match=r"\['sound'\].*only 'vision'"):
+    module.apply({'params': params}, batch.replace(media={'sound': vision}))
+  short = jax.tree.map(lambda x: x[:, :-4], vision).replace(slot=vision.slot)
+  with pytest.raises(ValueError, match='multiple of the 36'):
+    module.apply({'params': params}, batch.replace(media={'vision': short}))
+
+
+def shapes_in(jaxpr):
+  """Shapes of every value of a jaxpr, nested ones included."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield variable.aval.shape
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      yield from shapes_in(inner)
+
+
+def test_law_1_prompt_keys_are_never_repeated(oracle, models):
+  """Nothing in forward or gradient has axes P, d and the group at once."""
+  module, params = models[True]
+  batch = oracle.prompts([oracle.row(17), oracle.row(13)], media=False)
+  completions = oracle.completions(batch, 5, 7)
+
+  def loss(params):
+    return jnp.sum(forward(module, params, batch, *completions))
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+  shapes = set(shapes_in(jaxpr.jaxpr))
+  assert any({5, 17} <= set(s) for s in shapes)  # the scores
+  assert not [s for s in shapes if {5, 17, 12} <= set(s)]
+  assert not [s for s in shapes if {5 * 2, 17, 12} <= set(s)]
+
+
+def test_packed_documents_equal_separate_rows(models):
+  """P = 0: two documents in one row, kept apart by segments."""
+  module, params = models[True]
+  variables = {'params': params}
+  empty = types.Prompts(
+      tokens=jnp.zeros((1, 0), jnp.int32), mask=jnp.zeros((1, 0), bool),
+      positions=jnp.zeros((1, 0, 3), jnp.int32),
+      next_position=jnp.zeros((1,), jnp.int32), media={}, uid=jnp.arange(1))
+  prefix = module.apply(variables, empty, method='prompt_pass')
+  a, b = [3, 1, 4, 1, 5], [9, 2, 6]
+
+  def run(tokens, places, segment):
+    places = jnp.repeat(jnp.asarray(places)[None, None, :, None], 3, -1)
+    return np.asarray(module.apply(
+        variables, prefix, empty.mask, jnp.asarray([[tokens]]), places,
+        jnp.ones((1, 1, len(tokens)), bool), method='completion_pass',
+        segment=segment))[0, 0]
+
+  packed = run(a + b, [0, 1, 2, 3, 4, 0, 1, 2],
+               jnp.asarray([[[1] * 5 + [2] * 3]]))
+  np.testing.assert_allclose(packed[:5], run(a, range(5), None), atol=1e-5)
+  np.testing.assert_allclose(packed[5:], run(b, range(3), None), atol=1e-5)
+
+
+def test_bfloat16_is_near_float32(models, batch, three, logits):
+  module, params = other(models, compute_dtype='bfloat16')
+  got = np.asarray(forward(module, params, batch, *three))
+  assert got.dtype == np.float32
+  real = np.asarray(three[2])
+  error = np.abs(got - logits)[:, :, 1:][real]
+  assert 1e-4 < error.mean() < 2e-2 * np.abs(logits).max()
+
+
+def test_config_layouts_agree(folders):
+  """The hub's flat config.json with rope_scaling, and transformers 5's."""
+  nested = json.loads((folders[True] / 'config.json').read_text())
+  flat = {**nested, **nested['text_config']}
+  del flat['text_config'], flat['rope_parameters']
+  flat |= {
+      'model_type': 'qwen2_5_vl', 'rope_theta': 1e6,
+      'rope_scaling': {'type': 'mrope', 'mrope_section': [1, 2, 3]}}
+  a = qwen2_5_vl.Config.from_hf(nested)
+  b = qwen2_5_vl.Config.from_hf(flat)
+  assert dataclasses.replace(a, hf='') == dataclasses.replace(b, hf='')
+  assert (a.head_width, a.vision.window_patches, a.tied) == (12, 36, True)
+
+
+@pytest.mark.parametrize('section, change, message', [
+    ('text_config', {'use_sliding_window': True}, 'sliding window'),
+    ('text_config', {'hidden_size': 50}, 'multiple'),
+    ('text_config', {'rope_parameters': {
+        'rope_type': 'yarn', 'rope_theta': 1e6}}, "'yarn' is not supported"),
+    ('text_config', {'rope_parameters': {
+        'mrope_section': [2, 2, 3], 'rope_theta': 1e6}}, 'half the head'),
+    ('vision_config', {'out_hidden_size': 7}, 'out_hidden_size 7'),
+    ('vision_config', {'window_size': 4}, 'no merged cell')])
+def test_config_errors(folders, section, change, message):
+  hf = json.loads((folders[True] / 'config.json').read_text())
+  hf[section] |= change
+  with pytest.raises(ValueError, match=message):
+    qwen2_5_vl.Config.from_hf(hf)
+  with pytest.raises(ValueError, match="layers='loop'"):
+    qwen2_5_vl.Config.from_hf(
+        json.loads((folders[True] / 'config.json').read_text()),
+        layers='loop')
+
+
+def test_random_parameters(models):
+  config = models[False][0].config
+  params = leaves(qwen2_5_vl.init_params(config, jax.random.key(0)))
+  again = leaves(qwen2_5_vl.init_params(config, jax.random.key(0)))
+  expected = leaves(models[False][1])
+  assert {k: x.shape for k, x in params.items()} == {
+      k: x.shape for k, x in expected.items()}
+  for path, x in params.items():
+    np.testing.assert_array_equal(x, again[path])
+    if path.endswith('weight'):
+      assert np.all(x == 1)
+    elif path.endswith('bias'):
+      assert np.all(x == 0)
+    else:
+      assert abs(x.std() - 0.02) < 2e-3, path
+  kernel = params['language/layers/q/kernel']
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.01  # layers differ
