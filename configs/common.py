@@ -143,36 +143,36 @@ def _rl() -> ConfigDict:
       reference='init',
       # Rewards, sections of `rewards`, by name.
       rewards=('result',),
-      combine='combine.weighted_sum',
-      advantage=dict(
-          fn='grpo', std='group', ddof=1, eps=1e-6, leave_one_out=False),
-      select='keep_all',
-      # Three axes: ratio x surrogate x reduce.
+      combine=dict(fn='combine.weighted_sum', kwargs=dict()),
+      advantage=dict(fn='grpo', kwargs=dict()),
+      select=dict(fn='keep_all', kwargs=dict()),
+      # Three axes: ratio x surrogate x reduce. `kwargs` are the keywords of
+      # the function; numbers among them are traced and may be scheduled.
       policy=dict(
+          coefficient=1.0,
           ratio='token',  # 'token' | 'sequence' | 'sequence_token'
-          surrogate='clip',  # 'clip' | 'cispo' | 'sapo' | 'none' ...
-          clip_low=0.2,
-          clip_high=0.2,
-          dual_clip=placeholder(float),
-          delta=placeholder(float),
-          log_ratio_clamp=20.0,
-          reduce='token_mean',
+          sequence='geometric',  # or 'product', for ratios of sequences
+          clamp=20.0,  # bound of the log-ratio; inf: none (TRL)
+          surrogate='clip',  # of mmr1/losses/surrogate.py
+          kwargs=dict(),
+          reduce='token_mean',  # of mmr1/losses/reduce.py
           rows='live',
           # Divisor of reduce='constant'; None: max_new_tokens.
-          length=placeholder(int),
+          length=placeholder(float),
       ),
-      # A coefficient fixed at 0 removes its term, and for kl the reference.
-      kl=dict(coefficient=0.0, estimator='k3', clamp=placeholder(float)),
-      entropy=dict(coefficient=0.0, estimate='full'),
+      # A coefficient fixed at 0 and moved by no hook removes its term, and
+      # without a kl term there is no reference pass.
+      kl=dict(coefficient=0.0, estimator='k3', kwargs=dict()),
+      entropy=dict(coefficient=0.0, source='full'),
+      # Names of sections of `hooks`, in order.
       hooks=(),
       reward_workers=1,
       **_training(),
   ))
 
 
-def _evaluate() -> ConfigDict:
-  return ConfigDict(dict(
-      kind='evaluate',
+def _evaluation() -> dict:
+  return dict(
       examples=512,
       prompts_per_batch=256,
       max_new_tokens=96,
@@ -180,14 +180,11 @@ def _evaluate() -> ConfigDict:
       temperature=1.0,
       top_k=0,
       top_p=1.0,
-      samples_per_prompt=1,
       # 'strict': only the answer block counts. 'lenient': documented order of
       # fall-backs in mmr1/text.py.
       parser='lenient',
-      init='previous',
-      data='eval',
       seed=1234,
-  ))
+  )
 
 
 def _collect() -> ConfigDict:
@@ -195,8 +192,8 @@ def _collect() -> ConfigDict:
       kind='collect',
       init='previous',
       data='train',
-      # 'papers/<slug>' engine: examples -> records with completions.
-      engine='vision_r1:bridge',
+      # Turns examples into records with completions.
+      engine='vision_r1.bridge',  # of mmr1/papers
       size=1024,
       kwargs=dict(),
   ))
@@ -215,9 +212,11 @@ def _tasks() -> ConfigDict:
 def _rewards() -> ConfigDict:
   return ConfigDict(dict(
       result=dict(
-          fn='math.verify', weight=1.0, limit_s=5.0, kwargs=dict()),
+          fn='answer.correct', weight=1.0, in_pool=False, limit_s=5.0,
+          kwargs=dict()),
       format=dict(
-          fn='format.think_answer', weight=1.0, limit_s=5.0, kwargs=dict()),
+          fn='format.think_answer', weight=1.0, in_pool=False, limit_s=5.0,
+          kwargs=dict()),
   ))
 
 
@@ -229,18 +228,23 @@ def get_base(arg: str | None = None) -> ConfigDict:
   """
   c = ConfigDict()
   c.name = ''
+  c.scale = arg or 'tiny'
   c.seed = 0
   c.stages = ()
   c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
   c.evaluate_base = True
+  # The evaluation of the base and after (and during) every training stage.
+  c.evaluation = ConfigDict(_evaluation())
   c.tensorboard = True
   c.model = _model()
   c.data = _data()
   c.tasks = _tasks()
   c.rewards = _rewards()
+  c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.sft = _sft()
   c.rl = _rl()
-  c.evaluate = _evaluate()
+  c.evaluate = ConfigDict(dict(
+      kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
   arg = arg or 'tiny'
   if arg not in MODELS:

@@ -1,8 +1,8 @@
 """Checkpoints that survive kill -9, and the resume rule (M15).
 
-    <workdir>/config.json                     the resolved config
-    <workdir>/checkpoints/<stage>_<step>/     Orbax: state (arrays), extra (JSON)
-    <workdir>/DONE/<stage>.json               the stage is finished
+    <workdir>/config.json                   the resolved config
+    <workdir>/checkpoints/<stage>_<step>/   Orbax: state (arrays), extra (JSON)
+    <workdir>/DONE/<stage>.json             the stage is finished
 
 Orbax writes under a temporary name and renames: what has its final name is
 whole. Arrays are stored flat under their names, so a checkpoint may hold part

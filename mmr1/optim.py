@@ -176,9 +176,17 @@ def _in_float32(
 
 def learning_rate(optimizer: Optimizer, opt_state: Tree) -> Array:
   """f32[], the learning rate the next applied update will have."""
-  # The counts of Adam and of the schedule move together: take either.
-  counts = optax.tree_utils.tree_get_all_with_path(opt_state, 'count')
-  return jnp.asarray(optimizer.schedule(counts[0][1]), jnp.float32)
+  # The last part of the chain is the schedule's.
+  return jnp.asarray(optimizer.schedule(opt_state[-1].count), jnp.float32)
+
+
+def restart_schedule(opt_state: Tree) -> Tree:
+  """A carried optimiser state at the start of another stage's schedule.
+
+  Moments and Adam's own count (its bias correction) stay.
+  """
+  *rest, schedule = opt_state
+  return (*rest, schedule._replace(count=jnp.zeros_like(schedule.count)))
 
 
 def init_guard() -> Guard:

@@ -85,7 +85,7 @@ def _set(section, family, changes, where):
 def finalise(
     config: ConfigDict,
     overrides: Iterable[str] = (),
-    direct: Iterable[str] = ('evaluate',),
+    direct: Iterable[str] = (),
 ) -> sections.Section:
   """The resolved config: every stage merged over its family.
 
@@ -98,7 +98,7 @@ def finalise(
       `kind` is the name of its family's section.
     overrides: the keys set on the command line ('rl.lr'); one which reaches no
       stage of this run is an error, since it would have no effect.
-    direct: families that the run reads itself: it evaluates around stages.
+    direct: families that the run also reads itself.
 
   Raises:
     ValueError: an unknown stage or kind, a type that does not fit, a list with
@@ -157,7 +157,7 @@ def _merge(family: dict, over: dict, where: str) -> dict:
   if over.get('fn') not in (None, family.get('fn')):
     family = ({**family, 'kwargs': {}} if 'kwargs' in family
               else {'fn': family.get('fn')})
-    over = {k: v for k, v in over.items() if v is not None}
+    over = _without_none(over)
   merged = dict(family)
   for key, value in over.items():
     here, base = f'{where}.{key}', family.get(key)
@@ -168,6 +168,11 @@ def _merge(family: dict, over: dict, where: str) -> dict:
     elif value is not None or key not in family:
       merged[key] = _typed(value, base, here)
   return merged
+
+
+def _without_none(tree: dict) -> dict:
+  return {k: _without_none(v) if isinstance(v, dict) else v
+          for k, v in tree.items() if v is not None}
 
 
 def _typed(value, base, where):

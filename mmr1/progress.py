@@ -59,7 +59,8 @@ class Line:
       self._bar.refresh()
     else:
       self._console.print(
-          f'{stage} {step}/{self._total} {note}', markup=False, soft_wrap=True)
+          f'{stage} {step}/{self._total} {note}', markup=False,
+          highlight=False, soft_wrap=True)
 
   def _note(self, step: int, numbers: dict[str, float], now: float) -> str:
     parts = [f'{label} {numbers[key]:.3f}'
@@ -72,7 +73,8 @@ class Line:
 
   def print(self, what: Any) -> None:
     """Prints text or a table above the line."""
-    self._console.print(what, markup=False, soft_wrap=isinstance(what, str))
+    self._console.print(what, markup=False, highlight=False,
+                        soft_wrap=isinstance(what, str))
 
   def stop(self) -> None:
     """Leaves the line as it is and closes it."""

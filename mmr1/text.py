@@ -1,10 +1,8 @@
 r"""Reading model text: tags, the final answer, numbers.
 
 Shared by rewards, evaluation, the data engine and reports, so that a text that
-one of them accepts is accepted by all. Standard library only, linear in the
-length of the text, and never an exception for any text.
-
-Parser version 1 (evaluation cards quote `PARSER_VERSION`).
+one of them accepts is accepted by all. Linear in the length of the text, and
+never an exception for any text. Evaluation cards quote `PARSER_VERSION`.
 """
 
 import dataclasses
@@ -18,9 +16,6 @@ MAX_EXPONENT = 60
 _TAGS = ('<think>', '</think>', '<answer>', '</answer>')
 _SHORT = 8  # words of a text that may count as an answer as a whole
 _LONGEST_NUMBER = 200  # characters, LaTeX included
-
-
-# --------------------------------------------------------------- structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +32,10 @@ _NOT_OK = Parsed(think='', answer='', ok=False)
 def parse_think_answer(text: str, *, prefilled: bool = False) -> Parsed:
   """The strict structure `<think>...</think> <answer>...</answer>`.
 
-  After outer white space is stripped the text must be exactly one think block,
-  optional white space, one answer block, both with content. This is a full
-  match of `<think>.*?</think>\\s*<answer>.*?</answer>` (dot matches newline)
-  in which each of the four tags occurs once, so nested, reversed, repeated and
-  empty tags are not ok; an answer block that holds only 'Final Answer:' is
-  empty.
+  A full match of `<think>.*?</think>\\s*<answer>.*?</answer>` (dot matches
+  newline, outer white space stripped) in which each tag occurs once and both
+  blocks have content: nested, reversed, repeated and empty tags are not ok. An
+  answer block that holds only 'Final Answer:' is empty.
 
   Args:
     text: the completion.
@@ -94,10 +87,7 @@ def extract_answer(
     5. the whole text if it has at most 8 words;
     6. None.
 
-  Args:
-    text: the completion.
-    strict: see above.
-    prefilled: the template already wrote `<think>`.
+  `prefilled`: as in `parse_think_answer`.
   """
   if prefilled:
     text = '<think>' + text
@@ -170,8 +160,6 @@ def _announced(text: str) -> str | None:
   return line.strip().strip('*').strip() or None
 
 
-# ----------------------------------------------------------- normalisation
-
 _MINUS = str.maketrans({
     **dict.fromkeys('\u2010\u2011\u2012\u2013\u2212\ufe63', '-'),
     '\u2018': "'", '\u2019': "'", '\u201c': '"', '\u201d': '"',
@@ -188,7 +176,6 @@ def fold(text: str) -> str:
   """
   if text.isascii():
     return text
-  text = text.translate(_MINUS)
   text = ''.join(c if c < '\x80' else _fold_char(c) for c in text)
   text = text.replace('}^{', '').replace('}_{', '')
   return unicodedata.normalize('NFC', text).translate(_MINUS)
@@ -256,8 +243,6 @@ def normalise_answer(text: str, *, keep_case: bool = False) -> str:
   return text if keep_case else text.casefold()
 
 
-# ----------------------------------------------------------------- numbers
-
 _INT = r'(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)'
 _DECIMAL = rf'(?:{_INT}(?:\.[0-9]*)?|\.[0-9]+)'
 _PLAIN = re.compile(
@@ -291,33 +276,24 @@ def parse_number(text: str) -> fractions.Fraction | None:
     if value is None or abs(exponent) > MAX_EXPONENT:
       return None
     value *= fractions.Fraction(10)**int(exponent)
-    return _signed(found, value / 100 if found['percent'] else value)
-  found = _RATIO.fullmatch(text) or _TEX_RATIO.fullmatch(text)
-  if found:
-    return _signed(found, _divide(found['top'], found['bottom']))
-  found = _MIXED.fullmatch(text)
-  if found:
-    whole, part = _decimal(found['whole']), _divide(
-        found['top'], found['bottom'])
-    if whole is None or part is None or part >= 1:
+    value /= 100 if found['percent'] else 1
+  else:
+    found = (_RATIO.fullmatch(text) or _TEX_RATIO.fullmatch(text)
+             or _MIXED.fullmatch(text))
+    if not found:
       return None
-    return _signed(found, whole + part)
-  return None
+    whole = _decimal(found.groupdict().get('whole', '0'))
+    top, bottom = _decimal(found['top']), _decimal(found['bottom'])
+    if whole is None or top is None or not bottom:
+      return None
+    if 'whole' in found.groupdict() and top >= bottom:
+      return None  # 3 5/2 is no mixed number
+    value = whole + top / bottom
+  return -value if found['sign'] == '-' else value
 
 
 def _decimal(digits: str) -> fractions.Fraction | None:
-  digits = digits.replace(',', '').replace(' ', '')
+  digits = digits.replace(',', '').replace(' ', '').rstrip('.')
   if sum(c.isdigit() for c in digits) > MAX_DIGITS:
     return None
-  return fractions.Fraction(digits.rstrip('.'))
-
-
-def _divide(top: str, bottom: str) -> fractions.Fraction | None:
-  over, under = _decimal(top), _decimal(bottom)
-  return None if over is None or not under else over / under
-
-
-def _signed(
-    found: re.Match, value: fractions.Fraction | None,
-) -> fractions.Fraction | None:
-  return -value if value is not None and found['sign'] == '-' else value
+  return fractions.Fraction(digits)

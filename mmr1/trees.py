@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mmr1 import resolve
 
@@ -73,8 +72,9 @@ def select(
 
 
 def global_norm(tree: Tree) -> Array:
-  """f32[], `optax.global_norm` of the leaves in float32."""
-  return optax.global_norm(cast(tree, jnp.float32))
+  """f32[], `optax.global_norm` of the leaves, summed in float32."""
+  leaves = jax.tree.leaves(cast(tree, jnp.float32))
+  return jnp.sqrt(sum((jnp.square(x).sum() for x in leaves), jnp.float32(0)))
 
 
 def cast(tree: Tree, dtype: Any) -> Tree:

@@ -194,7 +194,8 @@ class TestFinalise:
   def test_families_and_unused_stages_are_left_out(self):
     c = paper()
     c.stages = ('short',)
-    assert list(resolve.finalise(c)) == [
+    assert list(resolve.finalise(c)) == ['model', 'seed', 'stages', 'short']
+    assert list(resolve.finalise(c, direct=('evaluate',))) == [
         'evaluate', 'model', 'seed', 'stages', 'short']
 
   @pytest.mark.parametrize('path, word', [
@@ -207,10 +208,10 @@ class TestFinalise:
   ])
   def test_m22_an_override_without_effect(self, path, word):
     if word is None:
-      resolve.finalise(paper(), [path])
+      resolve.finalise(paper(), [path], ('evaluate',))
     else:
       with pytest.raises(ValueError, match=word):
-        resolve.finalise(paper(), [path])
+        resolve.finalise(paper(), [path], ('evaluate',))
 
   def test_m22_an_override_that_all_stages_hide(self):
     c = paper()
@@ -292,7 +293,7 @@ class TestUnread:
     c = paper()
     with c.unlocked():
       change(c)
-    f = resolve.finalise(c)
+    f = resolve.finalise(c, direct=('evaluate',))
     f.short.as_dict()
     with pytest.raises(ValueError, match=f'  {key} = '):
       resolve.changed_but_unread(f, base())
@@ -304,7 +305,8 @@ class TestJson:
     f = resolve.finalise(paper())
     back = resolve.from_json(resolve.to_json(f))
     assert back == f.as_dict()
-    assert back['stages'] == ('short', 'long') and back['short']['length'] is None
+    assert back['stages'] == ('short', 'long')
+    assert back['short']['length'] is None
     assert resolve.difference(f, back) == []
     assert resolve.to_json(back) == resolve.to_json(f)
 
@@ -326,13 +328,16 @@ def test_workdir_name():
 def test_command_line(tmp_path):
   """Typed overrides of placeholders, through absl in a process of its own."""
   root = pathlib.Path(__file__).parent.parent
-  (tmp_path / 'c.py').write_text(
-      f'import sys\nsys.path.insert(0, {str(root)!r})\n'
-      + pathlib.Path(__file__).read_text().split('def base()')[0].split(
-          '@pytest.fixture')[0]
-      + 'def base()' + pathlib.Path(__file__).read_text().split(
-          'def base()')[1].split('class TestOverlay')[0]
-      + 'def get_config(arg=None): return paper()\n')
+  (tmp_path / 'c.py').write_text(textwrap.dedent('''
+      from ml_collections import ConfigDict, config_dict
+      from mmr1 import resolve
+      def get_config(arg=None):
+        c = ConfigDict(dict(stages=('long',), rl=dict(
+            kind='rl', lr=1e-4, steps=100, sampled=True, names=('a',),
+            length=config_dict.placeholder(int), kl=dict(coefficient=0.0))))
+        c.long = resolve.overlay(c.rl)
+        return c
+      '''))
   (tmp_path / 'm.py').write_text(textwrap.dedent(f'''
       import json, sys
       sys.path.insert(0, {str(root)!r})
@@ -344,8 +349,8 @@ def test_command_line(tmp_path):
         from absl import flags
         paths = config_flags.get_override_values(flags.FLAGS['config'])
         f = resolve.finalise(FLAG.value, paths)
-        print(json.dumps([sorted(paths), repr(f.long.lr), f.short.lr,
-                          f.long.sampled, f.long.names, f.long.length,
+        print(json.dumps([sorted(paths), repr(f.long.lr), f.long.sampled,
+                          f.long.names, f.long.length,
                           f.long.steps, f.long.kl.coefficient]))
       app.run(main)
       '''))
@@ -359,6 +364,6 @@ def test_command_line(tmp_path):
   assert result.returncode == 0, result.stderr
   assert json.loads(result.stdout) == [
       ['long.kl.coefficient', 'long.lr', 'long.names', 'long.sampled',
-       'rl.length'], '3e-06', 1e-4, False, ['x', 'y'], 7, 100, 2.0]
+       'rl.length'], '3e-06', False, ['x', 'y'], 7, 100, 2.0]
   typo = run('--config.long.stepz=3')
   assert typo.returncode != 0 and 'stepz' in typo.stderr

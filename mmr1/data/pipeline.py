@@ -14,6 +14,7 @@ import logging
 from typing import Any
 
 import grain
+from absl import flags
 
 from mmr1 import records
 from mmr1.data import collate
@@ -182,6 +183,8 @@ class Stream:
       items = grain.MapDataset.source(data).to_iter_dataset(
           grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
       if self.worker_count:
+        if not flags.FLAGS.is_parsed():  # a notebook; Grain reads its flags
+          flags.FLAGS.mark_as_parsed()
         items = items.mp_prefetch(grain.MultiprocessingOptions(
             num_workers=self.worker_count,
             per_worker_buffer_size=self.worker_buffer))

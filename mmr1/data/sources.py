@@ -7,6 +7,7 @@ Sources of files are in `mmr1.data.files` and `mmr1.data.tfds_source`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -264,12 +265,35 @@ def _check_members(sources: Sequence[Source]):
           f'{UID_STRIDE}.')
 
 
+@functools.lru_cache(maxsize=64)
+def _round_keys(key: tuple[int, int, int]) -> tuple[int, ...]:
+  return tuple(int(x) for x in np.random.SeedSequence(key).generate_state(6))
+
+
 def _shuffled(index: int, size: int, key: tuple[int, int, int]) -> int:
-  """Position `index` of a permutation of 0..size-1 that `key` draws."""
-  from grain import experimental  # imports jax: only where items are mixed
-  seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-  return experimental.index_shuffle(
-      index, max_index=size - 1, seed=seed, rounds=4)
+  """Position `index` of a permutation of 0..size-1 that `key` draws.
+
+  A Feistel network over the next power of four, walked until it falls inside:
+  no table, so a source of millions costs nothing per epoch.
+  """
+  half = max(1, ((size - 1).bit_length() + 1) // 2)
+  mask = (1 << half) - 1
+  while True:
+    left, right = index >> half, index & mask
+    for key_word in _round_keys(key):
+      left, right = right, left ^ (_mix(right ^ key_word) & mask)
+    index = left << half | right
+    if index < size:
+      return index
+
+
+def _mix(x: int) -> int:
+  """The 32-bit finaliser of MurmurHash3."""
+  x ^= x >> 16
+  x = x * 0x85EBCA6B & 0xFFFFFFFF
+  x ^= x >> 13
+  x = x * 0xC2B2AE35 & 0xFFFFFFFF
+  return x ^ x >> 16
 
 
 def examples(

@@ -2,7 +2,7 @@
 
 import re
 
-from mmr1.models import qwen2_5_vl
+from mmr1.models import qwen2_5_vl_config
 from mmr1.models import weights
 
 _BLOCK = {  # of the vision tower: parameter path -> tensor name
@@ -41,7 +41,7 @@ def canonical(name: str) -> str | None:
   return re.sub(r'^model\.language_model\.', 'model.', name)
 
 
-def table(config: qwen2_5_vl.Config) -> tuple[weights.Weight, ...]:
+def table(config: qwen2_5_vl_config.Config) -> tuple[weights.Weight, ...]:
   """One row per parameter leaf, for loading and saving alike."""
   v = config.vision
   rows = [
@@ -75,7 +75,7 @@ def _linear(path, name, *, bias, layers=0):
   return rows
 
 
-def tied(config: qwen2_5_vl.Config) -> dict[str, str]:
+def tied(config: qwen2_5_vl_config.Config) -> dict[str, str]:
   """Tensors a file may repeat: {name: name of the one it must equal}."""
   return ({'lm_head.weight': 'model.embed_tokens.weight'} if config.tied
           else {})

@@ -12,6 +12,8 @@ from mmr1.rewards import quantity
 
 TYPES = ('number', 'choice', 'math', 'text')
 _LETTER = re.compile(r'\(?[A-J]\)?\.?')
+_PROSE = re.compile(
+    r'(?<![\\A-Za-z])(?!sqrt|theta|infinity)[A-Za-z]{4,}')
 _SYMBOLS = re.compile(r'[0-9\\=+*/^<>{}\[\]√π∞]')
 
 
@@ -19,8 +21,9 @@ def kind(example: records.Example) -> str:
   """How an example's answer is compared: one of `TYPES`.
 
   `meta['answer_type']` if given. Otherwise 'choice' when meta has 'choices' or
-  the gold answer is one letter A-J; 'math' when it is a number or holds a
-  digit or a mathematical symbol; else 'text'.
+  the gold answer is one letter A-J; 'math' when it is a number (a unit may
+  follow) or holds a digit or a mathematical symbol and no word of four
+  letters; else 'text'.
 
   Raises:
     ValueError: an unknown answer type, or no gold answer.
@@ -38,7 +41,9 @@ def kind(example: records.Example) -> str:
   gold = text.unwrap(text.fold(example.answer))
   if example.meta.get('choices') is not None or _LETTER.fullmatch(gold):
     return 'choice'
-  if quantity.parse(gold) is not None or _SYMBOLS.search(gold):
+  if quantity.parse(gold) is not None:
+    return 'math'
+  if _SYMBOLS.search(gold) and not _PROSE.search(gold):
     return 'math'
   return 'text'
 
@@ -76,7 +81,8 @@ def match(
   if type_ == 'choice':
     return choice.equal(gold, answer, example.meta.get('choices'))
   if type_ == 'math':
-    return math.equal(gold, answer, limit_s=limit_s)
+    return math.equal(
+        gold, answer, question=example.question, limit_s=limit_s)
   return bool(answer.strip()) and (
       text.normalise_answer(gold) == text.normalise_answer(answer))
 

@@ -55,7 +55,8 @@ def pick(answer: str, choices: Choices | None) -> str | None:
   found = _BARE.fullmatch(plain)
   if found:
     letter = (found['round'] or found['square'] or found['plain']).upper()
-    return letter if table is None or letter in table else None
+    if table is None or letter in table:
+      return letter
   # A choice's own text goes first: it may itself look like 'A. Smith'.
   if table is not None:
     fits = [key for key, value in table.items() if _same(value, plain)]

@@ -13,7 +13,7 @@ import sys
 import math_verify
 import sympy
 
-_MEMORY_BYTES = 4 * 2**30  # a power tower stops here if time does not stop it
+_MEMORY_BYTES = 4 * 2**30  # where a power tower stops if not by time
 _SYMBOLS = (
     ('π', '\\pi '), ('θ', '\\theta '), ('∞', '\\infty '), ('×', '\\times '),
     ('·', '\\cdot '), ('÷', '/'), ('≤', '\\le '), ('≥', '\\ge '),
@@ -40,7 +40,7 @@ def _parse(expression: str):
   expression = expression.replace('\\infinity', '\\infty')
   expression = _ROOT.sub(
       lambda m: '\\sqrt{' + (m[1] or m[2]) + '}', expression)
-  # In a box the whole text is one expression: no search for anything that fits.
+  # In a box the whole text is one expression: no search for what fits.
   return math_verify.parse(
       '\\boxed{' + expression + '}',
       extraction_config=[

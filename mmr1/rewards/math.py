@@ -24,6 +24,8 @@ _ASSIGNED = re.compile(
     r'(?:\([a-z]\))?\s*=(?!=)\s*')
 _EQUALS = re.compile(r'(?<![<>!\\])=')
 _WORD = re.compile(r'[^\W\d_]{2,}(?:[ -][^\W\d_]+)*')
+# A clock time, a date, a score: math-verify would divide or subtract them.
+_CODE = re.compile(r'[0-9]+(?:\s*[:/-]\s*[0-9]+)+')
 
 
 def decide(gold: str, answer: str) -> bool | None:
@@ -47,6 +49,8 @@ def decide(gold: str, answer: str) -> bool | None:
   if expected is not None:
     got = quantity.parse(theirs)
     return got is not None and quantity.equal(expected, got)
+  if _CODE.fullmatch(ours):
+    return re.sub(r'\s', '', ours) == re.sub(r'\s', '', theirs)
   if _WORD.fullmatch(ours) or _unlike(ours, theirs):
     return False
   return None
@@ -102,8 +106,27 @@ def _shape(expression: str) -> tuple[str, int] | None:
   return '', commas
 
 
-def equal(gold: str, answer: str, *, limit_s: float = LIMIT_S) -> bool:
+def _echo(answer: str, question: str) -> bool:
+  """True when the answer is copied out of the question."""
+  answer, question = (
+      re.sub(r'[\s$]', '', part) for part in (answer, question))
+  return len(answer) > 2 and answer in question
+
+
+def equal(
+    gold: str,
+    answer: str,
+    *,
+    question: str = '',
+    limit_s: float = LIMIT_S,
+) -> bool:
   """True when the answer equals the gold answer.
+
+  Args:
+    gold, answer: final answers as text.
+    question: the problem. What is copied from it must equal the gold answer as
+      text or number: 'simplify ...' is not answered by itself.
+    limit_s: seconds for symbolic algebra.
 
   Raises:
     pool.TimedOut: symbolic algebra ran past `limit_s` seconds.
@@ -112,9 +135,11 @@ def equal(gold: str, answer: str, *, limit_s: float = LIMIT_S) -> bool:
   decided = decide(gold, answer)
   if decided is not None:
     return decided
+  ours, theirs = _forms(gold, answer)
+  if _echo(theirs, text.fold(question)):
+    return False
   return pool.shared().call(
-      'mmr1.rewards.equivalence:equal', *_forms(gold, answer),
-      limit_s=limit_s)
+      'mmr1.rewards.equivalence:equal', ours, theirs, limit_s=limit_s)
 
 
 def verify(
@@ -141,7 +166,8 @@ def verify(
   answer = text.extract_answer(
       sample.text, strict=strict, prefilled=prefilled)
   return float(answer is not None and equal(
-      sample.example.answer, answer, limit_s=limit_s))
+      sample.example.answer, answer, question=sample.example.question,
+      limit_s=limit_s))
 
 
 verify.range = (0.0, 1.0)

@@ -47,7 +47,7 @@ _POWERS = {
     'square ': '2', 'sq ': '2', 'sq. ': '2', 'cubic ': '3', None: None}
 _TEX_TEXT = re.compile(r'\\(?:text|textrm|mathrm|mbox|rm)\s*\{\s*([^{}]*)\}')
 _SPLIT = re.compile(
-    r'(?P<number>.*[0-9.})%])\s*(?:(?P<degree>°|\^\s*\{?\s*\\circ\s*\}?|'
+    r'(?P<number>.*?[0-9.})%])\s*(?:(?P<degree>°|\^\s*\{?\s*\\circ\s*\}?|'
     r'\\degree)|(?P<power>square |sq\.? |cubic )?(?P<unit>[a-z]+(?:/[a-z]+)?)'
     r'(?:\^\{?(?P<exponent>[23])\}?)?)', re.IGNORECASE)
 
@@ -60,7 +60,7 @@ class Quantity:
 
 
 def parse(answer: str) -> Quantity | None:
-  r"""'5', '1/2', '5 cm', '5\text{ cm}^2', '30°', '$5'; None for anything else."""
+  r"""Of '5', '1/2', '5 cm', '5\text{ cm}^2', '30°', '$5'; else None."""
   value = text.parse_number(answer)
   if value is not None:
     return Quantity(value)

@@ -179,3 +179,7 @@ def text_positions(next_position: Array, shape: tuple[int, ...]) -> Array:
   t = jnp.arange(shape[2], dtype=jnp.int32)
   position = next_position.astype(jnp.int32)[:, None, None, None]
   return jnp.broadcast_to(position + t[:, None], shape + (3,))
+
+
+# One program per (policy, N, G, T); everything else is traced.
+sample_jit = jax.jit(sample, static_argnames=('policy', 'group', 'length'))

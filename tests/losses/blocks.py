@@ -6,7 +6,7 @@ import numpy as np
 from mmr1 import types
 
 
-def block(seed=0, shape=(2, 3, 5), *, lengths=None, wide=False, **fields):
+def block(seed=0, shape=(2, 4, 5), *, lengths=None, wide=False, **fields):
   """(scores, block): every number random, one row without any token."""
   rng = np.random.default_rng(seed)
   n, g, t = shape

@@ -77,19 +77,17 @@ def test_m9_garbage_and_padding_under_the_mask_change_nothing(term):
 
 @pytest.mark.parametrize('term', TERMS.values(), ids=TERMS)
 def test_m3_chunks_and_blocks_add_up_to_the_whole(term):
-  scores, block = make(shape=(2, 4, 5))
+  scores, block = make()
   want, gradient = value_and_gradient(term, scores, block)
   halves = [on_axis(lambda x, i=i: x[:, i:i + 2], scores, block)
             for i in (0, 2)]
-  count = sum(term(*half)[1] for half in halves)
-  np.testing.assert_allclose(count, term(scores, block)[1])
-  total = sum(term(*half)[0] for half in halves)
+  piece = jax.jit(jax.value_and_grad(term, has_aux=True))
+  ((a, n), da), ((b, m), db) = [piece(*half) for half in halves]
+  assert n + m == term(scores, block)[1]
   np.testing.assert_allclose(
-      reduce.finish(total, count), want, rtol=1e-5, atol=1e-6)
-  pieces = [
-      jax.grad(lambda s, b=b: reduce.finish(term(s, b)[0], count))(s)
-      for s, b in halves]
-  joined = jax.tree.map(lambda *x: jnp.concatenate(x, 1), *pieces)
+      reduce.finish(a + b, n + m), want, rtol=1e-5, atol=1e-6)
+  joined = jax.tree.map(
+      lambda *x: reduce.finish(np.concatenate(x, 1), n + m), da, db)
   for a, b in zip(jax.tree.leaves(joined), jax.tree.leaves(gradient)):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -122,7 +120,7 @@ def test_old_none_has_the_gradient_of_reinforce():
       grad(), grad(surrogate=surrogate.none), atol=1e-7)
 
 
-@pytest.mark.parametrize('clamp', [20.0, None, (-40.0, 10.0)])
+@pytest.mark.parametrize('clamp', [20.0, None])
 @pytest.mark.parametrize('level', ratio.LEVELS)
 @pytest.mark.parametrize('fn', SURROGATES, ids=lambda f: f.__name__)
 def test_m8_extreme_ratios_are_finite(fn, level, clamp):
@@ -197,7 +195,7 @@ def test_weight_scales_tokens_and_not_the_count():
 
 
 def test_kl_bias_correction_multiplies_by_the_ratio():
-  scores, block = make(lengths=[[5] * 3] * 2)
+  scores, block = make(lengths=[[5] * 4] * 2)
   k3 = kl.k3(scores.logp, block.ref)
   want = jnp.mean(k3 * jnp.exp(scores.logp - block.old))
   np.testing.assert_allclose(
@@ -205,7 +203,7 @@ def test_kl_bias_correction_multiplies_by_the_ratio():
 
 
 def test_entropy_is_a_bonus():
-  scores, block = make(lengths=[[5] * 3] * 2)
+  scores, block = make(lengths=[[5] * 4] * 2)
   np.testing.assert_allclose(
       loss(TERMS['entropy'], scores, block), -scores.entropy.mean(),
       rtol=1e-6)

@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from mmr1 import positions
 from mmr1 import types
 
+torch.set_num_threads(1)  # the tensors are tiny
 PATCH, MERGE, CELLS = 4, 2, 3  # windows of 3 x 3 cells of 8 x 8 pixels
 IMAGE, VIDEO, START, END, VOCAB = 190, 191, 192, 193, 200
 TOKENS_PER_SECOND = 2

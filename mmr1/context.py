@@ -1,0 +1,143 @@
+"""What a stage may use: the run's services and the artifacts so far."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+
+from mmr1 import checkpoint
+from mmr1 import compiles
+from mmr1.data import datasets
+from mmr1.data import pipeline
+from mmr1.data import processor as processor_lib
+from mmr1 import forward
+from mmr1 import guard
+from mmr1 import log
+from mmr1.models import checkpoints as model_checkpoints
+from mmr1 import trees
+
+Tree = Any
+
+
+class Preempted(SystemExit):
+  """The state is saved; the process leaves with exit code 0 (M16)."""
+
+  def __init__(self):
+    super().__init__(0)
+
+
+@dataclasses.dataclass
+class Context:
+  """The run.
+
+  Fields:
+    config: the resolved config, a `resolve.Section`.
+    path: the workdir.
+    logger, checkpoints, interrupt, compiles: services.
+    processor: of the checkpoint.
+    policy: the model and its constants.
+    base: parameters of the base model.
+    order: names of the run's stages.
+    models: names of finished stages that made a model, oldest first.
+    files: {collect stage: the file it wrote}.
+    evaluate: (params, stage, step) -> metrics; set by the run.
+  """
+  config: Any
+  path: epath.Path
+  logger: log.Logger
+  checkpoints: checkpoint.Checkpoints
+  interrupt: guard.Interrupt
+  compiles: compiles.CompileCounter
+  processor: processor_lib.Processor
+  policy: forward.Policy
+  base: Tree
+  order: tuple[str, ...]
+  models: list[str] = dataclasses.field(default_factory=list)
+  files: dict[str, str] = dataclasses.field(default_factory=dict)
+  evaluate: Callable[..., Mapping[str, float]] | None = None
+
+  def index(self, stage: str) -> int:
+    """Number of the stage in the key law; 0 is the run itself."""
+    return 1 + self.order.index(stage) if stage in self.order else 0
+
+  def named(self, name: str) -> str:
+    """The stage or path that 'previous' stands for here."""
+    if name == 'previous':
+      return self.models[-1] if self.models else 'base'
+    return name
+
+  def params(self, name: str) -> Tree:
+    """Parameters of 'base', 'previous', a finished stage, or a folder."""
+    name = self.named(name)
+    if name == 'base':
+      return self.base
+    if name in self.order:
+      return self._restore(name, {'params': {'policy': self.base}},
+                           ('params/.*',))['params']['policy']
+    _, params = open_model(
+        self.config.model, datasets.model_path(name), self.processor)
+    return params
+
+  def optimizer_state(self, name: str, target: Tree) -> Tree:
+    """Optimiser state that a stage ended with, in the form of `target`."""
+    return self._restore(
+        self.named(name), {'opt': {'policy': target}}, ('opt/.*',)
+    )['opt']['policy']
+
+  def _restore(self, stage: str, target: Tree, only: tuple[str, ...]) -> Tree:
+    record = self.checkpoints.done(stage)
+    if record is None:
+      raise ValueError(
+          f'stage {stage!r} has not finished in this run; stages run in the '
+          f'order {self.order}.')
+    restored = self.checkpoints.restore(
+        stage, target, step=record['step'], only=only)
+    return restored.tree
+
+  def shape(self) -> pipeline.Shape:
+    return datasets.shape(self.config.data, self.processor)
+
+  def stop_if_asked(self) -> None:
+    if self.interrupt.agreed():
+      self.logger.note(
+          f'{self.interrupt.signal}: state saved, stopping. The same command '
+          'goes on from here.')
+      self.logger.close()
+      raise Preempted()
+
+
+def open_model(
+    model: Any, path: str, processor: processor_lib.Processor,
+) -> tuple[forward.Policy, Tree]:
+  """Loads a checkpoint folder as a policy and its parameters."""
+  module, params = model_checkpoints.load(
+      path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
+      layers=model.layers, remat=model.remat, precision=model.precision)
+  policy = forward.Policy(
+      module, processor.banned, processor.eos_id, processor.pad_id,
+      model.head_chunk)
+  return policy, params
+
+
+def check_init(init: str, stage: str, order: tuple[str, ...]) -> None:
+  """A stage can start only from what comes before it."""
+  if init in order and order.index(init) >= order.index(stage):
+    raise ValueError(
+        f'{stage}.init: {init!r} does not come before {stage!r} in stages '
+        f'{order}.')
+
+
+def copy(tree: Tree) -> Tree:
+  """Fresh buffers: what a stage donates must not be somebody else's."""
+  return jax.tree.map(jnp.array, tree)
+
+
+def describe(params: Tree, mask: Tree) -> str:
+  """'1,083,520 of 1,764,704 parameters train'."""
+  flags = trees.named(mask)
+  total = trees.count(params)
+  train = sum(x.size for k, x in trees.named(params).items() if flags[k])
+  return f'{train:,} of {total:,} parameters train'

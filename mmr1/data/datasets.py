@@ -1,0 +1,123 @@
+"""From the `data` and `tasks` sections of a config to mixtures and shapes."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from etils import epath
+
+from mmr1 import resolve
+from mmr1.data import files
+from mmr1.data import pipeline
+from mmr1.data import processor as processor_lib
+from mmr1.data import rows
+from mmr1.data import sources
+
+
+def open_processor(model: Any, data: Any) -> processor_lib.Processor:
+  """The checkpoint's processor with the pixel budget of `data`."""
+  return processor_lib.Processor.open(
+      model_path(model.path), min_pixels=data.min_pixels,
+      max_pixels=data.max_pixels, position_rule=model.position_rule)
+
+
+def model_path(path: str) -> str:
+  """`path`, or the place inside the installed package it names.
+
+  'mmr1/assets/tiny' then works from any working directory.
+  """
+  if not epath.Path(path).exists() and path.startswith('mmr1/'):
+    inside = epath.Path(__file__).parent.parent.parent / path
+    if inside.exists():
+      return str(inside)
+  if not epath.Path(path).exists():
+    raise ValueError(
+        f'model.path: there is no {path!r}. Put a Hugging Face checkpoint '
+        'folder there (config.json, safetensors, tokenizer), or say where it '
+        'is with --config.model.path=...')
+  return path
+
+
+def template(data: Any) -> Callable[..., Any]:
+  """The template function of the config, its text bound."""
+  fn = resolve.function(data.template, 'mmr1.data.template')
+  given = {'system': data.system, 'instruction': data.instruction}
+  kwargs = {k: v for k, v in given.items() if v is not None}
+  resolve.check_kwargs(fn, kwargs, 'data')
+  return functools.partial(fn, **kwargs) if kwargs else fn
+
+
+def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
+  """How prompts are written and what fits.
+
+  Raises:
+    ValueError: `patches` is not whole attention windows.
+  """
+  unit = processor.window_patches
+  if data.patches % unit:
+    raise ValueError(
+        f'data.patches: got {data.patches}; it must be a multiple of {unit} '
+        f'(one attention window), for example {-(-data.patches // unit) * unit}.')
+  return pipeline.Shape(
+      processor=processor, template=template(data),
+      prompt_length=data.prompt_tokens, patches=data.patches)
+
+
+def _form(data: Any, *, completions: bool) -> rows.RowFormat:
+  return rows.RowFormat(
+      image=data.image_column, question=data.question_column,
+      answer=data.answer_column, completion=data.completion_column,
+      require_answer=not completions, require_completion=completions)
+
+
+def _worlds(
+    config: Any, split: str, size: int) -> list[sources.Source]:
+  """The procedural worlds of `data.mixture`."""
+  result = []
+  for name in config.data.mixture:
+    section = config.tasks[name].as_dict()
+    fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
+    resolve.check_kwargs(fn, section, f'tasks.{name}', ('uid_offset',))
+    result.append(sources.TaskSource(
+        fn, seed=config.seed, split=split, size=size, **section))
+  return result
+
+
+def open_split(config: Any, split: str) -> sources.Mixture:
+  """The mixture of the run's data, split 'train' or 'eval'.
+
+  `data.path` (and `data.eval_path`) replace the worlds; without `eval_path`
+  every `data.holdout`-th record of the file is kept for evaluation.
+  """
+  data = config.data
+  train, seed = split == 'train', config.seed
+  if data.path is None:
+    size = data.train_size if train else data.eval_size
+    return sources.Mixture(
+        _worlds(config, split, size), data.weights, seed=seed)
+  form = _form(data, completions=False)
+  if not train and data.eval_path is not None:
+    return sources.Mixture(
+        [files.open_path(data.eval_path, form=form)], seed=seed)
+  source = files.open_path(data.path, form=form)
+  if data.eval_path is None:
+    source = sources.holdout(source, every=data.holdout)[0 if train else 1]
+  return sources.Mixture([source], seed=seed)
+
+
+def open_completions(config: Any, path: str) -> sources.Mixture:
+  """A file of examples with completions, as `collect` writes it."""
+  form = rows.RowFormat(require_answer=False, require_completion=True)
+  del config
+  return sources.Mixture([files.open_path(path, form=form)], seed=0)
+
+
+def open_expert(config: Any) -> sources.Mixture:
+  """`data.path` read as examples with completions, for sft without collect."""
+  if config.data.path is None:
+    raise ValueError(
+        "sft: data='train' needs a file with completions: set --config.data."
+        "path=..., or data to the name of a collect stage.")
+  form = _form(config.data, completions=True)
+  return sources.Mixture(
+      [files.open_path(config.data.path, form=form)], seed=config.seed)

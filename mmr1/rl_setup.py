@@ -1,0 +1,166 @@
+"""Set-up of an rl stage: its section becomes functions, before anything runs."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from mmr1 import context
+from mmr1 import objective as objective_lib
+from mmr1 import resolve
+from mmr1.rewards import score as score_lib
+from mmr1.sampling import sample as sample_lib
+from mmr1 import training
+
+OLD = ('self', 'recompute', 'sampler')
+# Advantages that divide by a spread inside the group need two samples in it.
+_NEED_GROUP = ('grpo', 'dr_grpo', 'rloo', 'pass_at_k', 'opo', 'gpg',
+               'normalize_then_sum')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The resolved functions of an rl stage.
+
+  Fields:
+    objective: terms and starting knobs.
+    sampling: traced settings of the sampler.
+    temperature: of the sampler, and of every log-prob (law 5).
+    scorer: the rewards.
+    combine: (columns, names, knobs, state) -> (rewards, state).
+    advantage: (rewards, tokens) -> [N, G, 1 or T].
+    select: (columns, advantage, meta, state, rng) -> keep, counts, more, state.
+    hooks: {name: (knobs, state, columns, metrics, step) -> knobs, state}.
+  """
+  objective: objective_lib.Objective
+  sampling: sample_lib.Knobs
+  temperature: float
+  scorer: score_lib.Scorer
+  combine: Callable[..., Any]
+  advantage: Callable[..., Any]
+  select: Callable[..., Any]
+  hooks: Mapping[str, Callable[..., Any]]
+
+
+def setup(section: Any, stage: str, config: Any) -> Plan:
+  """Reads and checks an rl section.
+
+  Raises:
+    ValueError: a value out of range, a name that does not exist, settings
+      that contradict each other (M22).
+  """
+  training.check(section, stage, config.stages)
+  _check_shapes(section, stage)
+  if section.data != 'train':
+    raise ValueError(
+        f"{stage}.data: got {section.data!r}; rl reads 'train', the mixture "
+        'or file of the data section.')
+  reference = section.reference
+  if reference in config.stages:
+    context.check_init(reference, stage, config.stages)
+  hooks = {name: _bound(config.hooks[name], 'mmr1.hooks', f'hooks.{name}')
+           for name in section.hooks}
+  moved = frozenset(
+      config.hooks[name].kwargs.as_dict().get('knob', '')
+      for name in section.hooks)
+  objective = objective_lib.build(section, moved)
+  if not objective.terms:
+    raise ValueError(
+        f'{stage}: every coefficient is 0, so there is nothing to optimise.')
+  scorer = _scorer(section, stage, config)
+  if not 0 < section.temperature:
+    raise ValueError(
+        f'{stage}.temperature: got {section.temperature}; greedy completions '
+        'of a group are all the same, so rl needs a temperature above 0.')
+  return Plan(
+      objective=_with_sampler_metrics(objective),
+      sampling=sample_lib.knobs(
+          temperature=section.temperature, top_k=section.top_k,
+          top_p=section.top_p, max_new_tokens=section.max_new_tokens),
+      temperature=section.temperature, scorer=scorer,
+      combine=_combine(section, scorer),
+      advantage=_bound(
+          section.advantage, 'mmr1.advantages', f'{stage}.advantage'),
+      select=_bound(section.select, 'mmr1.select', f'{stage}.select'),
+      hooks=hooks)
+
+
+def _check_shapes(section: Any, stage: str) -> None:
+  for key in ('prompts_per_step', 'samples_per_prompt', 'epochs_per_step',
+              'minibatches_per_step', 'chunks_per_minibatch', 'log_every',
+              'reward_workers'):
+    if section[key] < 1:
+      raise ValueError(
+          f'{stage}.{key}: got {section[key]}; allowed: at least 1.')
+  n, parts = section.prompts_per_step, section.minibatches_per_step
+  if n % parts:
+    raise ValueError(
+        f'{stage}.minibatches_per_step: {n} prompts do not split into {parts} '
+        'minibatches.')
+  g, chunks = section.samples_per_prompt, section.chunks_per_minibatch
+  if g % chunks:
+    raise ValueError(
+        f'{stage}.chunks_per_minibatch: {g} samples per prompt do not split '
+        f'into {chunks} chunks.')
+  if g == 1 and section.advantage.fn in _NEED_GROUP:
+    raise ValueError(
+        f'{stage}: samples_per_prompt=1 with the group advantage '
+        f'{section.advantage.fn!r}: a group of one has advantage 0, so '
+        'nothing would train. Take at least 2 samples.')
+  if section.old not in OLD:
+    raise ValueError(
+        f'{stage}.old: got {section.old!r}; allowed are {OLD}.')
+  updates = section.epochs_per_step * parts
+  if section.old == 'self' and updates > 1:
+    raise ValueError(
+        f"{stage}.old: 'self' with {updates} updates per rollout: every ratio "
+        "would be 1 and nothing would be clipped. Set old to 'recompute' (a "
+        "pass before the first update) or 'sampler'.")
+
+
+def _bound(section: Any, root: str, where: str) -> Callable[..., Any]:
+  """The function of a section {fn, kwargs} with its keywords bound."""
+  fn = resolve.function(section.fn, root)
+  kwargs = section.kwargs.as_dict()
+  resolve.check_kwargs(fn, kwargs, f'{where}.kwargs')
+  return functools.partial(fn, **kwargs)
+
+
+def _scorer(section: Any, stage: str, config: Any) -> score_lib.Scorer:
+  if not section.rewards:
+    raise ValueError(f'{stage}.rewards: names no reward. Known are '
+                     f'{tuple(config.rewards)}.')
+  rewards = {}
+  for name in section.rewards:
+    reward = config.rewards[name]
+    rewards[name] = score_lib.Reward(
+        fn=resolve.function(reward.fn, 'mmr1.rewards'),
+        kwargs=reward.kwargs.as_dict(), weight=reward.weight,
+        in_pool=reward.in_pool, limit_s=reward.limit_s)
+  return score_lib.Scorer(rewards, workers=section.reward_workers)
+
+
+def _combine(section: Any, scorer: score_lib.Scorer) -> Callable[..., Any]:
+  fn = resolve.function(section.combine.fn, 'mmr1.rewards')
+  kwargs = section.combine.kwargs.as_dict()
+  resolve.check_kwargs(fn, kwargs, 'combine.kwargs', ('weights',))
+  return functools.partial(fn, weights=scorer.weights, **kwargs)
+
+
+def _with_sampler_metrics(
+    objective: objective_lib.Objective) -> objective_lib.Objective:
+  """Adds |trainer - sampler| log-prob differences to the first term."""
+  first = objective.terms[0]
+
+  def metrics(scores, block, knobs):
+    means, tops = ({}, {}) if first.metrics is None else first.metrics(
+        scores, block, knobs)
+    gap = jnp.abs(scores.logp - block.extra['sampler_logp'])
+    gap = jnp.where(block.mask, gap, 0.0)
+    count = jnp.sum(block.mask.astype(jnp.float32))
+    return ({**means, 'sampler/logp_diff_mean': (jnp.sum(gap), count)},
+            {**tops, 'sampler/logp_diff_max': jnp.max(gap)})
+  return objective._replace(terms=(
+      dataclasses.replace(first, metrics=metrics), *objective.terms[1:]))

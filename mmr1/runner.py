@@ -1,0 +1,193 @@
+"""`mmr1.run(config, workdir)`: the stages of a config, in order, resumable."""
+
+from collections.abc import Iterable
+import importlib
+import os
+import resource
+import time
+
+
+from etils import epath
+import jax
+from ml_collections import config_dict
+
+from mmr1 import checkpoint
+from mmr1 import compiles
+from mmr1 import context
+from mmr1.data import datasets
+from mmr1 import guard
+from mmr1 import log
+from mmr1 import resolve
+from mmr1.stages import collect
+from mmr1.stages import evaluate
+from mmr1 import workdir as workdir_lib
+
+_BASE = 'base'
+TRAINS = ('sft', 'rl')
+COLUMNS = ('stage', 'greedy', '95%', 'sampled (T=1)', '95%', 'n', 'length')
+
+
+def run(
+    config: config_dict.ConfigDict,
+    workdir: str,
+    *,
+    fresh: bool = False,
+    quiet: bool = False,
+    overrides: Iterable[str] = (),
+    defaults: config_dict.ConfigDict | None = None,
+) -> dict[str, dict[str, float]]:
+  """Runs every stage that is not done yet.
+
+  Args:
+    config: from a config file's get_config.
+    workdir: where everything goes; a run found there with the same config is
+      continued, with another config it is an error.
+    fresh: start over.
+    quiet: no progress on the console.
+    overrides: keys set on the command line, checked to have an effect.
+    defaults: the base the config was made from; changed keys that nothing
+      reads are then an error.
+
+  Returns:
+    {stage: evaluation metrics}, the base first.
+
+  Raises:
+    ValueError: the config cannot work; says which key and what is allowed.
+  """
+  started = time.time()
+  final = resolve.finalise(config, overrides)
+  if not final.stages:
+    raise ValueError('stages: empty; name at least one stage.')
+  plans = {}
+  modules = {}
+  for name in final.stages:
+    section = final[name]
+    modules[name] = importlib.import_module(f'mmr1.stages.{section.kind}')
+    plans[name] = modules[name].setup(section, name, final)
+  _set_up_jax(final)
+  with guard.Interrupt() as interrupt:
+    ctx = _open(final, workdir, fresh, quiet, interrupt)
+    if defaults is not None:
+      resolve.changed_but_unread(final, defaults)
+    ctx.logger.note(_banner(ctx))
+    results = _stages(ctx, final, modules, plans)
+    _finish(ctx, results, time.time() - started)
+  return results
+
+
+def _set_up_jax(config: resolve.Section) -> None:
+  """The persistent compilation cache: later runs start in seconds."""
+  folder = os.path.expanduser(config.cache_dir)
+  if folder:
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _open(config, workdir, fresh, quiet, interrupt) -> context.Context:
+  """Opens the model first: a bad path must not leave a workdir behind."""
+  processor = datasets.open_processor(config.model, config.data)
+  datasets.shape(config.data, processor)
+  for split in ('train', 'eval'):
+    if config.data.path is not None or split == 'train':
+      datasets.open_split(config, split)
+  policy, base = context.open_model(
+      config.model, datasets.model_path(config.model.path), processor)
+  folder = workdir_lib.Workdir(workdir, config, fresh=fresh)
+  keep = max([config[name].keep_checkpoints for name in config.stages
+              if config[name].kind in TRAINS], default=2)
+  ctx = context.Context(
+      config=config, path=folder.path,
+      logger=log.Logger(
+          folder.path, quiet=quiet, tensorboard=config.tensorboard),
+      checkpoints=checkpoint.Checkpoints(folder.path, keep=keep),
+      interrupt=interrupt, compiles=compiles.CompileCounter(),
+      processor=processor, policy=policy, base=base, order=config.stages)
+  ctx.evaluate = evaluate.Evaluation(ctx, config.evaluation)
+  _read_everything_else(config)
+  return ctx
+
+
+def _read_everything_else(config) -> None:
+  """Keys that are used later than set-up's end, or only in some runs."""
+  config.name, config.scale, config.seed, config.evaluate_base
+  config.evaluation.as_dict()
+  config.data.as_dict()
+
+
+def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
+  results = {}
+  if config.evaluate_base:
+    results[_BASE] = _evaluate_base(ctx)
+  for name in config.stages:
+    section = config[name]
+    if section.kind == 'collect':
+      ctx.files[name] = collect.path_of(ctx.path, name)
+    if ctx.checkpoints.done(name) is None:
+      ctx.logger.note(f'[{name}] {section.kind}')
+      modules[name].run(ctx, name, section, plans[name])
+    if section.kind in TRAINS:
+      ctx.models.append(name)
+    record = ctx.checkpoints.done(name)
+    if 'eval' in record:
+      results[name] = record['eval']
+    ctx.stop_if_asked()
+  return results
+
+
+def _evaluate_base(ctx) -> dict[str, float]:
+  done = ctx.checkpoints.done(_BASE)
+  if done is None:
+    ctx.logger.note('[base] evaluating; the first call compiles')
+    result = dict(ctx.evaluate(ctx.base, _BASE, 0))
+    ctx.logger.truncate(_BASE, -1)
+    ctx.logger.write(_BASE, 0, result)
+    ctx.checkpoints.finish(_BASE, {'eval': result})
+    done = ctx.checkpoints.done(_BASE)
+  return done['eval']
+
+
+def _banner(ctx: context.Context) -> str:
+  """What runs, and the numbers that follow from the config."""
+  devices = jax.devices()
+  lines = [f'{len(devices)} x {devices[0].device_kind}, '
+           f'workdir {ctx.path}']
+  for name in ctx.order:
+    section = ctx.config[name]
+    if section.kind == 'rl':
+      n, g = section.prompts_per_step, section.samples_per_prompt
+      updates = section.minibatches_per_step * section.epochs_per_step
+      lines.append(
+          f'  {name}: {section.steps} steps of {n} prompts x {g} samples x '
+          f'{section.max_new_tokens} tokens = {n * g} completions, '
+          f'{updates} update(s) each')
+    elif section.kind == 'sft':
+      lines.append(f'  {name}: {section.steps} steps of '
+                   f'{section.rows_per_step} rows')
+    else:
+      lines.append(f'  {name}: {section.kind}')
+  return '\n'.join(lines)
+
+
+def _finish(ctx, results, seconds: float) -> None:
+  """The table, memory and time; a run-level DONE."""
+  rows = []
+  for name, m in results.items():
+    rows.append((
+        name, f'{m["eval/accuracy"]:.3f}',
+        f'{m["eval/accuracy_low"]:.3f}-{m["eval/accuracy_high"]:.3f}',
+        f'{m["eval/accuracy_sampled"]:.3f}',
+        f'{m["eval/accuracy_sampled_low"]:.3f}-'
+        f'{m["eval/accuracy_sampled_high"]:.3f}',
+        str(int(m['eval/n'])), f'{m["eval/response_length_sampled"]:.1f}'))
+  ctx.logger.table(rows, COLUMNS, 'held-out problems')
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  ctx.logger.note(
+      f'{seconds:.0f} s, {peak:.1f} GiB of memory at most; everything is in '
+      f'{ctx.path}')
+  workdir_lib.write_whole(epath.Path(ctx.path) / 'DONE' / 'run.json',
+                          '{"finished": true}\n')
+  ctx.logger.close()
+  ctx.checkpoints.close()
+  ctx.compiles.close()
+
+

@@ -1,0 +1,71 @@
+"""From a rollout's arrays to Samples: what rewards and people see."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mmr1 import records
+from mmr1 import types
+from mmr1.data import encode
+from mmr1.data import processor as processor_lib
+
+
+class Host(NamedTuple):
+  """A rollout's small arrays on the host.
+
+  Fields:
+    tokens i32[N, G, T], kind i8[N, G, T], done bool[N, G],
+    logp f32[N, G, T], behaviour f32[N, G, T].
+  """
+  tokens: np.ndarray
+  kind: np.ndarray
+  done: np.ndarray
+  logp: np.ndarray
+  behaviour: np.ndarray
+
+  @property
+  def sampled(self) -> np.ndarray:
+    """bool[N, G, T], tokens that the policy sampled."""
+    return self.kind == types.KIND_SAMPLED
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """i64[N, G], sampled tokens of each completion."""
+    return self.sampled.sum(-1)
+
+
+def to_host(rollout: types.Rollout) -> Host:
+  """Copies what the host needs; the prompts stay where they are."""
+  return Host(*jax.device_get((
+      rollout.completions.tokens, rollout.completions.kind, rollout.done,
+      rollout.logp, rollout.behaviour)))
+
+
+def read(
+    host: Host,
+    examples: Sequence[records.Example],
+    processor: processor_lib.Processor,
+) -> list[records.Sample]:
+  """Samples, group after group.
+
+  Args:
+    host: from `to_host`; rows beyond the examples (padding) are left out.
+    examples: the prompts' examples, one per row.
+    processor: decodes the ids.
+  """
+  samples = []
+  for row, example in enumerate(examples):
+    for slot in range(host.tokens.shape[1]):
+      kept = host.kind[row, slot] != types.KIND_PAD
+      tokens = tuple(map(int, host.tokens[row, slot][kept]))
+      text = encode.decode(tokens, processor)
+      samples.append(records.Sample(
+          text=text, tokens=tokens,
+          kinds=tuple(map(int, host.kind[row, slot][kept])),
+          length=int(host.lengths[row, slot]),
+          truncated=not bool(host.done[row, slot]), example=example,
+          uid=example.uid, group=row, slot=slot,
+          turns=(records.Turn('assistant', text),)))
+  return samples

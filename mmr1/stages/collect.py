@@ -1,0 +1,96 @@
+"""Stage `collect`: makes a data set; a paper's engine says how.
+
+The engine is `(examples, ctx, stage, **kwargs) -> Collected`: records with
+completions and counts of what was filtered out. The file it leaves is JSONL
+with images beside it, the layout that sft reads.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import hashlib
+import io
+import json
+from typing import Any
+
+from etils import epath
+from PIL import Image
+
+from mmr1 import context
+from mmr1.data import datasets
+from mmr1.data import pipeline
+from mmr1 import records
+from mmr1 import resolve
+from mmr1 import workdir as workdir_lib
+
+
+def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
+  """Resolves the engine before anything runs."""
+  if section.size < 1:
+    raise ValueError(
+        f'{stage}.size: got {section.size}; allowed: at least 1.')
+  if section.data != 'train':
+    raise ValueError(
+        f"{stage}.data: got {section.data!r}; collect reads 'train'.")
+  context.check_init(section.init, stage, config.stages)
+  engine = resolve.function(section.engine, 'mmr1.papers')
+  kwargs = section.kwargs.as_dict()
+  resolve.check_kwargs(engine, kwargs, f'{stage}.kwargs')
+  return {'engine': functools.partial(engine, **kwargs)}
+
+
+def run(
+    ctx: context.Context, stage: str, section: Any, plan: Mapping[str, Any],
+) -> None:
+  """Reads `size` examples, runs the engine, writes the data set."""
+  folder = ctx.path / 'data' / stage
+  stream = pipeline.Stream(
+      datasets.open_split(ctx.config, 'train'), ctx.shape(),
+      max_broken_frac=ctx.config.data.max_broken_frac,
+      worker_count=ctx.config.data.worker_count)
+  examples = [example for example, _ in stream.take(section.size)]
+  stream.close()
+  made, counts = plan['engine'](examples, ctx, section.init)
+  if not made:
+    raise ValueError(
+        f'{stage}: the engine kept none of {len(examples)} examples; counts: '
+        f'{counts}.')
+  write(folder, made)
+  metrics = {f'collect/{name}': value for name, value in counts.items()}
+  metrics['collect/kept'] = len(made)
+  ctx.logger.truncate(stage, -1)
+  ctx.logger.write(stage, 0, metrics)
+  ctx.logger.samples(stage, 0, [
+      {'prompt': e.question, 'images': list(e.images), 'answer': e.answer,
+       'completion': e.completions[0]} for e in made[:16]])
+  ctx.checkpoints.finish(stage, {'counts': counts, 'kept': len(made)})
+
+
+def path_of(ctx_path: epath.Path, stage: str) -> str:
+  """The file a collect stage writes."""
+  return str(ctx_path / 'data' / stage / 'train.jsonl')
+
+
+def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
+  """JSONL with columns images, problem, answer, completion; PNGs beside it."""
+  images = folder / 'images'
+  images.mkdir(parents=True, exist_ok=True)
+  lines = []
+  for example in made:
+    names = [_put(images, image) for image in example.images]
+    lines.append(json.dumps({
+        'images': [f'images/{name}' for name in names],
+        'problem': example.question, 'answer': example.answer,
+        'completion': example.completions[0], 'uid': example.uid,
+        'source': example.source}) + '\n')
+  workdir_lib.write_whole(folder / 'train.jsonl', ''.join(lines))
+
+
+def _put(folder: epath.Path, image: Image.Image) -> str:
+  """Writes a PNG under a name made of its content; returns the name."""
+  buffer = io.BytesIO()
+  image.save(buffer, 'PNG')
+  content = buffer.getvalue()
+  name = f'{hashlib.sha256(content).hexdigest()[:20]}.png'
+  if not (folder / name).exists():
+    (folder / name).write_bytes(content)
+  return name

@@ -1,0 +1,181 @@
+"""Stage `evaluate`: accuracy on held-out problems, greedy and sampled.
+
+The same prompts and the same noise are used for every evaluation of a run, so
+that two of them differ by the parameters alone. Each leaves a card and one
+record per sample in `eval/` (M19).
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mmr1 import context
+from mmr1.data import collate
+from mmr1.data import datasets
+from mmr1.data import pipeline
+from mmr1 import records
+from mmr1.rewards import answer
+from mmr1.rewards import pool
+from mmr1.sampling import keys
+from mmr1.sampling import read
+from mmr1.sampling import sample
+from mmr1 import text
+from mmr1 import workdir as workdir_lib
+
+PARSERS = ('strict', 'lenient')
+_GREEDY, _SAMPLED = 0, 1  # views of the key law
+
+
+def check(section: Any) -> None:
+  """Refuses settings that cannot work."""
+  if section.parser not in PARSERS:
+    raise ValueError(
+        f'{section.where}.parser: got {section.parser!r}; allowed are '
+        f'{PARSERS}.')
+  for key in ('examples', 'prompts_per_batch', 'max_new_tokens'):
+    if section[key] < 1:
+      raise ValueError(
+          f'{section.where}.{key}: got {section[key]}; allowed: at least 1.')
+  if section.temperature <= 0:
+    raise ValueError(
+        f'{section.where}.temperature: got {section.temperature}; it is that '
+        'of the sampled accuracy and must be above 0 (greedy is always '
+        'reported as well).')
+
+
+class Evaluation:
+  """Held-out problems, opened once and used by every evaluation of a run."""
+
+  def __init__(self, ctx: context.Context, section: Any):
+    """Opens `section.examples` usable problems of the 'eval' split."""
+    check(section)
+    self._ctx = ctx
+    self._section = section
+    self._pairs: list[pipeline.Pair] = []
+    self._knobs = [
+        sample.knobs(temperature=0.0, max_new_tokens=section.max_new_tokens),
+        sample.knobs(
+            temperature=section.temperature, top_k=section.top_k,
+            top_p=section.top_p, max_new_tokens=section.max_new_tokens)]
+
+  def __call__(
+      self, params: Any, stage: str, step: int,
+  ) -> dict[str, float]:
+    """Metrics of these parameters, and the card and records on disk."""
+    if not self._pairs:
+      self._pairs, _ = pipeline.all_examples(
+          datasets.open_split(self._ctx.config, 'eval'), self._ctx.shape(),
+          self._section.examples)
+    greedy = self._samples(params, _GREEDY)
+    sampled = self._samples(params, _SAMPLED)
+    graded = [[self._grade(s) for s in part] for part in (greedy, sampled)]
+    metrics = summary(graded[0], greedy, '')
+    metrics |= summary(graded[1], sampled, '_sampled')
+    self._write(stage, step, metrics, greedy, graded[0])
+    return metrics
+
+  def _samples(self, params: Any, view: int) -> list[records.Sample]:
+    section, ctx = self._section, self._ctx
+    size = min(section.prompts_per_batch, len(self._pairs))
+    shape, result = ctx.shape(), []
+    key = keys.step_key(section.seed, 0, 0, view=view)
+    for start in range(0, len(self._pairs), size):
+      part = self._pairs[start:start + size]
+      prompts = collate.collate(
+          [encoded for _, encoded in part], prompt_length=shape.prompt_length,
+          patches=shape.patches, pad_id=ctx.processor.pad_id,
+          pad_rows=size - len(part))
+      rollout = sample.sample_jit(
+          ctx.policy, params, prompts, key, self._knobs[view], jnp.int32(0),
+          group=1, length=section.max_new_tokens)
+      result += read.read(
+          read.to_host(rollout), [e for e, _ in part], ctx.processor)
+    return result
+
+  def _grade(self, s: records.Sample) -> tuple[str | None, bool]:
+    """The extracted answer and whether it is right."""
+    extracted = text.extract_answer(
+        s.text, strict=self._section.parser == 'strict')
+    try:
+      return extracted, bool(answer.match(extracted, s.example))
+    except (pool.TimedOut, pool.WorkerDied):
+      return extracted, False  # an answer that cannot be checked is wrong
+
+  def _write(self, stage, step, metrics, samples, grades) -> None:
+    section, ctx = self._section, self._ctx
+    uids = json.dumps([s.uid for s in samples]).encode()
+    card = {
+        'stage': stage, 'step': step, 'n': len(samples),
+        'prompt_hash': hashlib.sha256(uids + b''.join(
+            s.example.question.encode() for s in samples)).hexdigest()[:16],
+        'parser': f'mmr1.text.extract_answer {section.parser}, version '
+                  f'{text.PARSER_VERSION}',
+        'matcher': 'mmr1.rewards.answer.match', 'judge': None,
+        'pixels': [ctx.processor.min_pixels, ctx.processor.max_pixels],
+        'sampling': section.as_dict(), 'interval': 'Wilson, 95%',
+        'metrics': metrics}
+    rows = [{'uid': s.uid, 'source': s.example.source, 'text': s.text,
+             'extracted': grade[0], 'gold': s.example.answer,
+             'correct': grade[1], 'length': s.length,
+             'truncated': s.truncated} for s, grade in zip(samples, grades)]
+    base = ctx.path / 'eval' / f'{stage}_{step}'
+    workdir_lib.write_whole(
+        base.parent / f'{base.name}.json', json.dumps(card, indent=2) + '\n')
+    workdir_lib.write_whole(
+        base.parent / f'{base.name}.jsonl',
+        ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+  """95% interval of a proportion (Wilson 1927, eq. for the score interval).
+
+  For 8 of 10: centre (.8 + .192) / 1.384 = .717, half width .226.
+  """
+  p, z2 = correct / n, z * z
+  centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+  half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+  return centre - half, centre + half
+
+
+def summary(
+    grades: list[tuple[str | None, bool]],
+    samples: list[records.Sample],
+    suffix: str,
+) -> dict[str, float]:
+  """Metrics of one way of decoding; `suffix` is '' (greedy) or '_sampled'."""
+  n, correct = len(grades), sum(right for _, right in grades)
+  low, high = wilson(correct, n)
+  return {
+      f'eval/accuracy{suffix}': correct / n,
+      f'eval/accuracy{suffix}_low': low,
+      f'eval/accuracy{suffix}_high': high,
+      f'eval/response_length{suffix}': float(
+          np.mean([s.length for s in samples])),
+      f'eval/truncated_frac{suffix}': float(
+          np.mean([s.truncated for s in samples])),
+      f'eval/unparsed_frac{suffix}': float(
+          np.mean([extracted is None for extracted, _ in grades])),
+      'eval/n': n,
+  }
+
+
+def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
+  """Checks the section before anything runs."""
+  check(section)
+  section.as_dict()
+  context.check_init(section.init, stage, config.stages)
+  return {}
+
+
+def run(ctx: context.Context, stage: str, section: Any, plan: Any) -> None:
+  """Evaluates the model that `init` names; makes no model of its own."""
+  del plan
+  result = Evaluation(ctx, section)(ctx.params(section.init), stage, 0)
+  ctx.logger.truncate(stage, -1)
+  ctx.logger.write(stage, 0, result)
+  ctx.checkpoints.finish(stage, {'eval': result})

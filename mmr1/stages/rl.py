@@ -1,0 +1,278 @@
+"""Stage `rl`: group-relative policy optimisation under verifiable rewards.
+
+The step is the design's line of data, in its order:
+
+  prompts -> sample -> read -> score -> advantage -> select -> assemble
+          -> update
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmr1 import columns as columns_lib
+from mmr1 import context
+from mmr1.data import collate
+from mmr1.data import datasets
+from mmr1.data import pipeline
+from mmr1 import forward
+from mmr1 import loop
+from mmr1 import objective as objective_lib
+from mmr1 import records
+from mmr1.rewards import score as score_lib
+from mmr1 import rl_setup
+from mmr1.sampling import keys
+from mmr1.sampling import read as read_lib
+from mmr1.sampling import sample as sample_lib
+from mmr1 import training
+from mmr1 import types
+
+setup = rl_setup.setup
+
+
+def run(
+    ctx: context.Context, stage: str, section: Any, plan: rl_setup.Plan,
+) -> None:
+  """Trains; the stage's last checkpoint is its model."""
+  trainer = Trainer(ctx, stage, section, plan)
+  loop.train(
+      ctx, stage, section, trainer.start.state, trainer, trainer.step)
+
+
+class Judged(NamedTuple):
+  """What the host decides about a rollout.
+
+  Fields:
+    samples: N * G, group after group.
+    scored: columns, names, metrics.
+    rewards: f64[N, G, K'], combined; nan: no value.
+    advantage: f32[N, G, 1 or T].
+    keep: bool[N, G].
+    counts: what select dropped, by name.
+  """
+  samples: list[records.Sample]
+  scored: score_lib.Scored
+  rewards: np.ndarray
+  advantage: np.ndarray
+  keep: np.ndarray
+  counts: Mapping[str, int]
+
+
+class Trainer:
+  """The state of one rl stage around its jitted parts."""
+
+  def __init__(
+      self, ctx: context.Context, stage: str, section: Any,
+      plan: rl_setup.Plan):
+    self._ctx, self._stage = ctx, stage
+    self._section, self._plan = section, plan
+    self._shape = ctx.shape()
+    self._stream = pipeline.Stream(
+        datasets.open_split(ctx.config, 'train'), self._shape,
+        max_broken_frac=ctx.config.data.max_broken_frac,
+        worker_count=ctx.config.data.worker_count)
+    # Stages do not see the same prompts first: each starts its own pass.
+    self._stream.restore({
+        'position': ctx.index(stage) * 1_000_003, 'broken': []})
+    self._updates = section.epochs_per_step * section.minibatches_per_step
+    self.start = training.start(
+        ctx, stage, section, section.steps * self._updates)
+    self._host_state: dict[str, Any] = {
+        'combine': {}, 'select': {}, 'hooks': {}}
+    self._last_metrics: dict[str, float] = {}
+    self._reference = None
+    if plan.objective.reference:
+      name = section.reference
+      self._reference = context.copy(ctx.params(
+          section.init if name == 'init' else name))
+    self._train_step = training.make_update(
+        ctx.policy, self.start.optimizer,
+        plan.objective.terms, chunks=section.chunks_per_minibatch)
+
+  # Host state that belongs to a checkpoint.
+
+  def state(self) -> dict[str, Any]:
+    return {'stream': self._stream.state(), 'host': self._host_state,
+            'last_metrics': self._last_metrics}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    self._stream.restore(state['stream'])
+    self._host_state = state['host']
+    self._last_metrics = state['last_metrics']
+
+  # The step.
+
+  def step(self, state: types.TrainState, k: int) -> loop.Step:
+    """One rollout and its updates."""
+    pairs = self._stream.take(self._section.prompts_per_step)
+    rollout = self._sample(state, pairs, k)
+    host = read_lib.to_host(rollout)
+    judged = self._judge(host, pairs, k)
+    knobs = self._knobs(judged, k)
+    block = self._assemble(rollout, host, judged, knobs, state)
+    state, metrics = self._update(state, block, knobs, k)
+    return loop.Step(
+        state, metrics | self._report(host, judged), (block,),
+        functools.partial(self._samples, judged))
+
+  def _sample(self, state, pairs, k) -> types.Rollout:
+    prompts = collate.collate(
+        [encoded for _, encoded in pairs],
+        prompt_length=self._shape.prompt_length, patches=self._shape.patches,
+        pad_id=self._ctx.processor.pad_id)
+    key = keys.step_key(
+        self._ctx.config.seed, self._ctx.index(self._stage), k)
+    return sample_lib.sample_jit(
+        self._ctx.policy, state.params['policy'], prompts, key,
+        self._plan.sampling, state.step,
+        group=self._section.samples_per_prompt,
+        length=self._section.max_new_tokens)
+
+  def _judge(self, host, pairs, k) -> Judged:
+    """read, score, combine, advantage, select."""
+    plan, section = self._plan, self._section
+    n, g = section.prompts_per_step, section.samples_per_prompt
+    samples = read_lib.read(
+        host, [example for example, _ in pairs], self._ctx.processor)
+    scored = plan.scorer.score(samples, n, g, plan.objective.knobs)
+    rewards, self._host_state['combine'] = plan.combine(
+        scored.columns, scored.names, plan.objective.knobs,
+        self._host_state['combine'])
+    tokens = columns_lib.Tokens(mask=host.sampled, lengths=host.lengths)
+    advantage = np.asarray(plan.advantage(rewards, tokens), np.float32)
+    named = {name: scored.columns[..., i]
+             for i, name in enumerate(scored.names)}
+    rng = np.random.default_rng(
+        [self._ctx.config.seed, self._ctx.index(self._stage), k])
+    keep, counts, _, self._host_state['select'] = plan.select(
+        named, advantage, {'truncated': ~host.done}, 
+        self._host_state['select'], rng)
+    # A sample without any reward has nothing to say.
+    keep = keep & ~np.isnan(rewards).all(-1)
+    return Judged(samples, scored, rewards, advantage, keep, counts)
+
+  def _knobs(self, judged: Judged, k: int) -> dict[str, Any]:
+    """This step's numbers, after the hooks."""
+    knobs = dict(self._plan.objective.knobs)
+    named = {name: judged.scored.columns[..., i]
+             for i, name in enumerate(judged.scored.names)}
+    for name, hook in self._plan.hooks.items():
+      state = self._host_state['hooks'].get(name, {})
+      knobs, self._host_state['hooks'][name] = hook(
+          knobs, state, named, self._last_metrics, k)
+    knobs['temperature'] = self._plan.temperature
+    return training.traced(knobs)
+
+  def _assemble(
+      self, rollout, host, judged, knobs, state) -> types.Block:
+    """The block of this step; old and reference log-probs where needed."""
+    mask = jnp.asarray(host.sampled & judged.keep[..., None])
+    extra = {'sampler_logp': rollout.logp}
+    block = types.Block(
+        prompts=rollout.prompts, completions=rollout.completions, mask=mask,
+        advantage=jnp.asarray(judged.advantage), extra=extra)
+    if self._section.old == 'sampler':
+      block = block.replace(old=rollout.logp)
+    elif self._section.old == 'recompute':
+      old, _ = _logp(self._ctx.policy, state.params['policy'], block,
+                     knobs['temperature'])
+      block = block.replace(old=old)
+    if self._reference is not None:
+      ref, hidden = _logp(
+          self._ctx.policy, self._reference, block, knobs['temperature'])
+      block = block.replace(ref=ref)
+      if self._plan.objective.reference_hidden:
+        block = block.replace(ref_hidden=hidden)
+    return block
+
+  def _update(self, state, block, knobs, k):
+    """Epochs of minibatches; metrics are means, maxima are maxima."""
+    section, seen = self._section, []
+    size = section.prompts_per_step // section.minibatches_per_step
+    ref = self._reference if self._plan.objective.reference_hidden else None
+    for epoch in range(section.epochs_per_step):
+      order = np.arange(section.prompts_per_step)
+      if self._updates > 1:
+        order = np.random.default_rng(
+            [self._ctx.config.seed, self._ctx.index(self._stage), k, epoch]
+        ).permutation(order)
+      for start in range(0, section.prompts_per_step, size):
+        part = block
+        if section.minibatches_per_step > 1:
+          part = _rows(block, jnp.asarray(order[start:start + size]))
+        state, metrics = self._train_step(state, (part,), knobs, ref)
+        seen.append(metrics)
+    return state, _combine_metrics(seen)
+
+  # What is logged.
+
+  def _report(self, host, judged: Judged) -> dict[str, float]:
+    """Host-side metrics: what was used, by the field's names."""
+    total = judged.rewards.sum(-1)
+    valid = ~np.isnan(total)
+    # As the advantage decides it: by the extremes of the group.
+    spread = np.where(valid, total, -np.inf).max(1) > np.where(
+        valid, total, np.inf).min(1)
+    cap = self._section.max_new_tokens
+    lengths = host.lengths
+    return {
+        **judged.scored.metrics, **judged.counts,
+        'reward/mean': np.mean(total[valid]) if valid.any() else 0.0,
+        'reward/std': np.std(total[valid]) if valid.any() else 0.0,
+        'group/zero_std_frac': np.mean(~spread),
+        'response_length/mean': lengths.mean(),
+        'response_length/max': lengths.max(),
+        'response_length/clip_frac': np.mean((lengths >= cap) & ~host.done),
+        'data/broken': len(self._stream.broken),
+    }
+
+  def _samples(self, judged: Judged) -> list[dict[str, Any]]:
+    """Two groups with their images, rewards and advantages."""
+    g, rows = self._section.samples_per_prompt, []
+    for s in judged.samples[:2 * g]:
+      rows.append({
+          'prompt': s.example.question, 'images': list(s.example.images),
+          'answer': s.example.answer, 'completion': s.text,
+          'length': s.length, 'truncated': s.truncated, 'uid': s.uid,
+          'group': s.group, 'slot': s.slot,
+          'rewards': dict(zip(judged.scored.names, map(
+              float, judged.scored.columns[s.group, s.slot]))),
+          'advantage': float(judged.advantage[s.group, s.slot, 0])})
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logp(policy: forward.Policy, params, block: types.Block, temperature):
+  return forward.logp_and_hidden(
+      policy, params, block.prompts, block.completions, block.mask,
+      temperature)
+
+
+@jax.jit
+def _rows(block: types.Block, index: jax.Array) -> types.Block:
+  return jax.tree.map(lambda x: x[index], block)
+
+
+def _combine_metrics(seen: list[Mapping[str, Any]]) -> dict[str, Any]:
+  """One row of several updates.
+
+  The sampler and the trainer agree only while they have the same parameters:
+  'sampler/...' is that of the first update, as is 'ratio/first'.
+  """
+  first = seen[0]
+  result = {}
+  for name in first:
+    values = jnp.stack([metrics[name] for metrics in seen])
+    if name.startswith('sampler/'):
+      result[name] = first[name]
+    elif name.endswith('/max') or name.startswith('update/'):
+      result[name] = jnp.max(values)
+    else:
+      result[name] = jnp.mean(values)
+  if 'ratio/max' in first:
+    result['ratio/first'] = first['ratio/max']
+  return result

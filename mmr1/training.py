@@ -1,0 +1,109 @@
+"""What sft and rl share: where a stage starts, and its jitted update."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmr1 import context
+from mmr1 import forward
+from mmr1 import optim
+from mmr1 import trees
+from mmr1 import types
+from mmr1 import update
+
+Array = jax.Array
+CARRIED = ('optimizer',)
+
+
+def check(section: Any, stage: str, order: tuple[str, ...]) -> None:
+  """Refuses what can be seen to be wrong before anything runs."""
+  for key in ('steps', 'checkpoint_every', 'samples_every',
+              'keep_checkpoints', 'max_bad_updates', 'max_new_tokens'):
+    if section[key] < 1:
+      raise ValueError(
+          f'{stage}.{key}: got {section[key]}; allowed: at least 1.')
+  if section.eval_every < 0:
+    raise ValueError(f'{stage}.eval_every: got {section.eval_every}; allowed: '
+                     '0 (only at the end) or more.')
+  for item in section.carry:
+    if item not in CARRIED:
+      raise ValueError(f'{stage}.carry: got {item!r}; allowed are {CARRIED}.')
+  section.restore_best  # read in the loop
+  section.optimizer.as_dict()
+  context.check_init(section.init, stage, order)
+
+
+class Start(NamedTuple):
+  """Where a stage starts.
+
+  Fields:
+    state: TrainState with its own buffers.
+    optimizer: see `optim.make`.
+    mask: trainable leaves of the parameters.
+  """
+  state: types.TrainState
+  optimizer: optim.Optimizer
+  mask: Any
+
+
+def start(
+    ctx: context.Context, stage: str, section: Any, updates: int,
+) -> Start:
+  """Parameters of `init`, a new optimiser or the carried one.
+
+  Args:
+    ctx: the run.
+    stage: its name, for the printed table.
+    section: the stage's section.
+    updates: optimiser updates in the stage.
+  """
+  params = context.copy(ctx.params(section.init))
+  optimizer = optim.make(section.optimizer, params, updates)
+  trainable, _ = trees.partition(params, optimizer.mask)
+  opt = optimizer.tx.init(trainable)
+  if 'optimizer' in section.carry:
+    opt = ctx.optimizer_state(section.init, opt)
+  state = types.TrainState(
+      step=jnp.int32(0), params={'policy': params}, opt={'policy': opt},
+      aux={'guard': optim.init_guard()})
+  ctx.logger.table(
+      optim.table(params, optimizer.mask), ('module', 'trainable', 'total'),
+      f'{stage}: what trains')
+  return Start(state, optimizer, optimizer.mask)
+
+
+def make_update(
+    policy: forward.Policy,
+    optimizer: optim.Optimizer,
+    terms: tuple[update.Term, ...],
+    *,
+    chunks: int,
+):
+  """A jitted (state, batch, knobs, ref_params) -> (state, metrics).
+
+  The state is donated. Frozen parameters are not differentiated (M21); a
+  non-finite update is skipped and counted (M8).
+  """
+  def apply(state, batch, knobs, ref_params):
+    params = state.params['policy']
+    trainable, frozen = trees.partition(params, optimizer.mask)
+    grads, metrics = update.gradient(
+        policy, trainable, lambda t: trees.merge(t, frozen), batch, terms,
+        knobs, ref_params=ref_params, chunks=chunks)
+    trainable, opt, guard, more = optim.guarded_update(
+        optimizer, grads, metrics['loss'], state.opt['policy'], trainable,
+        state.aux['guard'])
+    state = state.replace(
+        step=state.step + 1,
+        params={**state.params, 'policy': trees.merge(trainable, frozen)},
+        opt={**state.opt, 'policy': opt},
+        aux={**state.aux, 'guard': guard})
+    return state, metrics | more
+  return jax.jit(apply, donate_argnums=0)
+
+
+def traced(knobs: Mapping[str, float]) -> dict[str, Array]:
+  """Knobs as f32[] arrays: a Python float would be weakly typed."""
+  return {name: jnp.float32(value) for name, value in knobs.items()}

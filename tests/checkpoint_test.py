@@ -1,0 +1,291 @@
+"""Checkpoints: bit-exact, atomic, falling back; the resume rule."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmr1 import checkpoint
+from mmr1 import resolve
+from mmr1 import types
+from mmr1 import workdir as workdir_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def state(seed=0):
+  """A train state with every dtype that occurs, nan and -0.0 included."""
+  key = jax.random.key(seed)
+  kernel = jax.random.normal(key, (4, 8))
+  odd = jnp.array([jnp.nan, -0.0, jnp.inf, 1e-40], jnp.float32)
+  return types.TrainState(
+      step=jnp.int32(seed),
+      params={'policy': {'a': {'kernel': kernel, 'odd': odd},
+                         'b': kernel.astype(jnp.bfloat16)},
+              'frozen': {'c': jnp.ones((3, 3))}},
+      opt={'policy': ({'mu': kernel * 2},
+                      {'count': jnp.int32(3)})},
+      aux={'mask': jnp.array([True, False]), 'kind': jnp.int8([1, 2]),
+           'host': np.arange(3, dtype=np.uint32), 'none': None,
+           'empty': jnp.zeros((0, 2))})
+
+
+def same_bits(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+    assert (x.dtype, x.shape) == (y.dtype, y.shape)
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_m15_bit_exact(tmp_path):
+  c = checkpoint.Checkpoints(tmp_path)
+  extra = {'data': {'position': 7, 'epochs': [1, 2]}, 'best': 0.5, 'x': None}
+  path = c.save('think', 12, state(3), extra)
+  assert path.name == 'think_12' and path.parent.name == 'checkpoints'
+  # Into other values of the same shapes; a fresh object, as a new process has.
+  got = checkpoint.Checkpoints(tmp_path).restore('think', state(5))
+  assert got.step == 12 and got.extra == extra
+  same_bits(got.tree, state(3))
+  assert isinstance(got.tree.params['policy']['b'], jax.Array)
+  assert got.tree.aux['none'] is None
+
+
+def test_shardings_are_the_targets(tmp_path):
+  c = checkpoint.Checkpoints(tmp_path)
+  c.save('s', 0, {'a': jnp.arange(4.0)}, {})
+  mesh = jax.make_mesh((1,), ('d',))
+  sharding = jax.NamedSharding(mesh, jax.P('d'))
+  target = {'a': jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)}
+  got = c.restore('s', target).tree['a']
+  assert got.sharding == sharding
+  np.testing.assert_array_equal(got, np.arange(4.0))
+
+
+def test_only_part_is_stored(tmp_path):
+  c = checkpoint.Checkpoints(tmp_path)
+  only = ('params/policy/.*', 'step')
+  c.save('s', 0, state(1), {}, only=only)
+  got = c.restore('s', state(2), only=only).tree
+  same_bits(got.params['policy'], state(1).params['policy'])
+  same_bits(got.aux, state(2).aux)  # the target's
+  assert int(got.step) == 1
+  with pytest.raises(ValueError, match="holds no"):
+    c.restore('s', state(2))
+  with pytest.raises(ValueError, match='checkpoint.only'):
+    c.save('s', 1, state(1), {}, only=('prams/.*',))
+
+
+def test_a_tree_that_does_not_fit_is_an_error_not_a_fallback(tmp_path):
+  c = checkpoint.Checkpoints(tmp_path)
+  for step in (0, 1):
+    c.save('s', step, {'a': jnp.ones((2, 3)), 'b': jnp.ones(2)}, {})
+  for target, word in (
+      ({'a': jnp.ones((3, 2))}, r"'a' is \['float32', \[2, 3\]\]"),
+      ({'a': jnp.ones((2, 3), jnp.bfloat16)}, 'bfloat16'),
+      ({'bb': jnp.ones(2)}, "'bb'.*b")):
+    with pytest.raises(ValueError, match=word):
+      c.restore('s', target)
+  with pytest.raises(ValueError, match='no such checkpoint'):
+    c.restore('s', {'b': jnp.ones(2)}, step=9)
+  assert c.restore('other', {'b': jnp.ones(2)}) is None
+
+
+@pytest.mark.parametrize('extra', [
+    {'a': object()}, {'a': float('nan')}, {1: 2}, {'a': np.float32(1)}])
+def test_extra_must_be_json(tmp_path, extra):
+  c = checkpoint.Checkpoints(tmp_path)
+  with pytest.raises(ValueError, match='JSON'):
+    c.save('s', 0, {'a': jnp.ones(2)}, extra)
+
+
+def damage_truncate(path):
+  for file in path.rglob('*'):
+    if file.is_file() and file.parent.name == 'd':
+      file.write_bytes(file.read_bytes()[:-7])
+
+
+def damage_remove(path):
+  for file in path.rglob('*'):
+    if file.is_file() and file.parent.name == 'd':
+      file.unlink()
+
+
+def damage_flip(path):
+  for file in path.rglob('*'):
+    if file.is_file() and file.parent.name == 'd':
+      data = bytearray(file.read_bytes())
+      data[len(data) // 2] ^= 255
+      file.write_bytes(data)
+
+
+def damage_extra(path):
+  (path / 'extra' / 'metadata').write_text('{"half')
+
+
+def damage_empty(path):
+  for file in path.rglob('*'):
+    if file.is_file():
+      file.unlink()
+
+
+@pytest.mark.parametrize('damage', [
+    damage_truncate, damage_remove, damage_flip, damage_extra, damage_empty])
+def test_m15_falls_back_from_a_corrupt_latest(tmp_path, damage):
+  c = checkpoint.Checkpoints(tmp_path)
+  # Enough values that they fill files of their own.
+  tree = lambda k: {'a': jax.random.normal(jax.random.key(k), (64, 64))}
+  for step in (4, 5):
+    c.save('s', step, tree(step), {'position': step})
+  damage(tmp_path / 'checkpoints' / 's_5')
+  c = checkpoint.Checkpoints(tmp_path)
+  with pytest.warns(UserWarning, match='s_5'):
+    got = c.restore('s', tree(0))
+  assert (got.step, got.extra) == (4, {'position': 4})
+  same_bits(got.tree, tree(4))
+  # The run comes to step 5 again and replaces the damaged one.
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    c.save('s', 5, tree(5), {'position': 5})
+  same_bits(checkpoint.Checkpoints(tmp_path).restore('s', tree(0)).tree,
+            tree(5))
+
+
+def test_no_readable_checkpoint_is_an_error(tmp_path):
+  """Starting over silently would lose the run."""
+  c = checkpoint.Checkpoints(tmp_path)
+  c.save('s', 5, {'a': jnp.ones((64, 64))}, {})
+  damage_remove(tmp_path / 'checkpoints' / 's_5')
+  with pytest.warns(UserWarning), pytest.raises(ValueError, match='s_5'):
+    c.restore('s', {'a': jnp.ones((64, 64))})
+
+
+def test_m15_kill_while_saving(tmp_path):
+  """kill -9 at random moments of an endless saving loop."""
+  (tmp_path / 'loop.py').write_text(textwrap.dedent('''
+      import sys
+      import numpy as np
+      from mmr1 import checkpoint
+      c = checkpoint.Checkpoints(sys.argv[1])
+      got = c.restore('s', {'a': np.zeros((256, 256), np.float32)})
+      step = 0 if got is None else got.step
+      print('ready', flush=True)
+      while True:
+        step += 1
+        tree = {'a': np.full((256, 256), step, np.float32)}
+        c.save('s', step, tree, {'position': step})
+        print(step, flush=True)
+      '''))
+  last = 0
+  for delay in (0.0, 0.137, 0.291):
+    process = subprocess.Popen(
+        [sys.executable, 'loop.py', str(tmp_path / 'run')], cwd=tmp_path,
+        stdout=subprocess.PIPE, text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'})
+    assert process.stdout.readline() == 'ready\n'
+    process.stdout.readline()  # one is written
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    printed = process.stdout.read().split()
+    process.wait()
+    got = checkpoint.Checkpoints(tmp_path / 'run').restore(
+        's', {'a': np.zeros((256, 256), np.float32)})
+    # Whole, of one step, and no older than what was reported as saved.
+    assert (got.tree['a'] == got.step).all()
+    assert got.extra == {'position': got.step}
+    assert got.step >= int(printed[-1] if printed else last + 1)
+    last = got.step
+    leftover = [p.name for p in (tmp_path / 'run/checkpoints').iterdir()
+                if 'tmp' in p.name]
+    assert not leftover
+
+
+def test_keep_and_best(tmp_path):
+  c = checkpoint.Checkpoints(tmp_path, keep=2)
+  tree = {'a': jnp.ones(2)}
+  for step, metric in enumerate([0.1, 0.9, 0.3, None, 0.9, 0.2, None]):
+    c.save('s', step, tree, {}, metric=metric)
+  c.save('s_2', 11, tree, {})  # a stage whose name extends another's
+  # The last two, and step 4: the later of the two best.
+  assert c.steps('s') == [4, 5, 6] and c.steps('s_2') == [11]
+  fresh = checkpoint.Checkpoints(tmp_path, keep=2)
+  assert fresh.best('s') == 4 and fresh.best('s_2') is None
+  assert fresh.restore('s', tree, step='best').step == 4
+  assert fresh.restore('s_2', tree, step='best') is None
+  assert checkpoint.Checkpoints(
+      tmp_path, higher_is_better=False).best('s') == 5
+
+
+def test_done(tmp_path):
+  c = checkpoint.Checkpoints(tmp_path, keep=3)
+  for step in range(4):
+    c.save('s', step, {'a': jnp.ones(2)}, {}, metric=-step)
+  assert c.done('s') is None
+  c.finish('s', {'step': 3, 'accuracy': 0.5})
+  again = checkpoint.Checkpoints(tmp_path)
+  assert again.done('s') == {'step': 3, 'accuracy': 0.5}
+  assert again.done('t') is None
+  assert c.steps('s') == [0, 3]  # the best and the last
+
+
+def test_background(tmp_path):
+  c = checkpoint.Checkpoints(tmp_path, keep=2, background=True)
+  for step in range(4):
+    c.save('s', step, {'a': np.full((64, 64), step)}, {})
+  c.wait()
+  got = c.restore('s', {'a': np.zeros((64, 64), int)})
+  assert got.step == 3 and (got.tree['a'] == 3).all()
+  assert c.steps('s') == [2, 3]
+  c.close()
+
+
+def config(**changes):
+  return resolve.Section({'seed': 0, 'rl': {'lr': 1e-4, 'names': ('a',)},
+                          **changes})
+
+
+class TestWorkdir:
+
+  def test_m15_continue_or_refuse(self, tmp_path):
+    path = tmp_path / 'runs' / 'x'
+    first = workdir_lib.Workdir(path, config())
+    assert not first.continued
+    assert json.loads((path / 'config.json').read_text())['rl']['lr'] == 1e-4
+    assert workdir_lib.Workdir(path, config()).continued
+    with pytest.raises(ValueError) as error:
+      workdir_lib.Workdir(path, config(seed=1, rl={'lr': 1e-4}))
+    assert 'seed: 0 -> 1' in str(error.value)
+    assert "rl.names: ('a',) -> (absent)" in str(error.value)
+    assert 'rl.lr' not in str(error.value) and '--fresh' in str(error.value)
+
+  def test_fresh_wipes(self, tmp_path):
+    workdir_lib.Workdir(tmp_path, config())
+    (tmp_path / 'checkpoints' / 's_1').mkdir(parents=True)
+    (tmp_path / 'metrics.jsonl').write_text('{}\n')
+    new = workdir_lib.Workdir(tmp_path, config(seed=3), fresh=True)
+    assert not new.continued
+    assert [p.name for p in tmp_path.iterdir()] == ['config.json']
+    assert workdir_lib.Workdir(tmp_path, config(seed=3)).continued
+
+  @pytest.mark.parametrize('fresh', [False, True])
+  def test_a_folder_that_is_not_ours(self, tmp_path, fresh):
+    (tmp_path / 'thesis.tex').write_text('years of work')
+    with pytest.raises(ValueError, match='no config.json'):
+      workdir_lib.Workdir(tmp_path, config(), fresh=fresh)
+    assert (tmp_path / 'thesis.tex').exists()
+    with pytest.raises(ValueError, match='is a file'):
+      workdir_lib.Workdir(tmp_path / 'thesis.tex', config())
+
+  def test_killed_while_creating(self, tmp_path):
+    (tmp_path / '.config.json.tmp').write_text('{"se')
+    assert not workdir_lib.Workdir(tmp_path, config()).continued
+    assert workdir_lib.Workdir(tmp_path, config()).continued

@@ -1,0 +1,396 @@
+"""The one encode against transformers, and its lengths, limits and refusals."""
+
+import ast
+import functools
+import inspect
+import io
+import math
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.video_utils import VideoMetadata
+
+from mmr1 import positions
+from mmr1 import records
+from mmr1.data import collate
+from mmr1.data import encode
+from mmr1.data import processor as processor_lib
+from mmr1.data import template
+
+_encode = functools.partial(encode.encode, template=template.think_answer)
+
+
+def _hf_functions():
+  """The original sampling and patching code of the video processor.
+
+  Its module cannot be imported without torchvision, so the two functions are
+  taken out of its source text.
+  """
+  path = (pathlib.Path(inspect.getfile(transformers)).parent / 'models' /
+          'qwen2_vl' / 'video_processing_qwen2_vl.py')
+  wanted = ('sample_frames', 'patchify')
+  found = [node for node in ast.walk(ast.parse(path.read_text()))
+           if isinstance(node, ast.FunctionDef) and node.name in wanted]
+  for node in found:
+    for argument in ast.walk(node.args):
+      if isinstance(argument, ast.arg):
+        argument.annotation = None
+    node.returns = None
+  space = {'torch': torch, 'math': math}
+  exec(compile(ast.Module(found, []), str(path), 'exec'), space)
+  return space['sample_frames'], space['patchify']
+
+
+hf_sample_frames, hf_patchify = _hf_functions()
+
+
+class _VideoOracle:
+  """The Qwen2-VL video processor with torch's antialiased bicubic resize."""
+  model_input_names = ['pixel_values_videos', 'video_grid_thw']
+
+  def __init__(self, config):
+    self.config = config
+    self.merge_size = config.merge
+    self.temporal_patch_size = config.temporal
+    self.num_frames, self.fps = None, config.fps
+    self.rates = ()  # of the clips of the next call
+    self.min_frames, self.max_frames = config.min_frames, config.max_frames
+
+  def fetch_videos(self, videos, **kwargs):
+    return videos
+
+  def __call__(self, videos, **kwargs):
+    patches, grids, metadata = [], [], []
+    for clip, rate in zip(videos, self.rates, strict=True):
+      info = VideoMetadata(total_num_frames=len(clip), fps=rate)
+      info.frames_indices = hf_sample_frames(self, info).tolist()
+      frames = torch.stack([
+          torch.from_numpy(np.array(clip[i])).permute(2, 0, 1)
+          for i in info.frames_indices])
+      c = self.config
+      size = positions.smart_resize(
+          *frames.shape[-2:], factor=c.patch * c.merge,
+          min_pixels=c.min_pixels, max_pixels=c.max_pixels)
+      frames = torch.nn.functional.interpolate(
+          frames, size, mode='bicubic', antialias=True).float()
+      mean, std = (
+          torch.tensor(x).mul(255).view(3, 1, 1) for x in (c.mean, c.std))
+      out, *grid = hf_patchify(
+          self, ((frames - mean) / std)[None], patch_size=c.patch,
+          merge_size=c.merge, temporal_patch_size=c.temporal)
+      patches.append(out[0])
+      grids.append(grid)
+      metadata.append(info)
+    return BatchFeature(dict(
+        pixel_values_videos=torch.cat(patches), video_metadata=metadata,
+        video_grid_thw=torch.tensor(grids)))
+
+
+@pytest.fixture(scope='module')
+def oracle(folder, proc):
+  """transformers' own Qwen2.5-VL processor and position function."""
+  cls = transformers.Qwen2_5_VLProcessor
+  patch = pytest.MonkeyPatch()
+  patch.setattr(cls, 'check_argument_for_proper_class', lambda *a: None)
+  hf = cls(
+      image_processor=proc.image_processor, tokenizer=proc.tokenizer,
+      video_processor=_VideoOracle(proc.video),
+      chat_template=proc.tokenizer.chat_template)
+  yield hf
+  patch.undo()
+
+
+def _hf_positions(folder, out):
+  model = modeling_qwen2_5_vl.Qwen2_5_VLModel.__new__(
+      modeling_qwen2_5_vl.Qwen2_5_VLModel)
+  torch.nn.Module.__init__(model)
+  model.config = transformers.AutoConfig.from_pretrained(folder)
+  place, _ = model.get_rope_index(
+      out['input_ids'], out['mm_token_type_ids'],
+      image_grid_thw=out.get('image_grid_thw'),
+      video_grid_thw=out.get('video_grid_thw'),
+      second_per_grid_ts=out.get('second_per_grid_ts'))
+  return place[:, 0].T.numpy()
+
+
+def _in_file_order(encoded, proc, grids, pixels):
+  """Undoes the window order by the slots alone; checks positions, segments.
+
+  Returns the real patches in the order of the placeholder tokens.
+  """
+  unit = proc.merge ** 2
+  slots = encoded.slot[encoded.slot >= 0]
+  assert len(set(slots)) == len(slots)
+  rows = (slots[:, None] * unit + np.arange(unit)).ravel()
+  segments = np.concatenate([np.zeros(0, int), *[
+      np.full(h * w, 1 + frame + sum(g[0] for g in grids[:i]))
+      for i, (t, h, w) in enumerate(grids) for frame in range(t)]])
+  np.testing.assert_array_equal(encoded.patch_segment[rows], segments)
+  place = np.concatenate([np.zeros((0, 2), int), *[
+      positions.patch_positions(g, proc.merge) for g in grids]])
+  np.testing.assert_array_equal(encoded.patch_position[rows], place)
+  padded = np.setdiff1d(np.arange(len(encoded.patches)), rows)
+  assert not encoded.patch_segment[padded].any()
+  assert not encoded.patches[padded].any()
+  assert pixels.shape == encoded.patches[rows].shape
+  return encoded.patches[rows]
+
+
+def _clip(noise, count, height, width, fps, seed=0):
+  return records.Video(frames=tuple(
+      noise(height, width, seed + i) for i in range(count)), fps=fps)
+
+
+def _cases(noise):
+  one = noise(50, 70)
+  three = (noise(16, 90, 1), noise(64, 64, 2), noise(37, 21, 3))
+  clip, short = _clip(noise, 9, 40, 60, 4.0), _clip(noise, 3, 33, 33, 2.0, 20)
+  long = _clip(noise, 30, 16, 16, 2.0, 40)
+  return {
+      'text': records.Example(uid=1, question='2+2?'),
+      'image': records.Example(
+          uid=1, question='<image>What is it?', images=(one,)),
+      'transparent': records.Example(
+          uid=1, question='<image>?', images=(one.convert('RGBA').rotate(30),)),
+      'three': records.Example(
+          uid=1, question='<image>a<image>b\n<image> differ?', images=three),
+      'video': records.Example(
+          uid=1, question='<video>What happens?', videos=(clip,)),
+      'long video': records.Example(
+          uid=1, question='<video>When?', videos=(long,)),
+      'two videos, one image': records.Example(
+          uid=1, question='<video>then<image>then<video>?', images=(one,),
+          videos=(clip, short)),
+      'turns': records.Example(uid=1, images=(one, three[0]), messages=(
+          {'role': 'system', 'content': 'Be brief.'},
+          {'role': 'user', 'content': 'First <image>.'},
+          {'role': 'assistant', 'content': 'Yes.'},
+          {'role': 'user', 'content': 'And <image>?'})),
+  }
+
+
+@pytest.mark.parametrize('name', [
+    'text', 'image', 'transparent', 'three', 'video', 'long video',
+    'two videos, one image', 'turns'])
+def test_m4_equals_transformers(name, folder, proc, oracle, noise):
+  example = _cases(noise)[name]
+  v5 = processor_lib.Processor.open(str(folder), position_rule='v5')
+  ours = _encode(example, v5, prefix='<think>')
+  text = proc.tokenizer.apply_chat_template(
+      template.think_answer(example), tokenize=False,
+      add_generation_prompt=True) + '<think>'
+  oracle.video_processor.rates = [clip.fps for clip in example.videos]
+  clips = [np.stack([np.asarray(f) for f in clip.frames])
+           for clip in example.videos]
+  out = oracle(
+      text=[text], images=list(example.images) or None, videos=clips or None,
+      return_tensors='pt')
+  np.testing.assert_array_equal(ours.tokens, out['input_ids'][0].numpy())
+  np.testing.assert_array_equal(ours.positions, _hf_positions(folder, out))
+  assert ours.next_position == ours.positions.max() + 1
+  kinds = {proc.image_id: 'image', proc.video_id: 'video'}
+  images, videos = (
+      list(out.get(f'{k}_grid_thw', torch.zeros(0, 3)).int().tolist())
+      for k in ('image', 'video'))
+  parts = {
+      'image': iter(np.split(
+          out.get('pixel_values', torch.zeros(0, proc.channels)).numpy(),
+          np.cumsum([np.prod(g) for g in images])[:-1].astype(int))),
+      'video': iter(np.split(
+          out.get('pixel_values_videos',
+                  torch.zeros(0, proc.channels)).numpy(),
+          np.cumsum([np.prod(g) for g in videos])[:-1].astype(int)))}
+  grids = {'image': iter(images), 'video': iter(videos)}
+  ids = proc.tokenizer(text)['input_ids']
+  order = [kinds[i] for i in ids if i in kinds]
+  expected = np.concatenate([
+      np.zeros((0, proc.channels)), *[next(parts[k]) for k in order]])
+  ours_pixels = _in_file_order(
+      ours, proc, [tuple(next(grids[k])) for k in order], expected)
+  # One grey level of 255, divided by the smallest std, is 0.0146.
+  if len(expected):
+    assert np.abs(ours_pixels - expected).max() <= 1 / 255 / 0.2613 + 1e-5
+  if not videos and images:  # images go through transformers' own code
+    np.testing.assert_array_equal(ours_pixels, expected.astype(np.float32))
+
+
+def test_m4_legacy_positions_follow_the_longest_axis(proc, noise):
+  # 30 frames at 2 Hz of 16x16: sampled 16 (max_frames), 8 patches in time, one
+  # cell a frame; rate 16/30*2 Hz, so a patch spans 2/(16/15) = 1.875 s and
+  # interval 2*1.875 = 3.75: frames at 0 3 7 11 15 18 22 26. Legacy goes on at
+  # start + 27, v5 at start + 1 (max(2, 2) // 2).
+  clip = _clip(noise, 30, 16, 16, 2.0)
+  small = processor_lib.Processor.open(proc.path, video_max_frames=16)
+  out = _encode(
+      records.Example(uid=0, question='<video>?', videos=(clip,)), small)
+  cells = np.flatnonzero(out.slot >= 0)
+  start = out.positions[cells[0], 0]
+  place = out.positions[cells] - start
+  frames = out.positions[cells, 0] - start
+  grid = out.patch_position.max(0) + 1
+  per_frame = (grid[0] // 2) * (grid[1] // 2)
+  assert frames[::per_frame].tolist() == [0, 3, 7, 11, 15, 18, 22, 26]
+  assert place[:, 1:].max() == max(grid) // 2 - 1
+  after = out.positions[cells[-1] + 1]
+  assert after.tolist() == [start + 27] * 3
+
+
+def test_window_order_of_a_real_layout(proc, noise):
+  # 48x80 pixels: area 3840 < 4096 stays; grid (1, 6, 10), cells 3x5, windows
+  # of 2x2 cells: 2x3 windows, 24 slots, 96 patches. Cell 0 -> slot 0, 1 -> 1,
+  # 2 -> window 1 slot 4, 4 -> window 2 slot 8; cell 5 (row 1) -> slot 2;
+  # cell 10 (row 2) -> window 3, slot 12.
+  out = _encode(
+      records.Example(uid=0, question='?', images=(noise(48, 80),)), proc)
+  slots = out.slot[out.slot >= 0]
+  assert out.patches.shape == (96, 3 * 2 * 8 * 8)
+  assert slots[[0, 1, 2, 4, 5, 10]].tolist() == [0, 1, 4, 8, 2, 12]
+  assert (out.patch_segment > 0).sum() == 60
+
+
+@pytest.mark.parametrize('name', [
+    'text', 'image', 'three', 'video', 'two videos, one image', 'turns'])
+def test_m5_length_without_pixels(name, proc, noise, monkeypatch):
+  example = _cases(noise)[name]
+  expected = len(_encode(example, proc).tokens)
+
+  def lazy(image):
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG')
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+  def forbidden(self):
+    raise AssertionError('pixels were decoded')
+
+  example = records.Example(
+      uid=1, question=example.question, messages=example.messages,
+      images=tuple(lazy(im) for im in example.images), videos=example.videos)
+  monkeypatch.setattr('PIL.ImageFile.ImageFile.load', forbidden)
+  assert encode.prompt_length(
+      example, proc, template=template.think_answer) == expected
+
+
+def test_m5_length_over_many_sizes(proc):
+  rng = np.random.default_rng(0)
+  for height, width in rng.integers(1, 200, (25, 2)).tolist():
+    example = records.Example(
+        uid=0, question='?', images=(Image.new('RGB', (width, height)),))
+    if max(height, width) > 200 * min(height, width):
+      continue
+    assert encode.prompt_length(
+        example, proc, template=template.plain) == len(
+            encode.encode(example, proc, template=template.plain).tokens)
+
+
+def test_m5_over_long_is_refused_never_cut(proc, noise):
+  row = _encode(records.Example(
+      uid=7, question='<image>?', images=(noise(64, 64),)), proc)
+  length, patches = len(row.tokens), len(row.patches)
+  assert collate.misfit(row, prompt_length=length, patches=patches) is None
+  for p, s, word in ((length - 1, patches, 'too long'),
+                     (length, patches - 1, 'too many patches')):
+    assert word in collate.misfit(row, prompt_length=p, patches=s)
+    with pytest.raises(ValueError, match=f'uid 7.*{word}'):
+      collate.collate([row], prompt_length=p, patches=s)
+
+
+def test_collate_pads_left_and_keeps_every_row(proc, noise):
+  cases = _cases(noise)
+  rows = [_encode(cases[k], proc) for k in ('text', 'three', 'image')]
+  p, s = collate.fit_shapes(rows, proc, multiple=32)
+  assert p % 32 == 0 and p - 32 < max(len(r.tokens) for r in rows) <= p
+  assert s == max(len(r.patches) for r in rows)
+  batch = collate.collate(
+      rows, prompt_length=p, patches=s, pad_id=proc.pad_id, pad_rows=1)
+  media = batch.media['vision']
+  for i, row in enumerate(rows):
+    n, m = len(row.tokens), len(row.patches)
+    assert not batch.mask[i, :p - n].any() and batch.mask[i, p - n:].all()
+    assert (batch.tokens[i, :p - n] == proc.pad_id).all()
+    assert (media.slot[i, :p - n] == -1).all()
+    np.testing.assert_array_equal(batch.tokens[i, p - n:], row.tokens)
+    np.testing.assert_array_equal(batch.positions[i, p - n:], row.positions)
+    np.testing.assert_array_equal(media.slot[i, p - n:], row.slot)
+    np.testing.assert_array_equal(media.patches[i, :m], row.patches)
+    assert not media.patches[i, m:].any() and not media.segment[i, m:].any()
+    assert batch.next_position[i] == row.next_position
+  assert not batch.mask[3].any() and not media.patches[3].any()
+  assert media.slot.max() < s // proc.merge ** 2
+  assert batch.uid.tolist() == [1, 1, 1, 0]
+  assert batch.uid.dtype == batch.tokens.dtype == np.int32
+
+
+def test_m6_text_only_with_and_without_room_for_images(proc):
+  row = _encode(records.Example(uid=1, question='2+2?'), proc)
+  assert row.patches.shape == (0, proc.channels)
+  assert (row.slot == -1).all()
+  np.testing.assert_array_equal(row.positions[:, 0], np.arange(len(row.tokens)))
+  assert not collate.collate([row], prompt_length=128, patches=0).media
+  media = collate.collate([row], prompt_length=128, patches=16).media['vision']
+  assert media.patches.shape == (1, 16, proc.channels)
+  assert not media.segment.any() and (media.slot == -1).all()
+
+
+def test_completion_ends_in_one_eos(proc):
+  ids = encode.encode_completion('<think>a</think>', proc)
+  assert ids[-1] == proc.eos_id and (ids == proc.eos_id).sum() == 1
+  assert ids.dtype == np.int32
+  assert encode.decode(ids, proc) == '<think>a</think>'
+  again = encode.encode_completion('<think>a</think><|im_end|>', proc)
+  np.testing.assert_array_equal(ids, again)
+  with pytest.raises(ValueError, match='im_end'):
+    encode.encode_completion('a<|im_end|>b', proc)
+
+
+@pytest.mark.parametrize('token', [
+    '<|image_pad|>', '<|video_pad|>', '<|vision_start|>', '<|vision_end|>',
+    '<|vision_pad|>'])
+def test_m2_text_cannot_hold_a_vision_token(token, proc):
+  assert proc.tokenizer.convert_tokens_to_ids(token) in proc.banned
+  with pytest.raises(ValueError, match='special token'):
+    _encode(records.Example(uid=0, question=f'a{token}b'), proc)
+  with pytest.raises(ValueError, match='special token'):
+    encode.encode_completion(f'a{token}', proc)
+
+
+def test_refuses_what_does_not_match(proc, noise):
+  image = noise(32, 32)
+  for question, images in (('<image><image>?', (image,)),
+                           ('<image>?', (image, image)),
+                           ('<image>?', ())):
+    with pytest.raises(ValueError, match='placeholders'):
+      _encode(records.Example(uid=0, question=question, images=images), proc)
+  with pytest.raises(ValueError, match='aspect'):
+    _encode(records.Example(
+        uid=0, question='?', images=(Image.new('RGB', (402, 2)),)), proc)
+
+
+def test_runs_without_torch_and_without_tensorflow(folder):
+  code = f'''
+import sys
+for name in ('torch', 'torchvision', 'tensorflow'):
+  sys.modules[name] = None
+from PIL import Image
+from mmr1 import records
+from mmr1.data import encode, processor, template
+p = processor.Processor.open({str(folder)!r})
+e = records.Example(uid=0, question='<image>?<video>', images=(
+    Image.new('RGB', (40, 30)),), videos=(
+    records.Video((Image.new('RGB', (32, 32)),) * 4),))
+out = encode.encode(e, p, template=template.think_answer)
+print(len(out.tokens), (out.slot >= 0).sum())
+'''
+  done = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  # 30x40 becomes 32x32 (40/16 = 2.5 rounds to even): 2x2 cells. Four frames
+  # of 32x32: two in time, 2x2 cells each: 8.
+  assert done.stdout.split()[1] == '12'

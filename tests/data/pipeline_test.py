@@ -1,0 +1,187 @@
+"""The stream: exact resume, workers, broken and over-long records."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmr1 import records
+from mmr1.data import pipeline
+from mmr1.data import sources
+from mmr1.data import template
+
+
+def task(seed, split, i):
+  """Item i; its image says i, its length varies."""
+  image = Image.fromarray(np.full((16, 32, 3), i % 256, np.uint8))
+  return records.Example(
+      uid=0, question=f'<image>{split}{"!" * (i % 5)}', answer=str(i),
+      images=(image,), source='task')
+
+
+class Flawed:
+  """Items whose index is in `bad` are Broken."""
+
+  def __init__(self, size, bad):
+    self.size, self.bad = size, frozenset(bad)
+
+  def __len__(self):
+    return self.size
+
+  def __getitem__(self, i):
+    if i in self.bad:
+      return records.Broken(where=f'file:{i}', reason=f'corrupt image: {i}')
+    return records.Example(
+        uid=i, question='q', answer='1', source=f'file:{i}')
+
+
+def _tasks(size=11):
+  return sources.TaskSource(task, seed=0, split='train', size=size)
+
+
+def _shape(proc, prompt_length=160, patches=32):
+  return pipeline.Shape(
+      processor=proc, template=template.think_answer,
+      prompt_length=prompt_length, patches=patches)
+
+
+def _stream(proc, members=None, *, seed=3, frac=0.5, weights=None, **kwargs):
+  return pipeline.Stream(
+      sources.Mixture(members or [_tasks()], weights, seed=seed),
+      _shape(proc), max_broken_frac=frac, **kwargs)
+
+
+def _same(a, b):
+  assert [x.uid for x, _ in a] == [x.uid for x, _ in b]
+  assert [x.answer for x, _ in a] == [x.answer for x, _ in b]
+  for (_, x), (_, y) in zip(a, b, strict=True):
+    for name in vars(x):
+      np.testing.assert_array_equal(vars(x)[name], vars(y)[name])
+
+
+def test_stream_gives_the_mixture_in_order(proc):
+  stream = _stream(proc)
+  pairs = stream.take(7) + stream.take(9)
+  mixture = stream.mixture
+  assert [e.uid for e, _ in pairs] == [mixture[k].uid for k in range(16)]
+  assert all(x.uid == e.uid for e, x in pairs)
+  # The pixels belong to the example: grey level i, normalised red.
+  for example, encoded in pairs:
+    red = (int(example.answer) / 255 - 0.48145466) / 0.26862954
+    np.testing.assert_allclose(
+        encoded.patches[encoded.patch_segment > 0][:, 0], red, atol=1e-5)
+
+
+@pytest.mark.parametrize('cut', [1, 10, 11, 12, 25])
+def test_m15_resume_is_exact_across_epochs(proc, cut):
+  # 11 + 5 records; 40 items are several epochs of each.
+  def members():
+    return [_tasks(11), Flawed(5, {2})]
+  whole = _stream(proc, members(), weights=(2, 1))
+  expected = whole.take(40)
+  first = _stream(proc, members(), weights=(2, 1))
+  first.take(cut)
+  state = json.loads(json.dumps(first.state()))
+  second = _stream(proc, members(), weights=(2, 1))
+  second.restore(state)
+  _same(second.take(40 - cut), expected[cut:])
+  assert second.state() == whole.state()
+  assert second.broken == whole.broken
+
+
+def test_m15_workers_change_nothing_and_prefetched_is_not_consumed(proc):
+  stream = _stream(proc, worker_count=2, worker_buffer=4)
+  reference = _stream(proc)
+  try:
+    _same(stream.take(3), reference.take(3))
+    assert stream.state()['position'] == 3  # up to 8 more were prefetched
+    _same(stream.take(20), reference.take(20))
+    state = stream.state()
+  finally:
+    stream.close()
+  assert state == reference.state()
+  restored = _stream(proc)
+  restored.restore(state)
+  _same(restored.take(5), reference.take(5))
+
+
+def test_m26_broken_are_skipped_named_once_and_counted(proc, caplog):
+  stream = _stream(proc, [_tasks(4), Flawed(10, {1, 4, 7})], weights=(1, 1))
+  with caplog.at_level(logging.WARNING):
+    pairs = stream.take(60)
+  assert len(pairs) == 60
+  assert {b.where for b in stream.broken} == {'file:1', 'file:4', 'file:7'}
+  assert stream.counts() == {'corrupt image': 3}
+  assert len([r for r in caplog.records if 'skipped' in r.message]) == 3
+  assert 'file:4' in caplog.text and 'corrupt image: 4' in caplog.text
+
+
+def test_m26_past_the_fraction_the_run_refuses(proc):
+  source = Flawed(10, {1, 4, 7})
+  _stream(proc, [source], frac=0.3).take(30)  # 3 of 10 are allowed
+  with pytest.raises(ValueError) as error:
+    _stream(proc, [source], frac=0.29).take(30)
+  for word in ('3 of the', 'file:', 'corrupt image', 'max_broken_frac=0.29'):
+    assert word in str(error.value)
+
+
+def test_m26_one_bad_member_of_a_large_mixture_refuses(proc):
+  members = [_tasks(100_000), Flawed(5, range(5))]
+  for frac in (0.5, 1.0):
+    with pytest.raises(ValueError, match='source 1'):
+      _stream(proc, members, weights=(1, 1), frac=frac).take(200)
+  with pytest.raises(ValueError, match='51 of the 51 records seen'):
+    _stream(proc, [Flawed(100_000, range(100_000))]).take(1)
+
+
+def test_m5_over_long_prompts_are_dropped_and_counted(proc):
+  full = _stream(proc).take(11)
+  lengths = {e.uid: len(x.tokens) for e, x in full}
+  limit = sorted(lengths.values())[5]
+  short = pipeline.Stream(
+      sources.Mixture([_tasks()], seed=3), _shape(proc, prompt_length=limit),
+      max_broken_frac=0.9)
+  kept = [e.uid for e, _ in short.take(22)]
+  assert {u for u, n in lengths.items() if n <= limit} == set(kept)
+  dropped = [u for u, n in lengths.items() if n > limit]
+  assert short.counts() == {'too long': len(dropped)}
+  assert {b.where for b in short.broken} == {f'task:{u}' for u in dropped}
+  none = pipeline.Stream(
+      sources.Mixture([_tasks()], seed=3), _shape(proc, prompt_length=5),
+      max_broken_frac=0.5)
+  with pytest.raises(ValueError, match='data.prompt_tokens'):
+    none.take(1)
+
+
+def test_text_that_cannot_be_encoded_is_broken(proc):
+
+  def odd(seed, split, i):
+    return records.Example(
+        uid=0, question='q<|image_pad|>' if i == 2 else 'q', answer='1',
+        source='odd')
+
+  stream = _stream(
+      proc, [sources.TaskSource(odd, seed=0, split='train', size=6)])
+  stream.take(12)
+  assert [b.where for b in stream.broken] == ['odd:2']
+  assert 'special token' in stream.broken[0].reason
+
+
+def test_all_examples_keeps_order_and_skips(proc):
+  pairs, broken = pipeline.all_examples(Flawed(8, {0, 3}), _shape(proc), 4)
+  assert [e.uid for e, _ in pairs] == [1, 2, 4, 5]
+  assert [b.where for b in broken] == ['file:0', 'file:3']
+  pairs, broken = pipeline.all_examples(Flawed(8, {0, 3}), _shape(proc))
+  assert len(pairs) == 6 and len(broken) == 2
+  with pytest.raises(ValueError, match='file:0'):
+    pipeline.all_examples(Flawed(3, range(3)), _shape(proc))
+
+
+@pytest.mark.parametrize('bad', [
+    dict(frac=-0.1), dict(frac=1.5), dict(worker_count=-1),
+    dict(worker_buffer=0)])
+def test_arguments_in_range(proc, bad):
+  with pytest.raises(ValueError, match='Stream'):
+    _stream(proc, **bad)

@@ -1,0 +1,62 @@
+"""Hooks: schedules by hand, resumability, no mutation."""
+
+import pytest
+
+from mmr1 import hooks
+
+KNOBS = {'coef/kl': 0.1, 'temperature': 1.0}
+
+
+def at(hook, step, knobs=KNOBS, **kw):
+  before = dict(knobs)
+  after, state = hook(knobs, {}, {}, {}, step, knob='coef/kl', **kw)
+  assert knobs == before and state == {}
+  assert after['temperature'] == 1.0 and list(after) == list(knobs)
+  return after['coef/kl']
+
+
+def test_constant():
+  assert at(hooks.constant, 7, value=0.5) == 0.5
+
+
+def test_linear():
+  kw = dict(start=1.0, end=0.0, steps=4, begin=2)
+  # Flat to step 2, then a quarter a step, flat from step 6.
+  got = [at(hooks.linear, i, **kw) for i in range(8)]
+  assert got == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+
+
+def test_cosine():
+  kw = dict(start=0.0, end=2.0, steps=4)
+  # 1 - cos(pi / 4) = .292893.
+  got = [at(hooks.cosine, i, **kw) for i in range(6)]
+  assert got == pytest.approx([0, 0.292893, 1, 1.707107, 2, 2], abs=1e-6)
+
+
+def adaptive(state, metrics, knobs=KNOBS):
+  after, state = hooks.adaptive_kl(
+      knobs, state, {}, metrics, 3, knob='coef/kl', metric='kl', target=0.1,
+      horizon=100.0, samples=50)
+  assert after['coef/kl'] == state['coef/kl']
+  return after['coef/kl'], state
+
+
+def test_adaptive_kl():
+  value, state = adaptive({}, {})  # nothing measured yet
+  assert value == 0.1
+  # Error .11 / .1 - 1 = .1: x (1 + .1 * 50 / 100).
+  value, state = adaptive(state, {'kl': 0.11})
+  assert value == pytest.approx(0.105)
+  # Error 4, clipped to .2: x 1.1; the knob's own value is not read again.
+  value, state = adaptive(state, {'kl': 0.5}, {'coef/kl': 9.0})
+  assert value == pytest.approx(0.1155)
+  # Error -1, clipped to -.2: x .9.
+  assert adaptive(state, {'kl': 0.0})[0] == pytest.approx(0.10395)
+
+
+def test_errors_say_what_is_wrong():
+  with pytest.raises(ValueError, match="'coef/k'.*'coef/kl', 'temperature'"):
+    hooks.constant(KNOBS, {}, {}, {}, 0, knob='coef/k', value=1.0)
+  with pytest.raises(ValueError, match='steps >= 1, got 0'):
+    hooks.linear(KNOBS, {}, {}, {}, 0, knob='coef/kl', start=1.0, end=0.0,
+                 steps=0)

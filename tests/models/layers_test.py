@@ -1,0 +1,154 @@
+"""Attention, rotary positions and the fold over layers, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmr1.models import layers
+
+
+def naive(query, sources):
+  """One query head at a time, sources concatenated and repeated."""
+  n, g, t, heads, width = query.shape
+  out = np.zeros(query.shape)
+  for i, j, q, h in np.ndindex(n, g, t, heads):
+    scores, values = [], []
+    for key, value, mask in sources:
+      own = key.ndim == 5
+      kv = h * key.shape[2] // heads
+      key, value = ((key[i, j, kv], value[i, j, kv]) if own else
+                    (key[i, :, kv], value[i, :, kv]))
+      mask = np.broadcast_to(mask, (n, g, t, len(key)))[i, j, q]
+      scores.append((key[mask] @ query[i, j, q, h]) / np.sqrt(width))
+      values.append(value[mask])
+    scores, values = np.concatenate(scores), np.concatenate(values)
+    weights = np.exp(scores - scores.max())
+    out[i, j, q, h] = weights @ values / weights.sum()
+  return out
+
+
+@pytest.fixture(scope='module')
+def example():
+  """Queries [2, 3, 4, 6, 8], own keys and keys of the prompt, 2 heads."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32) * 2
+  own = (draw(2, 3, 2, 4, 8), draw(2, 3, 2, 4, 8), np.tri(4, dtype=bool))
+  mask = rng.random((2, 1, 1, 5)) < 0.6
+  prompt = (draw(2, 5, 2, 8), draw(2, 5, 2, 8), mask)
+  return draw(2, 3, 4, 6, 8), own, prompt
+
+
+def call(query, sources):
+  full = [(k, v, jnp.broadcast_to(m, jnp.broadcast_shapes(
+      jnp.shape(m), (1, 1, 1, 1)))) for k, v, m in sources]
+  return layers.attend(query, full, precision='highest')
+
+
+def test_attend_is_one_softmax_over_all_sources(example):
+  query, own, prompt = example
+  for sources in ([own], [own, prompt], [prompt, own]):
+    np.testing.assert_allclose(
+        call(query, sources), naive(query, sources), atol=1e-5)
+
+
+def test_attend_ignores_masked_values_however_large(example):
+  query, own, (key, value, mask) = example
+  hidden = ~np.broadcast_to(mask[:, 0, 0, :, None, None], key.shape)
+  loud = (np.where(hidden, 1e4, key), np.where(hidden, -1e4, value), mask)
+  np.testing.assert_allclose(
+      call(query, [own, loud]), call(query, [own, (key, value, mask)]),
+      atol=1e-6)
+
+
+def test_m8_attend_with_extreme_scores_stays_finite(example):
+  query, own, prompt = example
+  out, gradient = jax.value_and_grad(
+      lambda q: jnp.sum(call(q, [own, prompt])))(jnp.asarray(query) * 1e4)
+  assert np.isfinite(out) and np.all(np.isfinite(gradient))
+
+
+def test_m6_attend_with_nothing_visible_is_finite(example):
+  query, (key, value, mask), _ = example
+  nothing = [(key, value, np.zeros_like(mask))]
+  out, gradient = jax.value_and_grad(
+      lambda q: jnp.sum(call(q, nothing)))(jnp.asarray(query))
+  assert np.isfinite(out) and np.all(np.isfinite(gradient))
+
+
+def test_mrope_sections_by_hand():
+  # Head width 8, theta 16: frequencies 1, 1/2, 1/4, 1/8. Sections (1, 1, 2):
+  # the first turns with time 2, the second with height 4, the rest with
+  # width 8: angles 2, 2, 2, 1.
+  cos, sin = layers.mrope(
+      jnp.asarray([2, 4, 8]), theta=16.0, sections=(1, 1, 2),
+      dtype=jnp.float32)
+  angles = [2, 2, 2, 1] * 2
+  np.testing.assert_allclose(cos, np.cos(angles), atol=1e-6)
+  np.testing.assert_allclose(sin, np.sin(angles), atol=1e-6)
+
+
+def test_axial_rope_by_hand():
+  # Head width 8, theta 100: two frequencies 1, 1/10; row 3, column 5.
+  cos, _ = layers.axial_rope(jnp.asarray([3, 5]), theta=100.0, width=8)
+  np.testing.assert_allclose(cos, np.cos([3, 0.3, 5, 0.5] * 2), atol=1e-6)
+
+
+def test_rotate_keeps_relative_positions():
+  rng = np.random.default_rng(1)
+  q, k = rng.normal(size=(2, 1, 1, 8)).astype(np.float32)
+
+  def score(i, j):
+    turned = [
+        layers.rotate(x, *layers.mrope(
+            jnp.full((1, 3), p), theta=1e4, sections=(2, 1, 1),
+            dtype=jnp.float32)) for x, p in ((q, i), (k, j))]
+    return np.sum(turned[0] * turned[1])
+
+  np.testing.assert_allclose(score(7, 4), score(3, 0), rtol=1e-5)
+  assert abs(score(7, 4) - score(7, 5)) > 1e-3
+  # Half-split: (x1, x2) turned by 90 degrees is (-x2, x1).
+  np.testing.assert_allclose(
+      layers.rotate(jnp.asarray([[[1.0, 2.0]]]), jnp.zeros((1, 2)),
+                    jnp.ones((1, 2))), [[[-2.0, 1.0]]])
+
+
+def test_rms_norm_by_hand():
+  # rms([3, 4, 0, 0]) = sqrt(25 / 4) = 2.5; weight 2.
+  norm = layers.RMSNorm(0.0, 'float32')
+  out = norm.apply({'params': {'weight': jnp.full(4, 2.0)}},
+                   jnp.asarray([3.0, 4.0, 0.0, 0.0]))
+  np.testing.assert_allclose(out, [2.4, 3.2, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_fold_scanned_equals_unrolled(remat):
+  params = {'a': jnp.asarray([2.0, 3.0, 5.0])}
+  extras = jnp.asarray([1.0, 10.0, 100.0])
+  flags = [True, False, True]
+
+  def step(layer, x, extra, flag):
+    x = layer['a'] * x + extra
+    return (jnp.where(flag, -x, x), x)
+
+  # 1 -> 3 -> -3; 3 * -3 + 10 = 1; 5 + 100 = 105 -> -105.
+  def run(params, scan):
+    x, outs = layers.fold(step, params, jnp.asarray(1.0), extras, flags,
+                          scan=scan, remat=remat)
+    return x, jnp.stack(outs) if not scan else outs
+
+  for scan in (False, True):
+    x, outs = run(params, scan)
+    assert float(x) == -105 and outs.tolist() == [3, 1, 105]
+    # d x / d a: -15 x 1... by the chain: a0: -(5)(3)(-1)(1), a1: -(5)(-3),
+    # a2: -(1).
+    grads = jax.grad(lambda p: run(p, scan)[0])(params)['a']
+    assert grads.tolist() == [15, 15, -1]
+
+
+def test_unstack_gradient_is_one_concatenation():
+  x = jnp.arange(12.0).reshape(4, 3)
+  jaxpr = jax.make_jaxpr(jax.grad(lambda x: sum(
+      jnp.sum(part * i) for i, part in enumerate(layers.unstack(x, 4)))))(x)
+  names = [equation.primitive.name for equation in jaxpr.eqns]
+  assert names.count('concatenate') == 1 and 'pad' not in names

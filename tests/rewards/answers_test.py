@@ -1,0 +1,256 @@
+"""What each answer reward accepts and refuses (M11, M12, M25)."""
+
+import copy
+import pickle
+import random
+
+import pytest
+
+from mmr1 import records
+from mmr1.rewards import answer
+from mmr1.rewards import choice
+from mmr1.rewards import format as format_reward
+from mmr1.rewards import math
+from mmr1.rewards import number
+from mmr1.rewards import quantity
+
+ROOT2 = r'\sqrt{2}'
+CHOICES = ('red', '30 cm', 'Dr. Smith', 'all of the above')
+
+
+def test_format(make, tagged):
+  assert format_reward.think_answer(make(tagged('anything')), {}) == 1.0
+  assert format_reward.think_answer(make('15'), {}) == 0.0
+  rest = 'I look. </think><answer> 15 </answer>'
+  assert format_reward.think_answer(make(rest), {}) == 0.0
+  assert format_reward.think_answer(make(rest), {}, prefilled=True) == 1.0
+
+
+@pytest.mark.parametrize('gold, right', [
+    ('15', '15'), ('15', '15.0'), ('15', '+15'), ('15', '30/2'),
+    ('15', '$15$'), ('15', 'x = 15'), ('15', 'AB = 15 cm'), ('15', '15 cm'),
+    ('15', '15.'), ('15', r'\boxed{15}'), ('15', r'15^\circ'), ('15', '15°'),
+    ('15 cm', '15'), ('15 cm', r'15\text{ cm}'), ('15 cm^2', '15 cm²'),
+    ('15 cm^2', '15 square centimeters'), ('AB=15', '15'),
+    ('-3', '−3'), ('0.5', '1/2'), ('1/2', r'\frac{1}{2}'), ('0.5', '50%'),
+    ('1234', '1,234'), ('3.5', '3½'), ('$5', '5 dollars'),
+    ('x', 'x'), ('3:45', '3 : 45'),
+])
+def test_math_decides_right_without_a_process(gold, right):
+  assert math.decide(gold, right) is True
+
+
+@pytest.mark.parametrize('gold, wrong', [
+    ('15', '1.5'), ('15', '-15'), ('3', '-3'), ('15', '151'), ('15', '15000'),
+    ('15', '15 16'), ('15', '15, 16'), ('15', '15 or 16'), ('15', '{15}{16}'),
+    ('15', '7+8'), ('15', '15=15'), ('15', '15 = 16'), ('15', 'x = 3 = 15'),
+    ('15', 'x'), ('15', 'nan'), ('15', 'inf'), ('15', '1e999999999'),
+    ('15', '9' * 100000), ('15', '١٥'), ('15', '①⑤'), ('15', '1\u20605'),
+    ('15', ''), ('15', '.'), ('15', '9**9**9**9'), ('15', '15x'),
+    ('15', '15 million'), ('52', '5²'), ('15 cm', '15 m'),
+    ('15 cm', '15 cm^2'), ('0.333', '1/3'), ('3:45', '1:15'),
+    ('2020-01-05', '2014'), ('AB', 'BA'),
+    (ROOT2, r'\sqrt{3} = \sqrt{2}'), (ROOT2, r'\sqrt{3}} \boxed{\sqrt{2}'),
+    (ROOT2, r'\sqrt{2}, \sqrt{3}'), (ROOT2, '{' * 500), (ROOT2, r'\sqrt{٢}'),
+    ('(1,2)', '1,2'), ('(1,2)', r'\{1,2\}'), ('(1,2)', '[1,2]'),
+    ('1,2', '1,2,3'), ('x=2', '1=1, x=2'),
+])
+def test_m11_math_decides_wrong_without_a_process(gold, wrong):
+  assert math.decide(gold, wrong) is False
+
+
+@pytest.mark.parametrize('gold, given, expected', [
+    (ROOT2, '2^{1/2}', True), (ROOT2, '√2', True), (ROOT2, 'sqrt(2)', True),
+    (ROOT2, '1.41421356', True), (ROOT2, '1.414', False),
+    (ROOT2, r'-\sqrt{2}', False), (ROOT2, r'\sqrt{3}', False),
+    (ROOT2, r'\sqrt{2} or \sqrt{3}', False), (ROOT2, '1/0', False),
+    (ROOT2, 'nan', False), (ROOT2, 'the root of two', False),
+    (r'\frac{\sqrt{3}}{2}', r'\frac{3}{2\sqrt{3}}', True),
+    (r'\frac{\pi}{2}', 'pi/2', True), (r'2\sqrt{3}', r'$2\sqrt 3$ cm', True),
+    ('x^2+2x+1', '(x+1)^2', True), ('x^2-1', 'y = (x-1)(x+1)', True),
+    ('x=2y', 'x=3y', False), ('(1,x)', '(x,1)', False),
+    # 10^-9 and 0 agree to six decimals; they are not equal.
+    ('10^{-9}', '0', False), (r'\frac{\pi}{10^8}', '0', False),
+])
+def test_math_asks_math_verify(gold, given, expected):
+  assert math.decide(gold, given) is None
+  assert math.equal(gold, given) is expected
+
+
+def test_m11_echo_of_an_expression():
+  # Mathematically equal, but the question itself is no answer to it.
+  question = r'Simplify $\sqrt{8}-\sqrt{2}$.'
+  assert math.equal(ROOT2, r'\sqrt{8} - \sqrt{2}')
+  assert not math.equal(ROOT2, r'\sqrt{8} - \sqrt{2}', question=question)
+  assert math.equal(ROOT2, '2^{1/2}', question=question)
+
+
+@pytest.mark.parametrize('given, letter', [
+    ('B', 'B'), ('b', 'B'), ('(B)', 'B'), ('[B]', 'B'), ('B.', 'B'),
+    ('B)', 'B'), ('B: 30 cm', 'B'), ('(b) 30 cm', 'B'), ('Option B', 'B'),
+    ('30 cm', 'B'), ('30', 'B'), ('RED', 'A'), ('Dr. Smith', 'C'),
+    ('**C. Dr. Smith**', 'C'), ('all of the above', 'D'), ('$B$', 'B'),
+    ('E', None), ('A, B', None), ('A or B', None), ('AB', None), ('', None),
+    ('(A) (B) (C) (D)', None), ('A B C D', None), ('A. B. C. D.', None),
+    ('B: red', None), ('B: 30 cm, A: red', None), ('red 30 cm', None),
+    ('30 m', None), ('В', None), ('Β', None),  # Cyrillic and Greek
+    ('not B', None), ('(B', None), ('purple', None),
+])
+def test_m11_choice_forms(given, letter):
+  assert choice.pick(given, CHOICES) == letter
+
+
+def test_choice_without_and_with_odd_choices():
+  assert choice.pick('B. 30 cm', None) == 'B'
+  assert choice.pick('A. 1 B. 2 C. 3', None) is None
+  assert choice.pick('A. A dog', None) == 'A'
+  # A label wins over a text; a text shared by two choices picks neither.
+  assert choice.pick('A', ('B', 'A')) == 'A'
+  assert choice.pick('red', ('red', 'Red', 'blue')) is None
+  assert choice.pick('x', {'a': 'x', 'c': 'y'}) == 'A'
+  assert choice.pick('B', {'a': 'x', 'c': 'y'}) is None
+  # The gold answer may be given as a letter or as its text.
+  assert choice.equal('Dr. Smith', 'C', CHOICES)
+  with pytest.raises(ValueError, match='purple'):
+    choice.equal('purple', 'A', CHOICES)
+  with pytest.raises(ValueError, match='letters'):
+    choice.labels({'1': 'x'})
+
+
+def test_number_tolerance():
+  # Gold 200: 1% is 2 exactly, so 202 is inside, 202.0001 is not.
+  assert number.within('200', '202', relative=0.01)
+  assert not number.within('200', '202.0001', relative=0.01)
+  # |0.3 - 0.2| = 0.1 exactly, although 0.3 - 0.2 < 0.1 in binary floats and
+  # |0.3 - 0.4| > 0.1 there.
+  assert number.within('0.3', '0.2', absolute=0.1)
+  assert number.within('0.3', '0.4', absolute=0.1)
+  assert not number.within('0.3', '0.3000000000000000001')
+  assert number.within('-200', '-202', relative=0.01)  # of |gold|
+  assert not number.within('5 cm', '5 m', absolute=1.0)
+  with pytest.raises(ValueError, match='blue'):
+    number.within('blue', '3')
+  with pytest.raises(ValueError, match='at least 0'):
+    number.within('3', '3', relative=-0.1)
+
+
+def test_quantity_units():
+  assert quantity.parse('5 m/s').unit == 'm/s'
+  assert quantity.parse('5 sq. ft').unit == 'ft^2'
+  assert quantity.parse(r'5\mathrm{~cm}^3').unit == 'cm^3'
+  for other in ('5 apples', '5 million', 'cm', 'five cm', '5 cm or 6 cm'):
+    assert quantity.parse(other) is None
+
+
+def test_answer_type_is_declared_or_inferred(make):
+  def kind(gold, **meta):
+    return answer.kind(make('', gold, **meta).example)
+  assert kind('15') == kind('15 cm') == kind(ROOT2) == kind('2x') == 'math'
+  assert kind('B') == kind('(C)') == kind('red', choices=CHOICES) == 'choice'
+  assert kind('dark blue') == kind('Route 66') == 'text'
+  assert kind('15', answer_type='number') == 'number'
+  with pytest.raises(ValueError, match='nubmer.*allowed'):
+    kind('15', answer_type='nubmer')
+
+
+# Per reward: (fn, gold, wrong answer, meta). The right answer is the gold.
+REWARDS = [
+    (math.verify, '15', '7', {}),
+    (math.verify, ROOT2, '7', {}),
+    (number.close, '15', '7', {}),
+    (choice.letter, 'B', 'A', {'choices': CHOICES}),
+    (answer.correct, '15', '7', {'answer_type': 'number'}),
+    (answer.correct, '15', '7', {}),
+    (answer.correct, 'B', 'A', {'choices': CHOICES}),
+    (answer.correct, 'dark blue', 'red', {}),
+]
+
+
+def adversarial(gold):
+  """Outputs none of which holds the gold answer as its one answer."""
+  block = f'<answer>{gold}</answer>'
+  return [
+      '', ' ', '\n', gold, f'Answer: {gold}', f'\\boxed{{{gold}}}',
+      'What is the value? (A) red (B) 30 cm (C) Dr. Smith',
+      block * 2, block + '<answer>7</answer>', '<answer>7</answer>' + block,
+      '<answer>' + block + '</answer>',
+      f'<think>{block}</think>', f'<think>{block}',
+      f'<think>it is {gold}</think><answer>7</answer>',
+      f'<think>{gold}</think><answer></answer>',
+      f'</answer>{gold}<answer>', f'<answer>{gold}',
+      f'<answer>{gold} 7</answer>', f'<answer>{gold}, 7</answer>',
+      f'<answer>7 or {gold}</answer>', f'<answer>{gold} = 7</answer>',
+      f'<answer>7 = {gold}</answer>', f'<answer>-{gold}</answer>',
+      f'<answer>not {gold}</answer>',
+      f'<answer>{" ".join(str(i) for i in range(200))} {gold}</answer>',
+      '<answer>A B C D</answer>', '<answer>(A) (B) (C) (D)</answer>',
+      '<answer>A: red, B: 30 cm, C: Dr. Smith</answer>',
+      '<answer>1.5</answer>', '<answer>-15</answer>', '<answer>١٥</answer>',
+      '<answer>nan</answer>', '<answer>inf</answer>',
+      '<answer>1e999999999</answer>', f'<answer>{"9" * 50000}</answer>',
+      f'<answer>{"9" * 300}</answer>', '<answer>В</answer>',
+      '<answer>7+8</answer>', '<answer><think>x</think></answer>',
+      f'<answer>\\boxed{{7}} \\boxed{{{gold}}}</answer>',
+  ]
+
+
+@pytest.mark.parametrize('fn, gold, wrong, meta', REWARDS)
+def test_m11_nothing_beats_an_honest_wrong_answer(
+    fn, gold, wrong, meta, make, tagged):
+  assert fn(make(tagged(gold), gold, **meta), {}) == 1.0
+  assert fn(make(tagged(f'Final Answer:{gold}'), gold, **meta), {}) == 1.0
+  assert fn(make(tagged(wrong), gold, **meta), {}) == 0.0
+  for output in adversarial(gold):
+    assert fn(make(output, gold, **meta), {}) == 0.0, output
+
+
+@pytest.mark.parametrize('fn, gold, wrong, meta', REWARDS)
+def test_m13_no_gold_answer_is_none_and_wrong_is_zero(
+    fn, gold, wrong, meta, make, tagged):
+  assert fn(make(tagged(gold), None, **meta), {}) is None
+  got = fn(make(tagged(wrong), gold, **meta), {})
+  assert got == 0.0 and isinstance(got, float)
+
+
+def test_m13_an_answer_of_zero_is_an_answer(make, tagged):
+  assert math.verify(make(tagged('0'), '0'), {}) == 1.0
+  assert number.close(make(tagged('0'), '0'), {}) == 1.0
+  assert answer.match('0', make('', '0').example) is True
+  assert answer.match(None, make('', '0').example) is False
+
+
+@pytest.mark.parametrize('fn, gold, wrong, meta', REWARDS)
+def test_m25_samples_are_frozen_and_unchanged(
+    fn, gold, wrong, meta, make, tagged):
+  sample = make(tagged(wrong), gold, **meta)
+  before = pickle.dumps(sample)
+  fn(sample, {})
+  assert pickle.dumps(sample) == before
+  with pytest.raises(AttributeError):
+    sample.text = 'x'
+  with pytest.raises(AttributeError):
+    sample.example.answer = 'x'
+  with pytest.raises(TypeError):
+    sample.example.meta['choices'] = ()
+
+
+def test_m10_random_texts_raise_nothing_and_stay_in_range(make):
+  rng = random.Random(1)
+  parts = ['<think>', '</think>', '<answer>', '</answer>', '\\boxed{', '}', '{',
+           '$', 'A', '(B)', 'C.', '15', '-', '/', '0', '.', ' ', '°', '²', '½',
+           'cm', 'e9', '%', '=', 'or', '\n', '\ud800']
+  for _ in range(1500):
+    output = '<answer>' * rng.randrange(2) + ''.join(
+        rng.choices(parts, k=rng.randrange(9))) + '</answer>'
+    for fn, gold, _, meta in REWARDS:
+      if gold != ROOT2:  # that one would keep the processes busy
+        sample = make(output, gold, **meta)
+        low, high = fn.range
+        assert low <= fn(sample, {}, strict=rng.random() < .5) <= high
+
+
+def test_records_survive_copies(make):
+  sample = make('x', choices=CHOICES)
+  assert pickle.loads(pickle.dumps(sample)) == sample
+  assert copy.deepcopy(sample) == sample
+  assert isinstance(sample.example, records.Example)
