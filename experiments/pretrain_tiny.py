@@ -40,6 +40,7 @@ flags.DEFINE_string('out', None, 'Folder to write.', required=True)
 flags.DEFINE_integer('steps', 800, 'Updates.')
 flags.DEFINE_integer('seed', 0, 'Seed of data and initial weights.')
 flags.DEFINE_float('lr', 3e-3, 'Peak learning rate.')
+flags.DEFINE_integer('devices', 2, 'CPU devices the batch is spread over.')
 flags.DEFINE_integer('vocab_size', 768, 'Rows of the embedding.')
 FLAGS = flags.FLAGS
 
@@ -140,7 +141,16 @@ def learning_rate(progress: float, peak: float) -> float:
   return peak * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
 
 
+def spread(batch, mesh):
+  """The batch over all devices, along the prompts."""
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  return jax.device_put(batch, rows)
+
+
 def main(_):
+  # One device per core: XLA runs element-wise work of a device on one core.
+  jax.config.update('jax_num_cpu_devices', FLAGS.devices)
+  mesh = jax.make_mesh((FLAGS.devices,), ('data',))
   # The roles of the chat template become single tokens.
   texts = ['system user assistant'] * 100
   for i in range(4000):
@@ -153,7 +163,9 @@ def main(_):
   policy = forward.Policy(
       qwen2_5_vl.Qwen2_5VL(model), processor.banned, processor.eos_id,
       processor.pad_id)
-  params = qwen2_5_vl.init_params(model, jax.random.key(FLAGS.seed))
+  params = jax.device_put(
+      qwen2_5_vl.init_params(model, jax.random.key(FLAGS.seed)),
+      jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
   size = sum(x.size for x in jax.tree.leaves(params))
   print(f'{size} parameters, {len(processor.tokenizer)} tokens', flush=True)
   optimizer = optax.inject_hyperparams(lambda lr: optax.chain(
@@ -170,7 +182,8 @@ def main(_):
   for step in range(FLAGS.steps):
     opt.hyperparams['lr'] = jnp.float32(
         learning_rate(step / FLAGS.steps, FLAGS.lr))
-    params, opt, metrics = step_fn(params, opt, batches.get())
+    params, opt, metrics = step_fn(
+        params, opt, spread(batches.get(), mesh))
     if step % 20 == 0 or step + 1 == FLAGS.steps:
       loss = round(float(metrics['loss']), 4)
       curve.append((step, round(time.time() - start, 1), loss))

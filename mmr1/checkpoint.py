@@ -55,7 +55,7 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f'keep: got {keep}; allowed: at least 1.')
-    self._root = epath.Path(workdir).absolute()
+    self._root = workdir_lib.absolute(workdir)
     self._folder = self._root / 'checkpoints'
     self._keep = keep
     self._sign = 1 if higher_is_better else -1

@@ -204,9 +204,8 @@ def guarded_update(
 ) -> tuple[Tree, Tree, Guard, dict[str, Array]]:
   """One update, or none if the loss or a gradient is not finite (M8).
 
-  A skipped update leaves parameters, moments and their count untouched, hence
-  also the learning rate: the schedule counts applied updates. Decided on the
-  device, without a round trip to the host.
+  A skipped update leaves parameters, moments and counts untouched, hence also
+  the learning rate: the schedule counts applied updates.
 
   Args:
     optimizer: from `make`.
@@ -217,14 +216,13 @@ def guarded_update(
     guard: counters.
 
   Returns:
-    trainable, opt_state, guard, metrics: 'grad_norm' (`optax.global_norm` of
-    the whole trainable gradient before clipping, M24), 'lr' (of this update),
-    'update/skipped' (0 or 1), 'update/skipped_in_a_row' and
-    'update/skipped_total'.
+    trainable, opt_state, guard, metrics: 'grad_norm' (before clipping, M24),
+    'lr' (of this update), 'update/skipped' (0 or 1),
+    'update/skipped_in_a_row', 'update/skipped_total'.
   """
   norm = trees.global_norm(grads)
-  # The norm is finite only if each gradient is; it can overflow when each is
-  # finite, and then clipping would turn the update into zeros or nan.
+  # A norm that overflows although each gradient is finite is bad as well:
+  # clipping would turn the update into zeros.
   ok = jnp.isfinite(loss) & jnp.isfinite(norm)
   rate = learning_rate(optimizer, opt_state)
   updates, after = optimizer.tx.update(grads, opt_state, trainable)

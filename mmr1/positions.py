@@ -84,10 +84,7 @@ def rope_index(
     current = _fill_text(positions, done, start, current)
     interval = (np.float32(1) if seconds is None else
                 np.float32(tokens_per_second) * np.float32(seconds))
-    frames = (np.arange(t, dtype=np.float32) * interval).astype(np.int64)
-    cells = np.stack(np.meshgrid(
-        frames, np.arange(h // merge), np.arange(w // merge),
-        indexing='ij'), axis=-1).reshape(-1, 3) + current
+    cells = current + _cell_positions(t, h // merge, w // merge, interval)
     done = start + count
     positions[start:done] = cells
     highest = max(highest, current - 1, int(cells.max()))
@@ -100,6 +97,13 @@ def rope_index(
   current = _fill_text(positions, done, len(tokens), current)
   highest = max(highest, int(positions.max(initial=-1)))
   return positions.astype(np.int32), highest + 1
+
+
+def _cell_positions(frames, rows, columns, interval):
+  times = (np.arange(frames, dtype=np.float32) * interval).astype(np.int64)
+  return np.stack(np.meshgrid(
+      times, np.arange(rows), np.arange(columns), indexing='ij'),
+                  axis=-1).reshape(-1, 3)
 
 
 def _fill_text(positions, start, stop, current):

@@ -29,7 +29,7 @@ class Workdir:
       ValueError: another config (shows the difference), or a folder with
         files that is no run of ours (never wiped).
     """
-    self.path = epath.Path(path).absolute()
+    self.path = absolute(path)
     file = self.path / 'config.json'
     if self.path.exists() and not self.path.is_dir():
       raise ValueError(f'workdir: {self.path} is a file. Choose a folder.')
@@ -63,11 +63,18 @@ class Workdir:
     barrier('wipe')  # nobody still reads
     if jax.process_index() == 0:
       # config.json last: a kill in between must not make the folder foreign.
-      for entry in self.path.iterdir():
+      for entry in list(self.path.iterdir()):
         if entry.name != 'config.json':
           entry.rmtree() if entry.is_dir() else entry.unlink()
       (self.path / 'config.json').unlink()
     barrier('wiped')
+
+
+def absolute(path: Any) -> epath.Path:
+  """`~` and relative paths made absolute; gs:// as it is."""
+  path = epath.Path(path).expanduser()
+  # epath would put the current folder in front of a gs:// path.
+  return path if path.is_absolute() else path.absolute()
 
 
 def write_whole(path: epath.Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, atomic, falling back; the resume rule."""
 
+import io
 import json
 import os
 import pathlib
@@ -10,12 +11,16 @@ import textwrap
 import time
 import warnings
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
+from rich import console as rich_console
 
 from mmr1 import checkpoint
+from mmr1 import log
 from mmr1 import resolve
 from mmr1 import types
 from mmr1 import workdir as workdir_lib
@@ -289,3 +294,47 @@ class TestWorkdir:
     (tmp_path / '.config.json.tmp').write_text('{"se')
     assert not workdir_lib.Workdir(tmp_path, config()).continued
     assert workdir_lib.Workdir(tmp_path, config()).continued
+
+
+@pytest.fixture
+def remote(tmp_path):
+  """gs://bucket/..., served from a local folder."""
+  root = tmp_path / 'bucket'
+  root.mkdir()
+
+  def local(path):
+    return os.fspath(path).replace('gs://bucket', str(root))
+
+  def one(original, path, *args, **kwargs):
+    return original(local(path), *args, **kwargs)
+
+  def two(original, path, dst, **kwargs):
+    return original(local(path), local(dst), **kwargs)
+
+  names = ('open', 'exists', 'isdir', 'listdir', 'mkdir', 'makedirs', 'remove',
+           'rmtree', 'stat')
+  with epath.testing.mock_epath(
+      copy=two, replace=two, rename=two, **{name: one for name in names}):
+    yield root
+
+
+def test_remote_workdir(remote):
+  """The folder rule and the logs on gs://: kept locally, uploaded whole."""
+  path = 'gs://bucket/runs/x'
+  assert not workdir_lib.Workdir(path, config()).continued
+  assert workdir_lib.Workdir(path, config()).continued
+  assert [p.name for p in (remote / 'runs/x').iterdir()] == ['config.json']
+  console = rich_console.Console(file=io.StringIO())
+  for step in (1, 2, 3):
+    logger = log.Logger(path, console=console)  # as after a restart
+    logger.truncate('s', min(step - 1, 1))
+    logger.write('s', step, {'loss': step})
+    logger.samples('s', step, [{'image': Image.new('RGB', (8, 8))}])
+    logger.close()
+    assert logger.errors == 0, console.file.getvalue()
+  rows = log.read_rows(f'{path}/metrics.jsonl')
+  assert [row['step'] for row in rows] == [1, 3]  # 2 was cut
+  assert (remote / 'runs/x/events/s').is_dir()
+  assert len(list((remote / 'runs/x/samples/images').iterdir())) == 1
+  workdir_lib.Workdir(path, config(seed=1), fresh=True)
+  assert [p.name for p in (remote / 'runs/x').iterdir()] == ['config.json']

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from PIL import Image
+from PIL import ImageSequence
 
 from mmr1 import records
 
@@ -93,7 +94,8 @@ def clip(value: Any, folder: str, *, load: bool = True) -> records.Video:
   if len(sizes) > 1:
     raise RecordError(
         f'bad video: frames of different sizes {sizes[:3]} (width, height)')
-  return records.Video(frames=frames, fps=float(natural if fps is None else fps))
+  return records.Video(
+      frames=frames, fps=float(natural if fps is None else fps))
 
 
 def _animated(value: Any, folder: str) -> tuple[
@@ -107,11 +109,10 @@ def _animated(value: Any, folder: str) -> tuple[
   try:
     with Image.open(io.BytesIO(data)) as picture:
       frames, seconds = [], 0.0
-      for number in range(getattr(picture, 'n_frames', 1)):
-        picture.seek(number)
-        picture.load()
-        seconds += picture.info.get('duration', 0) / 1000
-        frames.append(picture.convert('RGBA').convert('RGB'))
+      for frame in ImageSequence.Iterator(picture):
+        frame.load()
+        seconds += frame.info.get('duration', 0) / 1000
+        frames.append(frame.convert('RGBA'))
   except Exception as error:
     raise RecordError(f'corrupt video: {name}: {_why(error)}') from error
   _checked(frames[0], name)
@@ -139,13 +140,13 @@ def _read(value: Any, folder: str) -> tuple[bytes, str]:
       raise RecordError(f'corrupt image: data URL: {error}') from error
   if value.startswith(('http://', 'https://')):
     raise RecordError(f'missing image: {value}: download it first')
-  path = epath.Path(value) if '://' in value else epath.Path(folder) / value
+  name = value if '://' in value else str(epath.Path(folder) / value)
   try:
-    return path.read_bytes(), str(path)
+    return epath.Path(name).read_bytes(), name
   except FileNotFoundError as error:
-    raise RecordError(f'missing image: {path}: no such file') from error
-  except (OSError, ValueError) as error:
-    raise RecordError(f'missing image: {path}: {_why(error)}') from error
+    raise RecordError(f'missing image: {name}: no such file') from error
+  except Exception as error:  # remote back ends raise anything: named
+    raise RecordError(f'missing image: {name}: {_why(error)}') from error
 
 
 def _from_array(value: np.ndarray) -> Image.Image:

@@ -126,6 +126,7 @@ class Stream:
     self.worker_count = worker_count
     self.worker_buffer = worker_buffer
     self.broken: list[records.Broken] = []
+    self._start = 0
     self._position = 0
     self._known: dict[tuple[int, int], int] = {}  # place -> index in broken
     self._iterator = None
@@ -156,15 +157,21 @@ class Stream:
   def state(self) -> dict[str, Any]:
     """JSON-able state: what was consumed and which records were broken."""
     return {
+        'start': self._start,
         'position': self._position,
         'broken': [[*place, self.broken[i].where, self.broken[i].reason]
                    for place, i in self._known.items()],
     }
 
   def restore(self, state: dict[str, Any]):
-    """Goes on from a saved state. The mixture must be the same."""
+    """Goes on from a saved state. The mixture must be the same.
+
+    A state of `position` and no broken records, without `start`, makes the
+    stream begin there.
+    """
     self.close()
     self._position = int(state['position'])
+    self._start = int(state.get('start', self._position))
     self.broken, self._known = [], {}
     for member, index, where, reason in state['broken']:
       self._known[member, index] = len(self.broken)
@@ -200,7 +207,8 @@ class Stream:
     self.broken.append(broken)
     _LOG.warning('skipped %s: %s', broken.where, broken.reason)
     size = len(self.mixture.sources[place.member])
-    seen = min(place.seen + 1, size)
+    before = self.mixture.counts(self._start)[place.member]
+    seen = min(place.seen + 1 - before, size)
     mine = [i for (m, _), i in self._known.items() if m == place.member]
     allowed = self.max_broken_frac * max(seen, min(size, _AT_LEAST))
     if len(mine) > allowed or len(mine) == seen == size:
@@ -210,12 +218,14 @@ class Stream:
 
 
 def _refusal(broken, seen, size, member, fraction) -> str:
-  first = '\n'.join(f'  {b.where}: {b.reason}' for b in broken[:_NAMED])
+  first = '\n'.join(
+      f'  {b.where}: {b.reason}' for b in broken[:_NAMED])
   return (
-      f'{len(broken)} of the {seen} records seen (of {size}) of source {member} '
-      f'cannot be used; max_broken_frac={fraction} allows fewer. The first:\n'
-      f'{first}\nRepair them, or raise data.max_broken_frac, or where prompts '
-      'are too long raise data.prompt_tokens or data.patches.')
+      f'{len(broken)} of the {seen} records seen (of {size}) of source '
+      f'{member} cannot be used; max_broken_frac={fraction} allows fewer. '
+      f'The first:\n{first}\n'
+      'Repair them, or raise data.max_broken_frac, or where prompts are too '
+      'long raise data.prompt_tokens or data.patches.')
 
 
 def all_examples(

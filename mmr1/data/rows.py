@@ -24,7 +24,6 @@ _ALIASES = {
     'completion': ('completion', 'completions', 'solution'),
 }
 _ROLES = ('system', 'user', 'assistant')
-_TEXT_ONLY = ''  # a column name that says: there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +205,10 @@ def _text(value: Any, what: str) -> str:
         f'wrong type: {what} is {type(value).__name__}, needed is text')
   if not value.strip():
     raise RecordError(f'empty {what}')
+  try:
+    value.encode('utf-8')
+  except UnicodeEncodeError as error:  # JSON can write half of a pair
+    raise RecordError(f'wrong type: {what}: {error}') from error
   return value
 
 
@@ -225,14 +228,13 @@ def _answer(value: Any) -> str | None:
   """Text of an answer; numbers are written out. None and '' are no answer."""
   if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
     value = value.item()
-  if isinstance(value, bytes):
-    value = _text(value, 'answer')
-  if value is None or (isinstance(value, str) and not value.strip()):
+  if value is None or value in ('', b'') or (
+      isinstance(value, str) and not value.strip()):
     return None
-  if isinstance(value, str):
-    return value.strip()
+  if isinstance(value, (str, bytes)):
+    return _text(value, 'answer').strip()
   if isinstance(value, bool) or not isinstance(value, (int, float)) or (
-      not math.isfinite(value)):
+      isinstance(value, float) and not math.isfinite(value)):
     raise RecordError(
         f'wrong type: answer is {type(value).__name__} {value!r:.40}, needed '
         'is text or a finite number')

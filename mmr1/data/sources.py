@@ -9,7 +9,7 @@ Sources of files are in `mmr1.data.files` and `mmr1.data.tfds_source`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -294,10 +294,3 @@ def _mix(x: int) -> int:
   x ^= x >> 13
   x = x * 0xC2B2AE35 & 0xFFFFFFFF
   return x ^ x >> 16
-
-
-def examples(
-    source: Source, n: int | None = None) -> Iterator[Item]:
-  """The first n items (all by default), Broken ones included."""
-  for i in range(len(source) if n is None else min(n, len(source))):
-    yield source[i]

@@ -61,10 +61,11 @@ def reduce(
     (f32[], f32[]). A count of 0 means nothing (more) to divide by.
 
   Raises:
-    ValueError: for an unknown mode or rows, or a missing or superfluous
-      length.
+    ValueError: for an unknown mode or rows, a missing or superfluous length,
+      or shapes that do not match.
   """
   _check(mode, rows, length)
+  check_shape('values', values, mask)
   tokens = masked.count(mask, axis=-1)
   row_sum = masked.sum(values, mask, axis=-1)
   n_rows = (
@@ -85,6 +86,18 @@ def finish(total: Array, count: Array) -> Array:
   """total / count; a count of 0 divides by nothing, so that no token at all
   is exactly 0. Every other count is at least 1."""
   return total / jnp.maximum(count, 1)
+
+
+def check_shape(name: str, x: Array, mask: Array) -> None:
+  """Raises ValueError unless x is [N, G, T] or [N, G, 1] for a mask [N, G, T].
+
+  Broadcasting would accept [N, G] or [G, T] and mean something else.
+  """
+  allowed = (mask.shape, (*mask.shape[:-1], 1))
+  if x.shape not in allowed:
+    raise ValueError(
+        f'{name} has shape {x.shape}, allowed for this mask are {allowed[0]} '
+        f'and {allowed[1]}.')
 
 
 def _check(mode: str, rows: str, length: float | None):

@@ -258,6 +258,7 @@ def _policy(scores, block, surrogate, level, sequence, clamp, surrogate_kw):
       logp, _old(scores, block), mask, level=level, sequence=sequence,
       clamp=clamp)
   advantage = block.advantage
+  reduce.check_shape('block.advantage', advantage, mask)
   if advantage.shape[-1] != 1:
     advantage = masked.fill(advantage, mask)
   return *surrogate(

@@ -23,7 +23,7 @@ def _family(model_type: str | None, where: Any):
   return _FAMILIES[model_type]
 
 
-def read_config(path: epath.PathLike, **run: str) -> Any:
+def read_config(path: epath.PathLike, **run: Any) -> Any:
   """The family's Config of the folder `path`, with run-time choices `run`.
 
   Raises:
@@ -48,6 +48,7 @@ def load(
     layers: str = 'unrolled',
     remat: str = 'none',
     precision: str = 'default',
+    query_chunk: int = 1024,
 ) -> tuple[Any, Any]:
   """Loads a model.
 
@@ -58,6 +59,7 @@ def load(
     layers: 'unrolled' or 'scan'.
     remat: 'none' or 'layer'.
     precision: of matrix products, 'default', 'high' or 'highest'.
+    query_chunk: queries handled at once by attention; bounds its memory.
 
   Returns:
     The linen module and its parameters as host (numpy) arrays, read one
@@ -68,7 +70,7 @@ def load(
   """
   config = read_config(
       path, compute_dtype=compute_dtype, layers=layers, remat=remat,
-      precision=precision)
+      precision=precision, query_chunk=query_chunk)
   family, names = _family(json.loads(config.hf)['model_type'], path)
   params = weights.read(
       path, names.table(config), _shapes(family, config),

@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-# Keys that queries may attend to: (keys, values, mask).
-Source = tuple[Array, Array, Array]
+# Keys that queries may attend to: (keys, values, visible). `visible` maps the
+# indices i32[T'] of some of the queries to bool, broadcastable to [N, G, T',
+# U]: a function, so that the whole T x U mask need never exist.
+Visible = Callable[[Array], Array]
+Source = tuple[Array, Array, Visible]
 
 # Far below every score yet finite: a query without any visible key averages
 # garbage instead of giving NaN, and its gradient stays finite.
@@ -109,8 +112,8 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
   return x * cos + jnp.concatenate([-second, first], -1) * sin
 
 
-def attend(query: Array, sources: Sequence[Source], *,
-           precision: str) -> Array:
+def attend(query: Array, sources: Sequence[Source], *, precision: str,
+           chunk: int) -> Array:
   """Grouped-query attention with one softmax over all `sources`.
 
   Scores, softmax and its sums are float32; the weights meet the values in the
@@ -119,24 +122,42 @@ def attend(query: Array, sources: Sequence[Source], *,
 
   Args:
     query: [N, G, T, H, d].
-    sources: (keys, values, mask) triples; keys and values [N, G, K, U, d], or
-      [N, U, K, d] if the whole group shares them; mask bool, broadcastable to
-      [N, G, T, U], True where visible.
+    sources: (keys, values, visible) triples; keys and values [N, G, K, U, d],
+      or [N, U, K, d] if the whole group shares them.
     precision: of the matrix products.
+    chunk: queries handled at once: above it they go chunk by chunk, scores
+      recomputed in the backward pass, so that memory grows with `chunk * U`.
 
   Returns:
     [N, G, T, H, d]. Arbitrary but finite where nothing is visible.
   """
   n, g, t, heads, width = query.shape
+  if t <= chunk:
+    return _attend(query, jnp.arange(t), sources, precision)
+  count = -(-t // chunk)
+  padding = count * chunk - t
+  query = jnp.pad(query, ((0, 0), (0, 0), (0, padding), (0, 0), (0, 0)))
+  query = query.reshape(n, g, count, chunk, heads, width)
+  rows = jnp.minimum(jnp.arange(count * chunk), t - 1).reshape(count, chunk)
+  out = jax.lax.map(
+      jax.checkpoint(lambda x: _attend(*x, sources, precision)),
+      (jnp.moveaxis(query, 2, 0), rows))
+  return jnp.moveaxis(out, 0, 2).reshape(n, g, -1, heads, width)[:, :, :t]
+
+
+def _attend(query, rows, sources, precision):
+  """`attend` for the queries of index `rows`, all at once."""
+  n, g, t, heads, width = query.shape
   kv_heads = sources[0][0].shape[2]  # [N, G, K, ...] and [N, U, K, d] alike
   query = query.reshape(n, g, t, kv_heads, heads // kv_heads, width)
   scores = []
-  for key, _, mask in sources:
+  for key, _, visible in sources:
     shared = key.ndim == 4
     score = jnp.einsum(
         'ngtkrd,nukd->nkgtru' if shared else 'ngtkrd,ngkud->ngktru',
         query, key, precision=precision,
         preferred_element_type=jnp.float32) * width**-0.5
+    mask = visible(rows)
     mask = mask[:, None, :, :, None] if shared else mask[:, :, None, :, None]
     scores.append(jnp.where(mask, score, _MASKED))
   top = functools.reduce(jnp.maximum, _over_keys(

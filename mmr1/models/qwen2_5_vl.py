@@ -37,9 +37,9 @@ class VisionBlock(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x: Array, cos: Array, sin: Array, window_mask: Array,
-               frame_mask: Array, full: bool | Array) -> Array:
-    """x [N, S, W]; masks [N, windows, 1, w], [N, 1, S, S] -> [N, S, W]."""
+  def __call__(self, x: Array, cos: Array, sin: Array, segment: Array,
+               full: bool | Array) -> Array:
+    """x [N, S, W]; cos, sin f32[N, S, d]; segment i32[N, S] -> [N, S, W]."""
     c, v = self.config, self.config.vision
     kw = dict(bias=True, dtype=c.compute_dtype, precision=c.precision)
     n, s, width = x.shape
@@ -50,18 +50,22 @@ class VisionBlock(nn.Module):
     q, k = (layers.rotate(a.astype(jnp.float32), cos, sin).astype(a.dtype)
             for a in (q, k))
 
-    def attend(window, mask, q, k, value):
+    def attend(window, visible, q, k, value):
       q, k, value = (a.reshape(n, s // window, window, *a.shape[2:])
                      for a in (q, k, value))
       return layers.attend(
-          q, [(jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), mask)],
-          precision=c.precision).reshape(n, s, width)
+          q, [(jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), visible)],
+          precision=c.precision, chunk=c.query_chunk).reshape(n, s, width)
 
     def in_frame(*qkv):
-      return attend(s, frame_mask, *qkv)
+      def visible(rows):
+        return ((segment > 0)[:, None, None, :] & (
+            segment[:, None, rows, None] == segment[:, None, None, :]))
+      return attend(s, visible, *qkv)
 
     def in_window(*qkv):
-      return attend(v.window_patches, window_mask, *qkv)
+      real = (segment > 0).reshape(n, -1, 1, v.window_patches)
+      return attend(v.window_patches, lambda rows: real, *qkv)
 
     if isinstance(full, bool):
       hidden = (in_frame if full else in_window)(q, k, value)
@@ -87,8 +91,9 @@ class VisionTower(nn.Module):
     w = v.window_patches
     angle = jnp.zeros((1, w, v.width // v.heads))
     self.blocks = self.param('blocks', layers.stacked_init(
-        VisionBlock(c, parent=None), v.depth, jnp.zeros((1, w, v.width)), angle, angle,
-        jnp.ones((1, 1, 1, w), bool), jnp.ones((1, 1, w, w), bool), True))
+        VisionBlock(c, parent=None), v.depth,
+        jnp.zeros((1, w, v.width)), angle, angle,
+        jnp.ones((1, w), jnp.int32), True))
 
   def __call__(self, media: types.Media) -> Array:
     """Returns cells [N, M, D] in the media's window order."""
@@ -101,16 +106,11 @@ class VisionTower(nn.Module):
     x = self.patch_embed(media.patches.astype(c.compute_dtype))
     cos, sin = layers.axial_rope(
         media.position, theta=_VISION_THETA, width=v.width // v.heads)
-    real = media.segment > 0
-    window_mask = real.reshape(n, -1, 1, v.window_patches)
-    frame_mask = real[:, None, None, :] & (
-        media.segment[:, None, :, None] == media.segment[:, None, None, :])
-
     block = VisionBlock(c, parent=None)
 
     def step(params, x, _, flag):
       x = block.apply(
-          {'params': params}, x, cos, sin, window_mask, frame_mask, flag)
+          {'params': params}, x, cos, sin, media.segment, flag)
       return x, None
 
     x, _ = layers.fold(
@@ -127,7 +127,7 @@ class DecoderBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, cos: Array, sin: Array, mask: Array,
+      self, x: Array, cos: Array, sin: Array, visible: layers.Visible,
       prefix: layers.Source | None = None,
       cache: tuple[Array, Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array]]:
@@ -136,8 +136,8 @@ class DecoderBlock(nn.Module):
     Args:
       x: [N, G, T, D].
       cos, sin: [N, G, T, d].
-      mask: bool, broadcastable to [N, G, T, U]: which own keys are visible.
-      prefix: the prompt's keys and values [N, P, K, d], its mask.
+      visible: which own keys each query sees, see `layers.Visible`.
+      prefix: the prompt's keys and values [N, P, K, d] and who sees them.
       cache: own keys and values [N, G, K, U, d] of earlier tokens and the
         index at which these T are written; None: U = T, only these.
 
@@ -160,8 +160,9 @@ class DecoderBlock(nn.Module):
           jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype),
                                               cache[2], axis=3)
           for old, new in ((cache[0], k), (cache[1], v)))
-    sources = [(k, v, mask)] + ([prefix] if prefix is not None else [])
-    hidden = layers.attend(q, sources, precision=c.precision)
+    sources = [(k, v, visible)] + ([prefix] if prefix is not None else [])
+    hidden = layers.attend(
+        q, sources, precision=c.precision, chunk=c.query_chunk)
     x = x + layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.width))
     hidden = layers.RMSNorm(c.eps, c.compute_dtype, name='post_norm')(x)
@@ -182,15 +183,16 @@ class Decoder(nn.Module):
       self.head = self.param('head', normal, (c.vocab, c.width))
     angle = jnp.zeros((1, 1, 1, c.head_width))
     self.layers = self.param('layers', layers.stacked_init(
-        DecoderBlock(c, parent=None), c.depth, jnp.zeros((1, 1, 1, c.width)), angle, angle,
-        jnp.ones((1, 1, 1, 1), bool)))
+        DecoderBlock(c, parent=None), c.depth,
+        jnp.zeros((1, 1, 1, c.width)), angle, angle,
+        lambda rows: jnp.ones((1, 1, 1, 1), bool)))
 
   def embedded(self, tokens: Array) -> Array:
     table = jnp.asarray(self.embed)  # parameters may be host arrays
     return table[tokens].astype(self.config.compute_dtype)
 
-  def __call__(self, x: Array, positions: Array, mask: Array, extras: Any,
-               *, prefix_mask: Array | None = None,
+  def __call__(self, x: Array, positions: Array, visible: layers.Visible,
+               extras: Any, *, prefix_mask: Array | None = None,
                t: Array | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
     the prefix | None, cache | None). Returns x (no final norm), own KV."""
@@ -199,12 +201,16 @@ class Decoder(nn.Module):
                             dtype=c.compute_dtype)
     block = DecoderBlock(c, parent=None)
 
+    def prompt(rows):
+      del rows  # a completion token sees the whole prompt
+      return prefix_mask[:, None, None, :]
+
     def step(params, x, extra, flag):
       del flag
       prefix, cache = extra
       return block.apply(
-          {'params': params}, x, cos, sin, mask,
-          None if prefix is None else (*prefix, prefix_mask),
+          {'params': params}, x, cos, sin, visible,
+          None if prefix is None else (*prefix, prompt),
           None if cache is None else (*cache, t))
 
     return layers.fold(
@@ -259,19 +265,18 @@ class Qwen2_5VL(nn.Module):
           cells, jnp.maximum(media.slot, 0)[..., None], axis=1)
       x = jnp.where(media.slot[..., None] >= 0, found.astype(x.dtype), x)
     p = x.shape[1]
-    causal = jnp.tri(p, dtype=bool)
-    mask = causal & prompts.mask[:, None, None, :]
-    x, (keys, values) = self._run(x[:, None], prompts.positions[:, None], mask)
+    x, (keys, values) = self._run(
+        x[:, None], prompts.positions[:, None], _causal(prompts.mask[:, None]))
     keys, values = (jnp.swapaxes(a[:, :, 0], 2, 3) for a in (keys, values))
     last = (self.language.norm(x[:, 0, -1]) if p else
             jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)
 
-  def _run(self, x, positions, mask):
+  def _run(self, x, positions, visible):
     c = self.config
     extras = ((None, None) if c.layers == 'scan' else
               [(None, None)] * c.depth)
-    x, kv = self.language(x, positions, mask, extras)
+    x, kv = self.language(x, positions, visible, extras)
     if c.layers == 'unrolled':
       kv = tuple(jnp.stack(a) for a in zip(*kv))
     return x, kv
@@ -295,13 +300,10 @@ class Qwen2_5VL(nn.Module):
       [N, G, T, D], hidden state after the final norm AT each token; the one
       that predicts completion token t is at t - 1, `prefix.last` for t = 0.
     """
-    visible = jnp.tri(tokens.shape[2], dtype=bool) & mask[:, :, None, :]
-    if segment is not None:
-      visible &= segment[:, :, :, None] == segment[:, :, None, :]
     x = self.language.embedded(tokens)
     x, _ = self.language(
-        x, positions, visible, self._extras(prefix, None),
-        prefix_mask=prompt_mask[:, None, None, :])
+        x, positions, _causal(mask, segment), self._extras(prefix, None),
+        prefix_mask=prompt_mask)
     return self.language.norm(x)
 
   def decode(
@@ -321,11 +323,11 @@ class Qwen2_5VL(nn.Module):
       hidden [N, G, D] after the final norm, and the cache with these tokens.
     """
     length = jax.tree.leaves(cache)[0].shape[-2]
-    visible = (jnp.arange(length) <= t)[None, None, None]
     x = self.language.embedded(tokens)[:, :, None]
     x, cache = self.language(
-        x, positions[:, :, None], visible, self._extras(prefix, cache),
-        prefix_mask=prompt_mask[:, None, None, :], t=t)
+        x, positions[:, :, None],
+        lambda rows: (jnp.arange(length) <= t)[None, None, None],
+        self._extras(prefix, cache), prefix_mask=prompt_mask, t=t)
     return self.language.norm(x)[:, :, 0], cache
 
   def _extras(self, prefix, cache):
@@ -343,6 +345,17 @@ class Qwen2_5VL(nn.Module):
   def init_cache(self, n: int, g: int, t: int) -> Any:
     """An empty cache in the compute dtype; see `init_cache` below."""
     return init_cache(self.config, n, g, t, self.config.compute_dtype)
+
+
+def _causal(mask: Array, segment: Array | None = None) -> layers.Visible:
+  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it."""
+  def visible(rows):
+    seen = jnp.arange(mask.shape[2]) <= rows[:, None]
+    seen = seen & mask[:, :, None, :]
+    if segment is not None:
+      seen &= segment[:, :, rows, None] == segment[:, :, None, :]
+    return seen
+  return visible
 
 
 def init_cache(config: Config, n: int, g: int, t: int, dtype: Any) -> Any:

@@ -57,7 +57,7 @@ class Config:
   `hf` is the config.json it came from, as a JSON string (hashable). Run-time
   choices: `compute_dtype` of activations; `layers` 'unrolled' or 'scan';
   `remat` 'none' or 'layer'; `precision` of matrix products, jax's 'default',
-  'high' or 'highest'.
+  'high' or 'highest'; `query_chunk`, queries of one attention block.
   """
   vocab: int
   width: int
@@ -80,6 +80,7 @@ class Config:
   layers: str = 'unrolled'
   remat: str = 'none'
   precision: str = 'default'
+  query_chunk: int = 1024
 
   def __post_init__(self):
     for name, allowed in (
@@ -89,13 +90,15 @@ class Config:
       if getattr(self, name) not in allowed:
         raise ValueError(
             f'{name}={getattr(self, name)!r}: allowed are {allowed}.')
+    if self.query_chunk < 1:
+      raise ValueError(f'query_chunk={self.query_chunk}: must be positive.')
 
   @property
   def head_width(self) -> int:
     return self.width // self.heads
 
   @classmethod
-  def from_hf(cls, hf: Mapping[str, Any], **run: str) -> 'Config':
+  def from_hf(cls, hf: Mapping[str, Any], **run: Any) -> 'Config':
     """Reads a config.json: text fields at the top level or in `text_config`,
     rotary in `rope_scaling` or `rope_parameters`.
 

@@ -12,9 +12,11 @@ from etils import epath
 from pyarrow import parquet
 
 from mmr1 import records
+from mmr1.data import encode
 from mmr1.data import files
 from mmr1.data import processor as processor_lib
 from mmr1.data import rows
+from mmr1.data import template
 
 
 def _png(image):
@@ -102,6 +104,42 @@ def test_answers_of_wrong_type(tmp_path, value):
   path = _jsonl(tmp_path / 'a.jsonl', [dict(problem='q', answer=value)])
   item = files.JsonlSource(path)[0]
   assert item.reason.startswith('wrong type: answer')
+
+
+def test_odd_records_are_named_not_raised(tmp_path):
+  lines = [
+      '{"problem": "\\ud800", "answer": "1"}',
+      '{"problem": "q", "answer": "\\ud800"}',
+      '{"problem": "q", "answer": 1' + '0' * 400 + '}',
+      json.dumps(dict(problem='q', answer='1', images=['odd://x.png'])),
+      json.dumps(dict(problem='q', answer='1', images=['a\0b.png'])),
+      json.dumps(dict(problem='q', answer='1', images=[5])),
+      json.dumps(dict(problem='q', answer='1', images=['.'])),
+      json.dumps(dict(problem='q', answer='1', images=['data:,x!'])),
+      json.dumps(dict(problem='q', answer='1', images=['http://x/y.png'])),
+      json.dumps(dict(problem='q', answer='1', messages='hello')),
+      '[' * 100_000,
+      '\xff',
+  ]
+  source = files.JsonlSource(_jsonl(tmp_path / 'a.jsonl', lines))
+  kinds = [source[i].reason.split(':')[0] if isinstance(
+      source[i], records.Broken) else 'good' for i in range(len(source))]
+  assert kinds == [
+      'wrong type', 'wrong type', 'good', 'missing image', 'missing image',
+      'wrong type', 'missing image', 'corrupt image', 'missing image',
+      'wrong type', 'bad json', 'bad json']
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16'])
+def test_every_kind_of_picture_encodes(tmp_path, noise, proc, mode):
+  picture = noise(24, 24).convert('L' if mode == 'I;16' else mode)
+  picture = picture.convert(mode)
+  picture.save(tmp_path / 'p.tiff')
+  path = _jsonl(tmp_path / 'a.jsonl', [
+      dict(images='p.tiff', problem='q', answer='1')])
+  item = files.JsonlSource(path)[0]
+  out = encode.encode(item, proc, template=template.plain)
+  assert out.patches.shape == (16, proc.channels)
 
 
 def test_zero_is_an_answer_and_none_is_not(tmp_path):

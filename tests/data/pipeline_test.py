@@ -136,6 +136,18 @@ def test_m26_one_bad_member_of_a_large_mixture_refuses(proc):
     _stream(proc, [Flawed(100_000, range(100_000))]).take(1)
 
 
+def test_a_stream_may_begin_anywhere(proc):
+  stream = _stream(proc)
+  stream.restore({'position': 1000, 'broken': []})
+  assert [e.uid for e, _ in stream.take(5)] == [
+      stream.mixture[k].uid for k in range(1000, 1005)]
+  # Records before the start do not count as seen.
+  bad = _stream(proc, [Flawed(100_000, range(100_000))])
+  bad.restore({'position': 90_000, 'broken': []})
+  with pytest.raises(ValueError, match='51 of the 51 records seen'):
+    bad.take(1)
+
+
 def test_m5_over_long_prompts_are_dropped_and_counted(proc):
   full = _stream(proc).take(11)
   lengths = {e.uid: len(x.tokens) for e, x in full}

@@ -89,6 +89,12 @@ def test_token_and_sequence_mean_differ_only_with_lengths():
       slope(even, 'token_mean'), slope(even, 'seq_mean'))
 
 
+def test_shapes_that_would_broadcast_wrongly_are_errors():
+  for values in (VALUES[0], VALUES[..., 0], VALUES[:, :1]):
+    with pytest.raises(ValueError, match=r'allowed for this mask are'):
+      reduce.reduce(values, MASK)
+
+
 @pytest.mark.parametrize('kw, message', [
     (dict(mode='mean'), "'mean' is not one of"),
     (dict(rows='some'), "'some' is not one of"),

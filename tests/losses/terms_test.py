@@ -252,5 +252,8 @@ def test_missing_inputs_are_named():
     terms.kl(scores, block, {}, target='new')
   with pytest.raises(ValueError, match=r"pairs\['kl_old'\]"):
     terms.kl_full(scores, block, {}, pair='kl_old')
+  flat = block.replace(advantage=block.advantage[..., 0])
+  with pytest.raises(ValueError, match='block.advantage has shape'):
+    terms.policy(scores, flat, {})
   with pytest.raises(ValueError, match="'half' is not one of"):
     terms.entropy(scores, block, {}, source='half')

@@ -39,10 +39,15 @@ def example():
   return draw(2, 3, 4, 6, 8), own, prompt
 
 
-def call(query, sources):
-  full = [(k, v, jnp.broadcast_to(m, jnp.broadcast_shapes(
-      jnp.shape(m), (1, 1, 1, 1)))) for k, v, m in sources]
-  return layers.attend(query, full, precision='highest')
+def call(query, sources, chunk=9):
+  """`attend` with masks as arrays."""
+  def visible(mask):
+    mask = jnp.asarray(mask)
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    return lambda rows: mask if mask.shape[2] == 1 else mask[:, :, rows]
+  return layers.attend(
+      query, [(k, v, visible(mask)) for k, v, mask in sources],
+      precision='highest', chunk=chunk)
 
 
 def test_attend_is_one_softmax_over_all_sources(example):
@@ -50,6 +55,20 @@ def test_attend_is_one_softmax_over_all_sources(example):
   for sources in ([own], [own, prompt], [prompt, own]):
     np.testing.assert_allclose(
         call(query, sources), naive(query, sources), atol=1e-5)
+
+
+def test_attend_in_chunks_changes_nothing(example):
+  """4 queries; chunks of 3 leave a padded one. Values and gradients."""
+  query, own, prompt = example
+
+  def run(chunk):
+    def loss(query, key):
+      sources = [(key, *own[1:]), prompt]
+      return jnp.sum(call(query, sources, chunk)**2)
+    return jax.value_and_grad(loss, (0, 1))(query, own[0])
+
+  for a, b in zip(jax.tree.leaves(run(3)), jax.tree.leaves(run(9))):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
 
 
 def test_attend_ignores_masked_values_however_large(example):
@@ -140,8 +159,7 @@ def test_fold_scanned_equals_unrolled(remat):
   for scan in (False, True):
     x, outs = run(params, scan)
     assert float(x) == -105 and outs.tolist() == [3, 1, 105]
-    # d x / d a: -15 x 1... by the chain: a0: -(5)(3)(-1)(1), a1: -(5)(-3),
-    # a2: -(1).
+    # d x / d a: a0: (-5)(3)(-1) x 1, a1: (-5) x -3, a2: (-1) x 1.
     grads = jax.grad(lambda p: run(p, scan)[0])(params)['a']
     assert grads.tolist() == [15, 15, -1]
 

@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax
+from jax.extend import core as extend_core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -154,8 +155,9 @@ def other(models, **run):
 
 
 @pytest.mark.parametrize('run', [
-    {'remat': 'layer'}, {'layers': 'scan', 'remat': 'layer'}], ids=str)
-def test_scan_and_remat_change_nothing(models, batch, three, weight,
+    {'remat': 'layer'},
+    {'layers': 'scan', 'remat': 'layer', 'query_chunk': 5}], ids=str)
+def test_scan_remat_and_chunks_change_nothing(models, batch, three, weight,
                                        reference, run):
   (value, _), grads = gradient(
       *other(models, **run), batch, three, weight)
@@ -308,7 +310,7 @@ def shapes_in(jaxpr):
   for equation in jaxpr.eqns:
     for variable in equation.outvars:
       yield variable.aval.shape
-    for inner in jax.core.jaxprs_in_params(equation.params):
+    for inner in extend_core.jaxprs_in_params(equation.params):
       yield from shapes_in(inner)
 
 

@@ -1,0 +1,103 @@
+"""Opening a checkpoint folder: what is read, and what is refused."""
+
+import json
+import pickle
+
+import pytest
+
+from mmr1.data import processor as processor_lib
+
+open_folder = processor_lib.Processor.open
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+  """A copy of the folder, and a function that edits one of its JSON files."""
+  for file in folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+
+  def edit(name, **changes):
+    path = tmp_path / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return str(tmp_path)
+
+  return edit
+
+
+def test_reads_the_folder(proc):
+  # Special ids follow the 256 bytes in the order of the fixture.
+  assert (proc.pad_id, proc.eos_id) == (256, 258)
+  assert proc.banned == (259, 260, 261, 262, 263)
+  assert (proc.vision_start_id, proc.vision_end_id) == (259, 260)
+  assert (proc.image_id, proc.video_id) == (262, 263)
+  assert (proc.patch, proc.merge, proc.temporal) == (8, 2, 2)
+  # Window of 32 pixels: 4 patches, 2 cells; 16 patches a window.
+  assert (proc.window_cells, proc.window_patches) == (2, 16)
+  assert proc.channels == 3 * 2 * 64 and proc.vocab_size == 320
+  assert (proc.min_pixels, proc.max_pixels) == (256, 4096)
+  assert proc.video.max_pixels == 48 * 48 and proc.video.max_frames == 16
+
+
+def test_overrides_and_pickling(folder):
+  opened = open_folder(
+      str(folder), min_pixels=512, max_pixels=1024, video_fps=1.0,
+      video_max_frames=8, position_rule='v5')
+  again = pickle.loads(pickle.dumps(opened))
+  for p in (opened, again):
+    assert (p.min_pixels, p.max_pixels, p.position_rule) == (512, 1024, 'v5')
+    assert (p.video.fps, p.video.max_frames) == (1.0, 8)
+    # 64x64 is four times too large: halved, 4 patches a side.
+    assert p.image_grid(64, 64) == (1, 4, 4)
+
+
+def test_defaults_of_a_folder_without_video_settings(copy, tmp_path):
+  (tmp_path / 'video_preprocessor_config.json').unlink()
+  opened = open_folder(copy('config.json'))
+  assert opened.video.min_pixels == 128 * 16 ** 2
+  assert opened.video.max_pixels == 768 * 16 ** 2
+  assert opened.video.fps == 2.0
+
+
+def test_old_chat_template_file(copy, tmp_path, proc):
+  path = copy('tokenizer_config.json', chat_template=None)
+  with pytest.raises(ValueError, match='chat template'):
+    open_folder(path)
+  (tmp_path / 'chat_template.json').write_text(
+      json.dumps({'chat_template': proc.tokenizer.chat_template}))
+  assert open_folder(path).tokenizer.chat_template == (
+      proc.tokenizer.chat_template)
+
+
+def test_pad_eos_and_vision_ids_are_distinct(copy):
+  for changes, words in (
+      (dict(pad_token='<|im_end|>'), 'pad_id and eos_id'),
+      (dict(pad_token='<|image_pad|>'), 'pad_id and image_id'),
+      (dict(eos_token='<|vision_end|>', pad_token='<|endoftext|>'),
+       'eos_id and vision_end_id')):
+    with pytest.raises(ValueError, match=words):
+      open_folder(copy('tokenizer_config.json', **changes))
+
+
+@pytest.mark.parametrize('name, changes, words', [
+    ('config.json', dict(model_type='llava'), 'model_type'),
+    ('config.json', dict(image_token_id=5), 'image_pad.* is 262'),
+    ('config.json', dict(vocab_size=100), 'vocab_size=100'),
+    ('config.json', dict(vision_config=dict(patch_size=14)), 'patch_size=8'),
+    ('preprocessor_config.json', dict(min_pixels=5000), 'min_pixels=5000'),
+])
+def test_refuses_contradictions(copy, name, changes, words):
+  with pytest.raises(ValueError, match=words):
+    open_folder(copy(name, **changes))
+
+
+def test_refuses_folders_that_are_none(tmp_path, folder):
+  with pytest.raises(ValueError, match='config.json: no such file'):
+    open_folder(str(tmp_path))
+  with pytest.raises(ValueError, match='position_rule'):
+    open_folder(str(folder), position_rule='v6')
+
+
+def test_family_without_windows(copy):
+  path = copy('config.json', model_type='qwen2_vl')
+  opened = open_folder(path)
+  assert opened.window_cells == 1 and opened.tokens_per_second is None
