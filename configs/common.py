@@ -50,6 +50,8 @@ def _data() -> ConfigDict:
       eval_path=placeholder(str),
       holdout=10,
       image_column='images',
+      video_column='videos',
+      message_column='messages',
       question_column='problem',
       answer_column='answer',
       completion_column='completion',
@@ -64,8 +66,8 @@ def _data() -> ConfigDict:
       patches=64,
       min_pixels=placeholder(int),  # None: as the checkpoint's preprocessor
       max_pixels=placeholder(int),
-      video_fps=2.0,
-      video_max_frames=768,
+      video_fps=placeholder(float),
+      video_max_frames=placeholder(int),
   ))
 
 
@@ -232,6 +234,8 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.seed = 0
   c.stages = ()
   c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
+  # Devices that a CPU is divided into, one per core; 0: as jax finds it.
+  c.cpu_devices = 2
   c.evaluate_base = True
   # The evaluation of the base and after (and during) every training stage.
   c.evaluation = ConfigDict(_evaluation())

@@ -150,7 +150,7 @@ def spread(batch, mesh):
 def main(_):
   # One device per core: XLA runs element-wise work of a device on one core.
   jax.config.update('jax_num_cpu_devices', FLAGS.devices)
-  mesh = jax.make_mesh((FLAGS.devices,), ('data',))
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ('data',))
   # The roles of the chat template become single tokens.
   texts = ['system user assistant'] * 100
   for i in range(4000):

@@ -5,9 +5,6 @@ import dataclasses
 from typing import Any
 
 from etils import epath
-import jax
-import jax.numpy as jnp
-
 from mmr1 import checkpoint
 from mmr1 import compiles
 from mmr1.data import datasets
@@ -16,8 +13,8 @@ from mmr1.data import processor as processor_lib
 from mmr1 import forward
 from mmr1 import guard
 from mmr1 import log
+from mmr1 import sharding
 from mmr1.models import checkpoints as model_checkpoints
-from mmr1 import trees
 
 Tree = Any
 
@@ -100,13 +97,13 @@ class Context:
   def shape(self) -> pipeline.Shape:
     return datasets.shape(self.config.data, self.processor)
 
-  def stop_if_asked(self) -> None:
-    if self.interrupt.agreed():
-      self.logger.note(
-          f'{self.interrupt.signal}: state saved, stopping. The same command '
-          'goes on from here.')
-      self.logger.close()
-      raise Preempted()
+  def stop(self) -> None:
+    """Leaves the run; its state must have been saved."""
+    self.logger.stop()
+    self.logger.note(
+        f'{self.interrupt.signal}: state saved, stopping. The same command '
+        'goes on from here.')
+    raise Preempted()
 
 
 def open_model(
@@ -116,6 +113,7 @@ def open_model(
   module, params = model_checkpoints.load(
       path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
       layers=model.layers, remat=model.remat, precision=model.precision)
+  params = sharding.everywhere(params)
   policy = forward.Policy(
       module, processor.banned, processor.eos_id, processor.pad_id,
       model.head_chunk)
@@ -130,14 +128,3 @@ def check_init(init: str, stage: str, order: tuple[str, ...]) -> None:
         f'{order}.')
 
 
-def copy(tree: Tree) -> Tree:
-  """Fresh buffers: what a stage donates must not be somebody else's."""
-  return jax.tree.map(jnp.array, tree)
-
-
-def describe(params: Tree, mask: Tree) -> str:
-  """'1,083,520 of 1,764,704 parameters train'."""
-  flags = trees.named(mask)
-  total = trees.count(params)
-  train = sum(x.size for k, x in trees.named(params).items() if flags[k])
-  return f'{train:,} of {total:,} parameters train'

@@ -90,7 +90,9 @@ def train(
       pending = None
       ctx.checkpoints.save(
           stage, done, state, position.state(), metric=accuracy)
-    ctx.stop_if_asked()
+      ctx.logger.flush()
+    if asked:
+      ctx.stop()
   if pending is not None:
     _record(ctx, stage, section, *pending)
   ctx.logger.stop()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import importlib
+import json
 import os
 import resource
 import time
@@ -18,12 +19,14 @@ from mmr1.data import datasets
 from mmr1 import guard
 from mmr1 import log
 from mmr1 import resolve
+from mmr1 import sharding
 from mmr1.stages import collect
 from mmr1.stages import evaluate
 from mmr1 import workdir as workdir_lib
 
 _BASE = 'base'
 TRAINS = ('sft', 'rl')
+RESERVED = ('base', 'previous', 'init', 'train', 'eval')
 COLUMNS = ('stage', 'greedy', '95%', 'sampled (T=1)', '95%', 'n', 'length')
 
 
@@ -58,6 +61,9 @@ def run(
   final = resolve.finalise(config, overrides)
   if not final.stages:
     raise ValueError('stages: empty; name at least one stage.')
+  for name in set(final.stages) & set(RESERVED):
+    raise ValueError(f'stages: {name!r} has a meaning of its own in `init` and '
+                     '`reference`; choose another name.')
   plans = {}
   modules = {}
   for name in final.stages:
@@ -69,14 +75,20 @@ def run(
     ctx = _open(final, workdir, fresh, quiet, interrupt)
     if defaults is not None:
       resolve.changed_but_unread(final, defaults)
-    ctx.logger.note(_banner(ctx))
-    results = _stages(ctx, final, modules, plans)
-    _finish(ctx, results, time.time() - started)
+    try:
+      ctx.logger.note(_banner(ctx))
+      results = _stages(ctx, final, modules, plans)
+      _finish(ctx, results, time.time() - started)
+    finally:
+      ctx.logger.close()
+      ctx.checkpoints.close()
+      ctx.compiles.close()
   return results
 
 
 def _set_up_jax(config: resolve.Section) -> None:
-  """The persistent compilation cache: later runs start in seconds."""
+  """Devices, and the persistent cache: later runs start in seconds."""
+  sharding.cpu_devices(config.cpu_devices)
   folder = os.path.expanduser(config.cache_dir)
   if folder:
     jax.config.update('jax_compilation_cache_dir', folder)
@@ -130,7 +142,8 @@ def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
     record = ctx.checkpoints.done(name)
     if 'eval' in record:
       results[name] = record['eval']
-    ctx.stop_if_asked()
+    if ctx.interrupt.agreed():
+      ctx.stop()
   return results
 
 
@@ -184,10 +197,7 @@ def _finish(ctx, results, seconds: float) -> None:
   ctx.logger.note(
       f'{seconds:.0f} s, {peak:.1f} GiB of memory at most; everything is in '
       f'{ctx.path}')
-  workdir_lib.write_whole(epath.Path(ctx.path) / 'DONE' / 'run.json',
-                          '{"finished": true}\n')
-  ctx.logger.close()
-  ctx.checkpoints.close()
-  ctx.compiles.close()
+  workdir_lib.write_whole(
+      epath.Path(ctx.path) / 'FINISHED', json.dumps(results, indent=2) + '\n')
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mmr1 import context
 from mmr1 import forward
 from mmr1 import optim
+from mmr1 import sharding
 from mmr1 import trees
 from mmr1 import types
 from mmr1 import update
@@ -59,18 +60,20 @@ def start(
     section: the stage's section.
     updates: optimiser updates in the stage.
   """
-  params = context.copy(ctx.params(section.init))
+  params = sharding.everywhere(ctx.params(section.init))
   optimizer = optim.make(section.optimizer, params, updates)
   trainable, _ = trees.partition(params, optimizer.mask)
   opt = optimizer.tx.init(trainable)
   if 'optimizer' in section.carry:
-    opt = ctx.optimizer_state(section.init, opt)
+    # The moments pass on; warm-up and decay are those of this stage.
+    opt = optim.restart_schedule(ctx.optimizer_state(section.init, opt))
   state = types.TrainState(
       step=jnp.int32(0), params={'policy': params}, opt={'policy': opt},
       aux={'guard': optim.init_guard()})
   ctx.logger.table(
       optim.table(params, optimizer.mask), ('module', 'trainable', 'total'),
       f'{stage}: what trains')
+  state = sharding.everywhere(state)
   return Start(state, optimizer, optimizer.mask)
 
 

@@ -18,7 +18,8 @@ def open_processor(model: Any, data: Any) -> processor_lib.Processor:
   """The checkpoint's processor with the pixel budget of `data`."""
   return processor_lib.Processor.open(
       model_path(model.path), min_pixels=data.min_pixels,
-      max_pixels=data.max_pixels, position_rule=model.position_rule)
+      max_pixels=data.max_pixels, video_fps=data.video_fps,
+      video_max_frames=data.video_max_frames, position_rule=model.position_rule)
 
 
 def model_path(path: str) -> str:
@@ -57,7 +58,8 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
   if data.patches % unit:
     raise ValueError(
         f'data.patches: got {data.patches}; it must be a multiple of {unit} '
-        f'(one attention window), for example {-(-data.patches // unit) * unit}.')
+        '(one attention window), for example '
+        f'{-(-data.patches // unit) * unit}.')
   return pipeline.Shape(
       processor=processor, template=template(data),
       prompt_length=data.prompt_tokens, patches=data.patches)
@@ -65,7 +67,8 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
 
 def _form(data: Any, *, completions: bool) -> rows.RowFormat:
   return rows.RowFormat(
-      image=data.image_column, question=data.question_column,
+      image=data.image_column, video=data.video_column,
+      message=data.message_column, question=data.question_column,
       answer=data.answer_column, completion=data.completion_column,
       require_answer=not completions, require_completion=completions)
 
@@ -105,10 +108,9 @@ def open_split(config: Any, split: str) -> sources.Mixture:
   return sources.Mixture([source], seed=seed)
 
 
-def open_completions(config: Any, path: str) -> sources.Mixture:
+def open_completions(path: str) -> sources.Mixture:
   """A file of examples with completions, as `collect` writes it."""
   form = rows.RowFormat(require_answer=False, require_completion=True)
-  del config
   return sources.Mixture([files.open_path(path, form=form)], seed=0)
 
 

@@ -16,15 +16,15 @@ procedural worlds, a symbolic stand-in. The paper prints neither its filter
 rules nor its word list; ours are `consistent` and `REPLACEMENTS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
 import re
 from typing import Any
 
-import numpy as np
-
 from mmr1 import records
 from mmr1 import text
-from mmr1.data import traces
+from mmr1.data import symbolic
 from mmr1.rewards import answer as answer_lib
 from mmr1.rewards import pool
 from mmr1.sampling import responders
@@ -35,19 +35,35 @@ REASON = ('Following the above image description, think step by step and '
 PSEUDO_COT = (
     'Describe the image in one sentence, then reason step by step to the '
     'answer.\nQuestion: {question}\nCorrect answer: {answer}')
+_PROCESS = 'Thinking process: '
 DESCRIBE = (
-    'Question about the image: {question}\nThinking process: {thought}\n'
+    'Question about the image: {question}\n' + _PROCESS + '{thought}\n'
     'Write a description of the image that holds every detail needed to '
     'answer the question correctly. Do not answer it.')
 # Ours: the chain must read as written by somebody who sees the image.
+_SOME = (r'(?:the|this|that|your|our)\s+(?:(?:given|provided|above|image|visual'
+         r"|user's)\s+)*description(?:\s+(?:provided|given|above)\b)?")
 REPLACEMENTS = (
-    (r'\b[Tt]he (?:image )?description (?:says|states|mentions|gives)\b:?',
+    (rf'\b{_SOME} (?:says|states|mentions|gives|notes|tells (?:us|me))\b:?',
      'I see'),
-    (r'\b[Aa]ccording to the (?:image )?description\b', 'In the image'),
-    (r'\b[Tt]he (?:image )?description\b', 'the image'),
+    (rf'\b(?:according to|based on|from|in|per) {_SOME}', 'in the image'),
+    (rf'\b{_SOME}', 'the image'),
+    (r'\b(?:image )?descriptions?\b', 'image'),
+    (r'\bas described\b', 'as shown'),
+    (r'\b(is|are|was|were) described as\b', r'\1'),
 )
 REFLECTIVE = ('Wait', 'Hmm', 'Mistake', 'Alternatively', 'Check')
-_EQUATION = re.compile(r'=\s*(-?\d+(?:\.\d+)?)')
+DROPPED = ('no_reply', 'unparsed', 'wrong_answer', 'inconsistent')
+_NUMBER = r'(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?'
+# '= 7' but not the 3 of '= 3 + 4', '= 3x' or '= 3/4'.
+_EQUATION = re.compile(
+    rf'=\s*\$?(-?{_NUMBER})(?!\s*[-+*/^=(\\\u00d7\u00f7\u00b7]|[\w]|\.\d)')
+_PLAIN = re.compile(rf'-?{_NUMBER}')
+_CHECKING = re.compile(r'\b(?:check|verif)', re.IGNORECASE)
+# Where a reply without a think block announces its answer.
+_MARK = re.compile(
+    r'(?:<answer>\s*)?\**\b(?:final\s+)?answer\b\**\s*:\**\s*|<answer>',
+    re.IGNORECASE)
 
 
 def bridge(
@@ -64,14 +80,14 @@ def bridge(
     url: str = '',
     caption_model: str = '',
     reason_model: str = '',
-    max_new_tokens: int = 64,
-    timeout_s: float = 120.0,
+    max_new_tokens: int = 4096,
+    timeout_s: float = 600.0,
     workers: int = 8,
 ) -> tuple[list[records.Example], dict[str, int]]:
   """The engine of a `collect` stage.
 
   Args:
-    examples: problems with gold answers.
+    examples: problems with gold answers; text and images only.
     ctx: the run (for local models and the cache of replies).
     init: model that a 'local' responder answers with.
     captioner, reasoner: 'symbolic', 'endpoint' or 'local'.
@@ -81,37 +97,80 @@ def bridge(
     overlong: symbolic reasoner: how much it doubts; 0 writes short chains.
     error_rate: symbolic reasoner: chance of a wrong last step.
     url, caption_model, reason_model, timeout_s, workers: of the endpoint.
-    max_new_tokens: of endpoint and local model.
+    max_new_tokens: of one reply of an endpoint or local model.
 
   Returns:
-    Examples with one completion each, and counts of every outcome.
+    Examples with one completion each, and counts as in `keep`. An example
+    that any of the three steps has no reply for goes no further.
+
+  Raises:
+    ValueError: an unknown responder, or an example that cannot be used.
   """
-  def respond(kind, model, symbolic):
-    if kind == 'symbolic':
-      return symbolic
+  def respond(kind, model):
     return responders.make(
         kind, ctx, init=init, url=url, model=model,
         max_new_tokens=max_new_tokens, timeout_s=timeout_s, workers=workers)
-  see = respond(captioner, caption_model, SymbolicCaptioner())
-  think = respond(reasoner, reason_model, SymbolicReasoner(
-      seed=ctx.config.seed, overlong=overlong, error_rate=error_rate))
-  thoughts = [''] * len(examples)
+  _check({'captioner': captioner, 'reasoner': reasoner}, examples)
+  if captioner == 'symbolic':
+    recall, describe = _recall, _describe
+  else:
+    recall = describe = respond(captioner, caption_model)
+  if reasoner == 'symbolic':
+    reason = functools.partial(_solve, solver=symbolic.Solver(
+        seed=ctx.config.seed, overlong=overlong, error_rate=error_rate))
+  else:
+    reason = respond(reasoner, reason_model)
+  thoughts: list[str | None] = [''] * len(examples)
   if use_pseudo_cot:
-    thoughts = see([responders.Request(
+    thoughts = recall([responders.Request(
         e, PSEUDO_COT.format(question=plain(e), answer=e.answer), e.images)
         for e in examples])
-  described = see([responders.Request(
-      e, DESCRIBE.format(question=plain(e), thought=thought or ''), e.images)
+  described = _ask(describe, thoughts, [responders.Request(
+      e, DESCRIBE.format(question=plain(e), thought=thought), e.images)
       for e, thought in zip(examples, thoughts)])
-  replies = think([responders.Request(
-      e, f'{description or ""}\n\n{REASON}\n{plain(e)}')
+  replies = _ask(reason, described, [responders.Request(
+      e, f'{description}\n\n{REASON}\n{plain(e)}')
       for e, description in zip(examples, described)])
   return keep(examples, replies, keep_thought=keep_thought)
 
 
+def _check(
+    kinds: Mapping[str, str], examples: Sequence[records.Example]) -> None:
+  """Refuses what would fail, or be lost, after much work."""
+  allowed = ('symbolic', *responders.KINDS)
+  for name, kind in kinds.items():
+    if kind not in allowed:
+      raise ValueError(
+          f'bridge: {name}={kind!r}; allowed are {", ".join(allowed)}.')
+  for example in examples:
+    where = f'bridge: {example.source or "example"} (uid {example.uid})'
+    if example.answer is None or example.videos:
+      raise ValueError(
+          f'{where} has {"videos" if example.videos else "no gold answer"}; '
+          'needed are images or text, and an answer to filter by.')
+    if 'symbolic' in kinds.values() and not (
+        {'facts', 'steps'} <= set(example.meta)):
+      raise ValueError(
+          f"{where} has no facts and steps in its meta: 'symbolic' is for the "
+          "procedural worlds; use 'endpoint' or 'local'.")
+
+
+def _ask(
+    responder: responders.Responder,
+    before: Sequence[str | None],
+    requests: Sequence[responders.Request],
+) -> list[str | None]:
+  """Replies; None, and not asked, where the step before has none."""
+  replies = iter(responder(
+      [r for r, reply in zip(requests, before) if reply is not None]))
+  return [None if reply is None else next(replies) for reply in before]
+
+
 def plain(example: records.Example) -> str:
-  """The question without media placeholders."""
-  return re.sub(r'<(?:image|video)>', '', example.question).strip()
+  """The question, or the user's turns, without media placeholders."""
+  said = [example.question] + [
+      turn['content'] for turn in example.messages if turn['role'] == 'user']
+  return re.sub(r'<(?:image|video)>', '', '\n'.join(said)).strip()
 
 
 def keep(
@@ -122,143 +181,120 @@ def keep(
 ) -> tuple[list[records.Example], dict[str, int]]:
   """Step 4 and 5: filter, rewrite, pair with the image again.
 
+  Every kept completion earns 1.0 under the hard reward of the paper's RL
+  (M12): one think and one answer block, no tag inside, the answer matches.
+
   Returns:
-    Kept examples with their completion, and counts: 'examples', 'no_reply',
-    'unparsed', 'wrong_answer', 'inconsistent', and 'words/<word>' over the
-    kept chains (the paper's table of reflective words).
+    Kept examples with their completion, and counts: 'examples' = kept +
+    'no_reply' + 'unparsed' + 'wrong_answer' + 'inconsistent', and
+    'words/<word>' over the kept chains (the paper's table of reflective
+    words).
   """
   counts = dict.fromkeys(
-      ('examples', 'no_reply', 'unparsed', 'wrong_answer', 'inconsistent',
-       *(f'words/{w.lower()}' for w in REFLECTIVE)), 0)
+      ('examples', *DROPPED, *(f'words/{w.lower()}' for w in REFLECTIVE)), 0)
   kept = []
-  for example, reply in zip(examples, replies):
+  for example, reply in zip(examples, replies, strict=True):
     counts['examples'] += 1
-    reason, thought, final = judge(example, reply)
-    if reason:
-      counts[reason] += 1
+    dropped, thought, final = judge(example, reply)
+    thought = replaced(thought) if keep_thought else 'See the image.'
+    completion = (f'<think>{thought}</think>'
+                  f'<answer> Final Answer:{final} </answer>')
+    parsed = text.parse_think_answer(completion)
+    if not dropped and not (parsed.ok and _right(parsed.answer, example)):
+      dropped = 'unparsed'
+    if dropped:
+      counts[dropped] += 1
       continue
-    thought = replaced(thought)
     for word in REFLECTIVE:
       counts[f'words/{word.lower()}'] += len(
           re.findall(rf'\b{word}\b', thought, re.IGNORECASE))
-    body = thought if keep_thought else 'See the image.'
-    kept.append(_with_completion(
-        example, f'<think>{body}</think>'
-        f'<answer> Final Answer:{final} </answer>'))
+    kept.append(dataclasses.replace(example, completions=(completion,)))
   return kept, counts
 
 
 def judge(
     example: records.Example, reply: str | None,
 ) -> tuple[str, str, str]:
-  """(why it is dropped or '', chain, answer) of one reasoner reply."""
-  if not reply:
+  """(one of `DROPPED` or '', chain, answer) of one reasoner's reply."""
+  if reply is None or not reply.strip():
     return 'no_reply', '', ''
-  thought, found, final = reply.rpartition('Answer:')
-  thought, final = thought.strip(), final.strip()
-  thought = thought.removesuffix('Final').strip()
-  if not found or not thought or not final:
+  thought, final = split(reply)
+  if not thought or not final or thought == final:
     return 'unparsed', '', ''
-  try:
-    right = answer_lib.match(final, example)
-  except (pool.TimedOut, pool.WorkerDied):
-    right = False
-  if not right:
+  if not _right(final, example):
     return 'wrong_answer', '', ''
   if not consistent(thought, final):
     return 'inconsistent', '', ''
   return '', thought, final
 
 
+def split(reply: str) -> tuple[str, str]:
+  r"""Chain and answer of a reply, '' for what is not found.
+
+  Read are `<think>chain</think> text`, also without its first tag (servers
+  that prefill it), and plain 'chain Answer: 7'. The answer is what
+  `text.extract_answer` finds, such as the last `\boxed{}`. Without a think
+  block the chain ends where the last line announces the answer.
+  """
+  final = text.extract_answer(reply, strict=False) or ''
+  final = text.unwrap(' '.join(final.split()))
+  before, closed, _ = reply.rpartition('</think>')
+  if closed:
+    return before.strip().removeprefix('<think>').strip(), final
+  marks = list(_MARK.finditer(reply))
+  if marks and '\n' not in reply[marks[-1].end():].strip():
+    reply = reply[:marks[-1].start()]
+  return reply.strip(), final
+
+
+def _right(final: str, example: records.Example) -> bool:
+  try:
+    return bool(answer_lib.match(final, example))
+  except (pool.TimedOut, pool.WorkerDied):
+    return False  # an answer that cannot be checked is wrong
+
+
 def consistent(thought: str, final: str) -> bool:
   """Ours: the last equation of the chain gives the answer, where both exist.
 
-  'x=3, 3+4=7' agrees with 7 and not with 8; a chain without equations or an
-  answer that is no number says nothing.
+  'x=3,3+4=7' agrees with 7 and not with 8. What follows the last 'check' or
+  'verify' may end elsewhere: '3+4=7. Check: 7-4=3' agrees with 7. A chain
+  without equations or an answer that is no plain number says nothing.
   """
-  results = _EQUATION.findall(thought)
-  value = text.parse_number(final)
-  if not results or value is None:
+  thought, final = text.fold(thought), text.fold(final)
+  checks = [found.start() for found in _CHECKING.finditer(thought)]
+  results = [_EQUATION.findall(part)[-1:]
+             for part in (thought, thought[:checks[-1]] if checks else '')]
+  if not any(results) or not _PLAIN.fullmatch(final):
     return True
-  return text.parse_number(results[-1]) == value
+  return any(text.parse_number(r) == text.parse_number(final)
+             for part in results for r in part)
 
 
 def replaced(thought: str) -> str:
   """The chain in words of somebody who sees the image."""
   for pattern, by in REPLACEMENTS:
-    thought = re.sub(pattern, by, thought)
+    def capitalised(found, by=by):
+      new = found.expand(by)
+      return new[0].upper() + new[1:] if found[0][0].isupper() else new
+    thought = re.sub(pattern, capitalised, thought, flags=re.IGNORECASE)
   return thought
-
-
-def _with_completion(
-    example: records.Example, completion: str) -> records.Example:
-  return records.Example(**{
-      **example.__dict__, 'meta': dict(example.meta),
-      'completions': (completion,)})
 
 
 # Stand-ins for the procedural worlds: they read the symbolic scene.
 
 
-class SymbolicCaptioner:
-  """A captioner that loses facts unless a line of thought names them."""
-
-  def __call__(
-      self, requests: Sequence[responders.Request]) -> list[str | None]:
-    return [self._one(request) for request in requests]
-
-  def _one(self, request: responders.Request) -> str:
-    meta = request.example.meta
-    if request.prompt.startswith(PSEUDO_COT[:40]):
-      return f'{meta["caption"]}. {"; ".join(meta["facts"])}. ' + traces.chain(
-          meta['facts'], meta['steps'])
-    named = [fact for fact in meta['facts'] if fact in request.prompt]
-    return '. '.join([meta['caption'], *named])
+def _recall(requests: Sequence[responders.Request]) -> list[str]:
+  return [symbolic.thought(request.example) for request in requests]
 
 
-class SymbolicReasoner:
-  """A solver that sees only the description, and doubts itself at length.
-
-  The number of doubts grows with the steps of the problem, so that chains of
-  hard problems run over any short cap: what the cold start learns from them
-  is to over-think.
-  """
-
-  def __init__(self, *, seed: int, overlong: float, error_rate: float):
-    self._seed = seed
-    self._overlong = overlong
-    self._error_rate = error_rate
-
-  def __call__(
-      self, requests: Sequence[responders.Request]) -> list[str | None]:
-    return [self._one(request) for request in requests]
-
-  def rounds(self, difficulty: int, rng: np.random.Generator) -> int:
-    """Doubts in one chain: geometric, likelier on hard problems."""
-    again = min(0.95, self._overlong * (0.4 + 0.3 * difficulty))
-    count = 0
-    while count < 6 and rng.random() < again:
-      count += 1
-    return count
-
-  def _one(self, request: responders.Request) -> str:
-    example = request.example
-    meta = example.meta
-    rng = np.random.default_rng([self._seed, 401, example.uid])
-    description = request.prompt.partition(REASON)[0]
-    seen = [fact for fact in meta['facts'] if fact in description]
-    if len(seen) < len(meta['facts']):
-      guess = int(rng.integers(0, 20))
-      return f'The description says {"; ".join(seen) or "little"}. Answer: {guess}'
-    steps = list(meta['steps'])
-    final = str(example.answer)
-    if rng.random() < self._error_rate:
-      steps[-1] = traces.slip(steps[-1], rng)
-      final = steps[-1].rpartition('=')[2]
-    thought = traces.verbose(
-        meta['facts'], steps, rng,
-        rounds=self.rounds(meta['difficulty'], rng), slip_rate=0.2)
-    thought = thought.replace('I see', 'The description says', 1)
-    return f'{thought} Answer: {final}'
+def _describe(requests: Sequence[responders.Request]) -> list[str]:
+  return [symbolic.description(r.example, r.prompt.partition(_PROCESS)[2])
+          for r in requests]
 
 
+def _solve(
+    requests: Sequence[responders.Request], solver: symbolic.Solver,
+) -> list[str]:
+  return [solver.reply(r.example, r.prompt.partition(REASON)[0])
+          for r in requests]

@@ -103,8 +103,9 @@ class Endpoint:
           self._ctx.logger.note(
               f'{self._model}: {done} of {total} asked, '
               f'{len(errors)} of them failed')
-        if jax.process_count() == 1:  # asking the others is a collective
-          self._ctx.stop_if_asked()
+        # Other hosts wait at the barrier and cannot agree on a stop.
+        if self._ctx.interrupt.requested and jax.process_count() == 1:
+          self._ctx.stop()
     finally:
       executor.shutdown(cancel_futures=True)
     if errors and len(errors) == total:

@@ -10,9 +10,11 @@ import dataclasses
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from mmr1 import records
+from mmr1 import sharding
 from mmr1.data import collate
 from mmr1.data import encode
 from mmr1.data import template
@@ -22,7 +24,7 @@ from mmr1.sampling import read
 from mmr1.sampling import sample
 
 KINDS = ('endpoint', 'local')
-_ROWS = 8  # prompts of one local batch
+_ROWS = 8  # prompts of one local batch and device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +130,18 @@ class Local:
         raise ValueError(said)
       ctx.logger.warn(said)
     replies: list[str | None] = [None] * len(requests)
-    for start in range(0, len(fitting), _ROWS):
-      for one in self._samples(fitting[start:start + _ROWS], shape):
+    rows = _ROWS * jax.device_count()
+    for start in range(0, len(fitting), rows):
+      for one in self._samples(fitting[start:start + rows], shape, rows):
         replies[one.uid] = one.text if one.text.strip() else None
     return replies
 
-  def _samples(self, part, shape) -> list[records.Sample]:
+  def _samples(self, part, shape, rows: int) -> list[records.Sample]:
     ctx = self._ctx
-    prompts = collate.collate(
+    prompts = sharding.spread(collate.collate(
         [encoded for _, encoded in part], prompt_length=shape.prompt_length,
         patches=shape.patches, pad_id=ctx.processor.pad_id,
-        pad_rows=_ROWS - len(part))
+        pad_rows=rows - len(part)))
     rollout = sample.sample_jit(
         ctx.policy, self._params, prompts, keys.step_key(0, 0, 0),
         sample.knobs(temperature=0.0, max_new_tokens=self._length),

@@ -13,14 +13,18 @@ import json
 from typing import Any
 
 from etils import epath
+import jax
 from PIL import Image
 
 from mmr1 import context
 from mmr1.data import datasets
+from mmr1.data import encode
 from mmr1.data import pipeline
 from mmr1 import records
 from mmr1 import resolve
 from mmr1 import workdir as workdir_lib
+
+_PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')
 
 
 def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
@@ -47,16 +51,27 @@ def run(
       datasets.open_split(ctx.config, 'train'), ctx.shape(),
       max_broken_frac=ctx.config.data.max_broken_frac,
       worker_count=ctx.config.data.worker_count)
-  examples = [example for example, _ in stream.take(section.size)]
+  # The stream is endless; a data set holds nothing twice.
+  taken = stream.take(min(section.size, len(stream.mixture)))
+  examples = list({example.uid: example for example, _ in taken}.values())
   stream.close()
+  _check(examples, stage)
   made, counts = plan['engine'](examples, ctx, section.init)
+  made, refused = _readable(made, ctx)
+  counts = {**counts, 'refused': len(refused)}
   if not made:
     raise ValueError(
         f'{stage}: the engine kept none of {len(examples)} examples; counts: '
-        f'{counts}.')
-  write(folder, made)
+        f'{counts}.' + ''.join(f' The first: {r}.' for r in refused[:1]))
+  if refused:
+    ctx.logger.warn(f'{stage}: {len(refused)} completions cannot be tokens; '
+                    f'the first: {refused[0]}')
+  if jax.process_index() == 0:
+    write(folder, made)
+  workdir_lib.barrier(f'{stage} written')
   metrics = {f'collect/{name}': value for name, value in counts.items()}
   metrics['collect/kept'] = len(made)
+  metrics['collect/broken'] = len(stream.broken)
   ctx.logger.truncate(stage, -1)
   ctx.logger.write(stage, 0, metrics)
   ctx.logger.samples(stage, 0, [
@@ -65,32 +80,66 @@ def run(
   ctx.checkpoints.finish(stage, {'counts': counts, 'kept': len(made)})
 
 
+def _check(examples: Sequence[records.Example], stage: str) -> None:
+  for example in examples:
+    if example.videos:
+      raise ValueError(
+          f'{stage}: {example.source} (uid {example.uid}) has videos; collect '
+          'writes text and images only.')
+
+
+def _readable(
+    made: Sequence[records.Example], ctx: context.Context,
+) -> tuple[list[records.Example], list[str]]:
+  """Those whose completion sft can encode, and why the others are not."""
+  kept, refused = [], []
+  for example in made:
+    try:
+      encode.encode_completion(example.completions[0], ctx.processor)
+    except ValueError as error:
+      refused.append(f'{example.source} (uid {example.uid}): {error}')
+    else:
+      kept.append(example)
+  return kept, refused
+
+
 def path_of(ctx_path: epath.Path, stage: str) -> str:
   """The file a collect stage writes."""
   return str(ctx_path / 'data' / stage / 'train.jsonl')
 
 
 def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
-  """JSONL with columns images, problem, answer, completion; PNGs beside it."""
+  """JSONL and the PNGs it names.
+
+  Columns: images, problem (or messages), answer, completion, uid, source, and
+  what the matcher of answers reads, answer_type and choices, where given.
+  """
   images = folder / 'images'
   images.mkdir(parents=True, exist_ok=True)
   lines = []
   for example in made:
     names = [_put(images, image) for image in example.images]
+    asked = ({'messages': [dict(turn) for turn in example.messages]}
+             if example.messages else {'problem': example.question})
     lines.append(json.dumps({
-        'images': [f'images/{name}' for name in names],
-        'problem': example.question, 'answer': example.answer,
-        'completion': example.completions[0], 'uid': example.uid,
-        'source': example.source}) + '\n')
+        'images': [f'images/{name}' for name in names], **asked,
+        'answer': example.answer, 'completion': example.completions[0],
+        'uid': example.uid, 'source': example.source,
+        **{key: example.meta[key] for key in ('answer_type', 'choices')
+           if key in example.meta}}) + '\n')
   workdir_lib.write_whole(folder / 'train.jsonl', ''.join(lines))
 
 
 def _put(folder: epath.Path, image: Image.Image) -> str:
   """Writes a PNG under a name made of its content; returns the name."""
+  if image.mode not in _PNG_MODES:
+    image = image.convert('RGB')
   buffer = io.BytesIO()
   image.save(buffer, 'PNG')
   content = buffer.getvalue()
   name = f'{hashlib.sha256(content).hexdigest()[:20]}.png'
   if not (folder / name).exists():
-    (folder / name).write_bytes(content)
+    temporary = folder / f'.{name}.tmp'  # a kill leaves no half of an image
+    temporary.write_bytes(content)
+    temporary.replace(folder / name)
   return name

@@ -19,6 +19,7 @@ from mmr1.data import collate
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import records
+from mmr1 import sharding
 from mmr1.rewards import answer
 from mmr1.rewards import pool
 from mmr1.sampling import keys
@@ -86,10 +87,10 @@ class Evaluation:
     key = keys.step_key(section.seed, 0, 0, view=view)
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
-      prompts = collate.collate(
+      prompts = sharding.spread(collate.collate(
           [encoded for _, encoded in part], prompt_length=shape.prompt_length,
           patches=shape.patches, pad_id=ctx.processor.pad_id,
-          pad_rows=size - len(part))
+          pad_rows=size - len(part)))
       rollout = sample.sample_jit(
           ctx.policy, params, prompts, key, self._knobs[view], jnp.int32(0),
           group=1, length=section.max_new_tokens)

@@ -25,6 +25,7 @@ from mmr1 import objective as objective_lib
 from mmr1 import records
 from mmr1.rewards import score as score_lib
 from mmr1 import rl_setup
+from mmr1 import sharding
 from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
 from mmr1.sampling import sample as sample_lib
@@ -87,7 +88,7 @@ class Trainer:
     self._reference = None
     if plan.objective.reference:
       name = section.reference
-      self._reference = context.copy(ctx.params(
+      self._reference = sharding.everywhere(ctx.params(
           section.init if name == 'init' else name))
     self._train_step = training.make_update(
         ctx.policy, self.start.optimizer,
@@ -120,10 +121,10 @@ class Trainer:
         functools.partial(self._samples, judged))
 
   def _sample(self, state, pairs, k) -> types.Rollout:
-    prompts = collate.collate(
+    prompts = sharding.spread(collate.collate(
         [encoded for _, encoded in pairs],
         prompt_length=self._shape.prompt_length, patches=self._shape.patches,
-        pad_id=self._ctx.processor.pad_id)
+        pad_id=self._ctx.processor.pad_id))
     key = keys.step_key(
         self._ctx.config.seed, self._ctx.index(self._stage), k)
     return sample_lib.sample_jit(
@@ -149,7 +150,7 @@ class Trainer:
     rng = np.random.default_rng(
         [self._ctx.config.seed, self._ctx.index(self._stage), k])
     keep, counts, _, self._host_state['select'] = plan.select(
-        named, advantage, {'truncated': ~host.done}, 
+        named, advantage, {'truncated': ~host.done},
         self._host_state['select'], rng)
     # A sample without any reward has nothing to say.
     keep = keep & ~np.isnan(rewards).all(-1)
@@ -170,11 +171,12 @@ class Trainer:
   def _assemble(
       self, rollout, host, judged, knobs, state) -> types.Block:
     """The block of this step; old and reference log-probs where needed."""
-    mask = jnp.asarray(host.sampled & judged.keep[..., None])
+    mask, advantage = sharding.spread(
+        (host.sampled & judged.keep[..., None], judged.advantage))
     extra = {'sampler_logp': rollout.logp}
     block = types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
-        advantage=jnp.asarray(judged.advantage), extra=extra)
+        advantage=advantage, extra=extra)
     if self._section.old == 'sampler':
       block = block.replace(old=rollout.logp)
     elif self._section.old == 'recompute':
@@ -203,7 +205,8 @@ class Trainer:
       for start in range(0, section.prompts_per_step, size):
         part = block
         if section.minibatches_per_step > 1:
-          part = _rows(block, jnp.asarray(order[start:start + size]))
+          part = sharding.spread(
+              _rows(block, jnp.asarray(order[start:start + size])))
         state, metrics = self._train_step(state, (part,), knobs, ref)
         seen.append(metrics)
     return state, _combine_metrics(seen)

@@ -17,6 +17,7 @@ from mmr1.losses import terms
 from mmr1.sampling import sample
 from mmr1 import training
 from mmr1 import types
+from mmr1 import sharding
 from mmr1 import update
 
 _KNOBS = {'temperature': 1.0, 'coef/nll': 1.0}
@@ -115,8 +116,7 @@ def run(
   """Trains; the stage's last checkpoint is its model."""
   del plan
   mixture = (datasets.open_expert(ctx.config) if section.data == 'train'
-             else datasets.open_completions(ctx.config,
-                                            ctx.files[section.data]))
+             else datasets.open_completions(ctx.files[section.data]))
   shape = ctx.shape()
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
@@ -131,8 +131,8 @@ def run(
   def take_step(state: types.TrainState, k: int) -> loop.Step:
     del k
     taken = rows.take(section.rows_per_step)
-    batch = (assemble(
-        taken, shape, ctx.processor.pad_id, section.max_new_tokens),)
+    batch = (sharding.spread(assemble(
+        taken, shape, ctx.processor.pad_id, section.max_new_tokens)),)
     state, metrics = train_step(state, batch, knobs, None)
     lengths = [len(ids) for _, ids in taken]
     return loop.Step(state, {

@@ -1,0 +1,57 @@
+"""Where arrays live: prompts over the devices, parameters on each of them.
+
+One mesh axis, 'data': N, the number of prompts, is divided over all devices;
+a group never straddles a shard. `jit` partitions prefill, decode and update by
+the shardings of their arguments. On a CPU every core is made a device, since
+XLA runs the element-wise work of one device on one core.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+_DATA = 'data'
+Tree = Any
+
+
+def cpu_devices(count: int) -> None:
+  """Makes the CPU show `count` devices; 0 leaves it. Before jax starts.
+
+  Where jax has started already (a notebook), its devices stay as they are.
+  """
+  if not count:
+    return
+  try:
+    jax.config.update('jax_num_cpu_devices', count)
+  except RuntimeError:  # jax says so if a backend exists
+    return
+
+
+def _mesh() -> jax.sharding.Mesh:
+  return jax.sharding.Mesh(np.asarray(jax.devices()), (_DATA,))
+
+
+def _named(*axes: str | None) -> jax.sharding.NamedSharding:
+  return jax.sharding.NamedSharding(
+      _mesh(), jax.sharding.PartitionSpec(*axes))
+
+
+def divides(rows: int) -> bool:
+  """True if that many prompts can be spread evenly over the devices."""
+  return rows % len(jax.devices()) == 0
+
+
+def spread(tree: Tree) -> Tree:
+  """Arrays [N, ...] with N over the devices; on each of them if N does not
+  divide, which is right but saves nothing."""
+  rows = {x.shape[0] for x in jax.tree.leaves(tree)}
+  even = all(divides(n) for n in rows)
+  return jax.device_put(tree, _named(_DATA) if even else _named())
+
+
+def everywhere(tree: Tree) -> Tree:
+  """A copy of every array on every device, in buffers of its own."""
+  # Through the host: device_put of an array that is already there would hand
+  # back the same buffers, and what a stage donates must be its own.
+  return jax.device_put(jax.tree.map(np.array, tree), _named())
