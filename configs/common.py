@@ -195,7 +195,7 @@ def _collect() -> ConfigDict:
       init='previous',
       data='train',
       # Turns examples into records with completions.
-      engine='vision_r1.bridge',  # of mmr1/papers
+      engine='vision_r1_bridge.bridge',  # of mmr1/papers
       size=1024,
       kwargs=dict(),
   ))
@@ -204,7 +204,7 @@ def _collect() -> ConfigDict:
 def _tasks() -> ConfigDict:
   return ConfigDict(dict(
       digits=dict(
-          fn='digits.digits', min_digits=2, max_digits=5,
+          fn='digits.digits', min_digits=2, max_digits=4,
           forms=('sum', 'minus_last', 'double_first', 'product_first')),
       shapes=dict(fn='shapes.shapes'),
       geometry=dict(fn='geometry.geometry'),

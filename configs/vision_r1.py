@@ -111,6 +111,7 @@ def _ablate(c, name: str):
     c.stages = tuple(s for s in c.stages if s != 'think_short')
     c.think_long.max_new_tokens = 192 if tiny else 16_384
     c.think_long.samples_per_prompt = 4
+    c.think_long.chunks_per_minibatch = 1 if tiny else 4
     c.think_long.steps = 60 if tiny else 300
     c.think_long.carry = ()
     c.think_long.reference = 'init'

@@ -1,6 +1,6 @@
 """Pre-trains the embedded model `mmr1/assets/tiny` from nothing.
 
-  python -m experiments.pretrain_tiny --out=/tmp/tiny --steps=800
+  python -m experiments.pretrain_tiny --out=/tmp/tiny
 
 Every image is one prompt row; the documents about it are its group, so the
 image is encoded once for all of them. Writes the folder, and the curve beside
@@ -37,15 +37,18 @@ from mmr1.models import qwen2_5_vl
 from mmr1.sampling import sample
 
 flags.DEFINE_string('out', None, 'Folder to write.', required=True)
-flags.DEFINE_integer('steps', 800, 'Updates.')
+flags.DEFINE_integer('seeing', 400, 'Updates of the vision tower, before.')
+flags.DEFINE_integer('steps', 500, 'Updates on documents.')
 flags.DEFINE_integer('seed', 0, 'Seed of data and initial weights.')
-flags.DEFINE_float('lr', 3e-3, 'Peak learning rate.')
+flags.DEFINE_float('lr', 2e-3, 'Peak learning rate.')
 flags.DEFINE_integer('devices', 2, 'CPU devices the batch is spread over.')
 flags.DEFINE_integer('vocab_size', 768, 'Rows of the embedding.')
 FLAGS = flags.FLAGS
 
 # (pages, documents per page, completion length): short and long documents.
-SHAPES = ((28, 6, 72), (10, 2, 176))
+SHORT = (28, 6, 72)
+LONG = (10, 2, 176)
+EYES = 96  # images per update of the first phase
 PROMPT_TOKENS = 24
 PATCHES = 64
 
@@ -91,12 +94,12 @@ def block(seed, first, shape, processor, tail):
   n, g, length = shape
   tokens = np.full((n, g, length), processor.pad_id, np.int32)
   kinds = np.zeros((n, g, length), np.int8)
-  pages, i, want_long = [], first, shape == SHAPES[1]
+  pages, i = [], first
   while len(pages) < n:
     example, documents = tiny_corpus.page(seed, i, 3 * g)
     i += 1
     ids = [document_ids(d, processor, tail) for d in documents]
-    low = SHAPES[0][2] if want_long else 0
+    low = SHORT[2] if shape == LONG else 0
     ids = [x for x in ids if low < len(x[0]) <= length][:g]
     if len(ids) < g:
       continue
@@ -115,12 +118,58 @@ def block(seed, first, shape, processor, tail):
       advantage=np.zeros((n, g, 1), np.float32)), i
 
 
-def producer(seed, processor, tail, out: queue.Queue):
-  """Fills the queue; the long blocks draw from their own page numbers."""
+def eyes_batch(seed, first, n, processor):
+  """Media of n images and ids i32[n, M, 2] of what each cell shows, -1: none.
+
+  A cell shows a digit, a colour and a kind, or nothing ('.').
+  """
+  word = lambda text: processor.tokenizer(text)['input_ids'][-1]
+  pages, shown = [], []
+  for i in range(first, first + n):
+    example, _ = tiny_corpus.page(seed, i, 0)
+    page = encode.encode(dataclasses.replace(example, question='<image>'),
+                         processor, template=template.plain)
+    columns = example.images[0].size[0] // 16
+    words = tiny_corpus.cells(example)
+    targets = np.full((PATCHES // 4, 2), -1, np.int32)
+    for k, cell in enumerate(page.slot[page.slot >= 0]):
+      ids = [word(w) for w in words.get(divmod(k, columns), ('.',))]
+      targets[cell] = ids[0], ids[-1]
+    pages.append(page)
+    shown.append(targets)
+  prompts = collate.collate(
+      pages, prompt_length=PROMPT_TOKENS + 8, patches=PATCHES)
+  return prompts.media[collate.TOWER], np.stack(shown)
+
+
+def eyes_step(policy, optimizer, params, opt, batch):
+  """One update that makes each visual token predict the words it shows.
+
+  A cell's token is read by the output embedding, so that
+  what the decoder later finds in its prompt is close to the words themselves.
+  """
+  media, shown = batch
+  mask = shown >= 0
+
+  def loss(params):
+    cells = policy.module.apply(
+        {'params': params}, media, method=lambda m, x: m.visual(x))
+    logp = jax.nn.log_softmax(policy.apply(params, cells, method='head'))
+    chosen = jnp.take_along_axis(logp, jnp.where(mask, shown, 0), -1)
+    return -jnp.sum(jnp.where(mask, chosen, 0)) / jnp.sum(mask)
+  value, grads = jax.value_and_grad(loss)(params)
+  updates, opt = optimizer.update(grads, opt, params)
+  return optax.apply_updates(params, updates), opt, {'loss': value}
+
+
+def producer(seed, seeing, processor, tail, out: queue.Queue):
+  """Fills the queue; each kind of block draws from its own page numbers."""
   short, long = 0, 1 << 24
+  for k in range(seeing):
+    out.put(eyes_batch(seed, (1 << 26) + k * EYES, EYES, processor))
   while True:
-    a, short = block(seed, short, SHAPES[0], processor, tail)
-    b, long = block(seed, long, SHAPES[1], processor, tail)
+    a, short = block(seed, short, SHORT, processor, tail)
+    b, long = block(seed, long, LONG, processor, tail)
     out.put((a, b))
 
 
@@ -135,10 +184,29 @@ def train_step(policy, optimizer, params, opt, batch):
   return optax.apply_updates(params, updates), opt, metrics
 
 
-def learning_rate(progress: float, peak: float) -> float:
-  """Warm-up over 3%, then a cosine to a fiftieth of the peak."""
-  warm = min(1.0, (progress + 0.001) / 0.03)
-  return peak * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
+def learning_rate(step: int) -> float:
+  """Of each phase: a warm-up, then a cosine to a fiftieth of the peak."""
+  phase, start = FLAGS.seeing, 0
+  if step >= FLAGS.seeing:
+    phase, start = FLAGS.steps, FLAGS.seeing
+  progress = (step - start) / phase
+  warm = min(1.0, (step - start + 1) / 20)
+  return FLAGS.lr * warm * (
+      0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
+
+
+def scaled(params):
+  """Fan-in scaled kernels: N(0, 0.02) is far too small at this width."""
+  def one(path, x):
+    name = jax.tree_util.keystr(path)
+    if 'embed' in name and 'patch' not in name:
+      return x * 5.0
+    if 'kernel' not in name:
+      return x
+    residual = any(part in name for part in ("'o'", "'down'", "'proj'"))
+    std = x.shape[-2] ** -0.5 * (0.35 if residual else 1.0)
+    return x * (std / 0.02)
+  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def spread(batch, mesh):
@@ -164,7 +232,7 @@ def main(_):
       qwen2_5_vl.Qwen2_5VL(model), processor.banned, processor.eos_id,
       processor.pad_id)
   params = jax.device_put(
-      qwen2_5_vl.init_params(model, jax.random.key(FLAGS.seed)),
+      scaled(qwen2_5_vl.init_params(model, jax.random.key(FLAGS.seed))),
       jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
   size = sum(x.size for x in jax.tree.leaves(params))
   print(f'{size} parameters, {len(processor.tokenizer)} tokens', flush=True)
@@ -172,26 +240,28 @@ def main(_):
       optax.clip_by_global_norm(1.0),
       optax.adamw(lr, b2=0.98, weight_decay=0.01)))(lr=0.0)
   opt = optimizer.init(params)
-  step_fn = jax.jit(functools.partial(train_step, policy, optimizer),
-                    donate_argnums=(0, 1))
+  eyes_fn, document_fn = (
+      jax.jit(functools.partial(fn, policy, optimizer), donate_argnums=(0, 1))
+      for fn in (eyes_step, train_step))
   batches = queue.Queue(4)
   threading.Thread(
-      target=producer, args=(FLAGS.seed, processor, tail, batches),
+      target=producer, args=(FLAGS.seed, FLAGS.seeing, processor, tail, batches),
       daemon=True).start()
   curve, start = [], time.time()
-  for step in range(FLAGS.steps):
-    opt.hyperparams['lr'] = jnp.float32(
-        learning_rate(step / FLAGS.steps, FLAGS.lr))
+  total = FLAGS.seeing + FLAGS.steps
+  for step in range(total):
+    opt.hyperparams['lr'] = jnp.float32(learning_rate(step))
+    step_fn = eyes_fn if step < FLAGS.seeing else document_fn
     params, opt, metrics = step_fn(
         params, opt, spread(batches.get(), mesh))
-    if step % 20 == 0 or step + 1 == FLAGS.steps:
+    if step % 20 == 0 or step + 1 == total:
       loss = round(float(metrics['loss']), 4)
       curve.append((step, round(time.time() - start, 1), loss))
       print(*curve[-1], flush=True)
-    if step % 100 == 99 or step + 1 == FLAGS.steps:
+    if step % 100 == 99 or step + 1 == total:
       checkpoints.save(FLAGS.out, policy.module, params, dtype='bfloat16')
   report = dict(
-      seed=FLAGS.seed, steps=FLAGS.steps, peak_lr=FLAGS.lr,
+      seed=FLAGS.seed, seeing=FLAGS.seeing, steps=FLAGS.steps, peak_lr=FLAGS.lr,
       seconds=round(time.time() - start), parameters=size,
       jax=jax.__version__, curve=curve)
   (epath.Path(FLAGS.out) / 'pretrain.json').write_text(

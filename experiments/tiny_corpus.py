@@ -21,16 +21,17 @@ STEP = ' Think step by step.'
 TAGS = ' Think first, then answer, in tags.'
 LONG = ' Think very carefully, then answer, in tags.'
 READ = ' Only say what you see.'
+DETAIL = 'Describe the image in detail.'
 CAPTION = 'Describe the image briefly.'
 # Relative frequency of each form.
 FORMS = {
     'direct': 2.0, 'step': 1.5, 'tags': 2.0, 'long': 2.0, 'read': 2.0,
-    'caption': 0.3, 'arithmetic': 1.0, 'unasked': 0.5,
+    'detail': 1.5, 'caption': 0.3, 'arithmetic': 1.0, 'unasked': 0.5,
 }
 WORLDS: dict[str, tuple[Callable[..., records.Example], float]] = {
     'digits': (digits.digits, 0.5),
-    'shapes': (shapes.shapes, 0.3),
-    'geometry': (geometry.geometry, 0.2),
+    'shapes': (shapes.shapes, 0.25),
+    'geometry': (geometry.geometry, 0.25),
 }
 
 
@@ -69,6 +70,18 @@ def arithmetic(rng: np.random.Generator) -> Document:
                   f'{traces.chain((), steps)} Answer: {total}')
 
 
+def detail(example: records.Example) -> str:
+  """Everything in the picture, in reading order; trains the eyes."""
+  scene = example.meta['scene']
+  if example.source == 'digits':
+    return example.meta['facts'][0]
+  if example.source == 'geometry':
+    values = ','.join(map(str, scene['values']))
+    return f'{scene["colour"]} {scene["figure"]} {values}'
+  return ';'.join(
+      f'{o["colour"]} {o["kind"]} {o["row"]},{o["column"]}' for o in scene)
+
+
 def document(
     example: records.Example, rng: np.random.Generator) -> Document:
   """One exchange about the example's image."""
@@ -80,6 +93,8 @@ def document(
     return arithmetic(rng)
   if form == 'read':
     return Document(question + READ, traces.read(facts))
+  if form == 'detail':
+    return Document(DETAIL, detail(example))
   if form == 'caption':
     return Document(CAPTION, example.meta['caption'])
   if form == 'direct':
@@ -96,6 +111,19 @@ def document(
     return Document(question + LONG, tagged(think, answer, rng))
   think = traces.verbose(facts, steps, rng, rounds=int(rng.integers(0, 2)))
   return Document(question, tagged(think, answer, rng))  # 'unasked'
+
+
+def cells(example: records.Example) -> dict[tuple[int, int], tuple[str, ...]]:
+  """{(row, column) of a 16-px cell: the words it shows}, blank cells absent."""
+  scene = example.meta['scene']
+  if example.source == 'digits':
+    return {(0, k): (str(d),) for k, d in enumerate(scene['digits'])}
+  if example.source == 'geometry':
+    return {(row, column + k): (char,)
+            for text, row, column in scene['labels']
+            for k, char in enumerate(text)}
+  return {(o['row'] - 1, o['column'] - 1): (f' {o["colour"]}', f' {o["kind"]}')
+          for o in scene}
 
 
 def page(

@@ -13,10 +13,12 @@ from mmr1.data import processor as processor_lib
 from mmr1 import forward
 from mmr1 import guard
 from mmr1 import log
+from mmr1 import resolve
 from mmr1 import sharding
 from mmr1.models import checkpoints as model_checkpoints
 
 Tree = Any
+TRAINS = ('sft', 'rl')  # kinds of stages that make a model
 
 
 class Preempted(SystemExit):
@@ -41,6 +43,7 @@ class Context:
     models: names of finished stages that made a model, oldest first.
     files: {collect stage: the file it wrote}.
     evaluate: (params, stage, step) -> metrics; set by the run.
+    trains: rows of the last printed table of what trains.
   """
   config: Any
   path: epath.Path
@@ -55,6 +58,7 @@ class Context:
   models: list[str] = dataclasses.field(default_factory=list)
   files: dict[str, str] = dataclasses.field(default_factory=dict)
   evaluate: Callable[..., Mapping[str, float]] | None = None
+  trains: tuple[Any, ...] = ()
 
   def index(self, stage: str) -> int:
     """Number of the stage in the key law; 0 is the run itself."""
@@ -97,6 +101,12 @@ class Context:
   def shape(self) -> pipeline.Shape:
     return datasets.shape(self.config.data, self.processor)
 
+  def close(self) -> None:
+    """Closes the services."""
+    self.logger.close()
+    self.checkpoints.close()
+    self.compiles.close()
+
   def stop(self) -> None:
     """Leaves the run; its state must have been saved."""
     self.logger.stop()
@@ -120,11 +130,31 @@ def open_model(
   return policy, params
 
 
-def check_init(init: str, stage: str, order: tuple[str, ...]) -> None:
-  """A stage can start only from what comes before it."""
-  if init in order and order.index(init) >= order.index(stage):
+def check_init(
+    name: str, stage: str, config: Any, key: str = 'init') -> None:
+  """Refuses a name that will not stand for a model when the stage begins.
+
+  Args:
+    name: 'previous', 'base', a stage before this one that trains, or a folder.
+    stage: whose key it is; key: which.
+    config: the resolved config.
+  """
+  if name in ('previous', 'base'):
+    return
+  if name in config.stages:
+    if config[name].kind not in TRAINS:
+      raise ValueError(
+          f'{stage}.{key}: {name!r} is a stage of kind {config[name].kind!r}, '
+          'which makes no model.')
+    if config.stages.index(name) >= config.stages.index(stage):
+      raise ValueError(
+          f'{stage}.{key}: {name!r} does not come before {stage!r} in stages '
+          f'{config.stages}.')
+    return
+  try:
+    datasets.model_path(name)
+  except ValueError:
+    known = ['previous', 'base', *config.stages]
     raise ValueError(
-        f'{stage}.init: {init!r} does not come before {stage!r} in stages '
-        f'{order}.')
-
-
+        f'{stage}.{key}: got {name!r}, which is no stage of this run and no '
+        f'folder. {resolve.nearest(name, known)}') from None

@@ -56,7 +56,7 @@ def train(
   Args:
     ctx: the run.
     stage: its name.
-    section: reads steps, checkpoint_every, eval_every, samples_every,
+    section: reads steps, log_every, checkpoint_every, eval_every, samples_every,
       max_bad_updates, restore_best.
     state: where the stage starts.
     position: data position and host state, saved with each checkpoint.
@@ -79,13 +79,15 @@ def train(
     state = step.state
     if pending is not None:  # step k - 1, read while step k computes
       _record(ctx, stage, section, *pending)
-    pending = k, step, started
+    # One iteration: this step's host work and the end of the one before.
+    pending = k, step, time.perf_counter() - started
     done, accuracy = k + 1, None
     last = done == section.steps
     if section.eval_every and not last and done % section.eval_every == 0:
       accuracy = _evaluate(ctx, stage, state, done)['eval/accuracy']
     asked = ctx.interrupt.agreed()
-    if asked or (done % section.checkpoint_every == 0 and not last):
+    due = accuracy is not None or done % section.checkpoint_every == 0
+    if asked or (due and not last):
       _record(ctx, stage, section, *pending)
       pending = None
       ctx.checkpoints.save(
@@ -109,6 +111,8 @@ def _finish(ctx, stage, section, state, position):
   if section.restore_best:
     final = ctx.checkpoints.best(stage)
     state = ctx.checkpoints.restore(stage, state, step=final).tree
+    if final != section.steps:  # the numbers of what the stage ends with
+      result = dict(ctx.evaluate(state.params['policy'], stage, final))
   ctx.checkpoints.finish(stage, {'step': final, 'eval': result})
   return state
 
@@ -119,13 +123,15 @@ def _evaluate(ctx, stage, state, done) -> dict[str, float]:
   return result
 
 
-def _record(ctx, stage, section, k, step, started):
+def _record(ctx, stage, section, k, step, seconds):
   """Reads and writes the metrics of step k; stops a run that is not finite."""
   metrics = {name: np.asarray(value).item()
              for name, value in jax.device_get(dict(step.metrics)).items()}
-  metrics['time/step_s'] = time.perf_counter() - started
+  metrics['time/step_s'] = seconds
   metrics.update(ctx.compiles.metrics())
-  ctx.logger.write(stage, k + 1, metrics)
+  if ((k + 1) % section.log_every == 0 or k + 1 == section.steps
+      or metrics['update/skipped']):
+    ctx.logger.write(stage, k + 1, metrics)
   if step.samples is not None and (
       k % section.samples_every == 0 or k + 1 == section.steps):
     ctx.logger.samples(stage, k + 1, step.samples())

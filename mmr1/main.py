@@ -1,9 +1,11 @@
 """The command: `python -m mmr1.main --config=configs/<paper>.py[:scale]`."""
 
+import re
 import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from mmr1 import resolve
@@ -19,21 +21,44 @@ _QUIET = flags.DEFINE_bool('quiet', False, 'No progress on the console.')
 
 def main(argv):
   if len(argv) > 1:
-    raise app.UsageError(
-        f'unknown argument {argv[1]!r}; overrides are --config.key=value.')
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
+    sys.exit(f'mmr1: unknown argument {argv[1]!r}; overrides are '
+             '--config.key=value.')
   if _CONFIG.value is None:
-    raise app.UsageError('--config=configs/<paper>.py is missing.')
+    sys.exit('mmr1: --config=configs/<paper>.py is missing.')
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
   from configs import common
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
   try:
     runner.run(
         _CONFIG.value, _WORKDIR.value or resolve.default_workdir(path),
         fresh=_FRESH.value, quiet=_QUIET.value, overrides=overrides,
         defaults=common.get_base(_CONFIG.value.scale))
-  except ValueError as error:
+  except (ValueError, FloatingPointError) as error:
     sys.exit(f'mmr1: {error}')
 
 
+def parse(argv):
+  """The flags; what is wrong with them in a line and not as a traceback."""
+  try:
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.lock()  # a file that cannot be read says so when used
+    return rest
+  except flags.IllegalFlagValueError as error:
+    told = str(error).strip()
+    if 'Traceback' in told:  # of the config file; its last line is the reason
+      told = '--config: ' + told.splitlines()[-1].partition(': ')[2]
+  except (KeyError, AttributeError) as error:
+    key = re.search(r'\w+', str(error))[0]
+    near = re.search(r'Did you mean "\w+"', str(error))
+    given = [arg for arg in argv if f'.{key}' in arg.partition('=')[0]]
+    told = (f'{given[0] if given else "--config"}: there is no key {key!r}.'
+            + (f' {near[0]}?' if near else ''))
+  except (flags.Error, OSError, TypeError) as error:
+    told = str(error)
+  sys.exit(f'mmr1: {told}')
+
+
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse)

@@ -59,7 +59,17 @@ def _reduction(policy: Any, max_new_tokens: int) -> dict[str, Any]:
     raise ValueError(
         f'{policy.where}.rows: got {policy.rows!r}; allowed are '
         f'{reduce.ROWS}.')
+  if (policy.rows == 'none' and policy.reduce != 'constant') or (
+      policy.rows != 'live' and policy.reduce == 'token_mean'):
+    raise ValueError(
+        f'{policy.where}.rows: got {policy.rows!r} with reduce='
+        f"{policy.reduce!r}; token_mean counts no rows, so leave them at "
+        "'live', and 'none' belongs to reduce='constant'.")
   length = policy.length
+  if length is not None and not length > 0:
+    raise ValueError(
+        f'{policy.where}.length: got {length}; allowed: more than 0, or None '
+        'for max_new_tokens.')
   if policy.reduce == 'constant':
     length = float(max_new_tokens) if length is None else length
   elif length is not None:
@@ -102,6 +112,10 @@ def _policy(section: Any, reduction: Mapping[str, Any]):
     raise ValueError(
         f'{section.where}.ratio: got {section.ratio!r}; allowed are '
         f'{_RATIOS}.')
+  if not section.clamp > 0:
+    raise ValueError(
+        f'{section.where}.clamp: got {section.clamp}; allowed: more than 0, '
+        'or inf for no bound.')
   surrogate = resolve.function(section.surrogate, 'mmr1.losses.surrogate')
   kwargs = section.kwargs.as_dict()
   resolve.check_kwargs(surrogate, kwargs, f'{section.where}.kwargs')
@@ -146,5 +160,3 @@ def _entropy(section: Any, reduction: Mapping[str, Any]):
   term = functools.partial(
       terms.entropy, source=section.source, reduction=reduction)
   return update.Term('entropy', term), section.coefficient, {}
-
-

@@ -51,15 +51,15 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
     ValueError: a value out of range, a name that does not exist, settings
       that contradict each other (M22).
   """
-  training.check(section, stage, config.stages)
+  training.check(section, stage, config)
   _check_shapes(section, stage)
   if section.data != 'train':
     raise ValueError(
         f"{stage}.data: got {section.data!r}; rl reads 'train', the mixture "
         'or file of the data section.')
   reference = section.reference
-  if reference in config.stages:
-    context.check_init(reference, stage, config.stages)
+  if reference != 'init':
+    context.check_init(reference, stage, config, 'reference')
   hooks = {name: _bound(config.hooks[name], 'mmr1.hooks', f'hooks.{name}')
            for name in section.hooks}
   moved = frozenset(
@@ -69,16 +69,24 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
   if not objective.terms:
     raise ValueError(
         f'{stage}: every coefficient is 0, so there is nothing to optimise.')
+  for knob in sorted(moved - {'', *objective.knobs}):
+    raise ValueError(
+        f'{stage}.hooks: there is no knob {knob!r}. '
+        f'{resolve.nearest(knob, objective.knobs)}')
   scorer = _scorer(section, stage, config)
   if not 0 < section.temperature:
     raise ValueError(
         f'{stage}.temperature: got {section.temperature}; greedy completions '
         'of a group are all the same, so rl needs a temperature above 0.')
+  try:
+    sampling = sample_lib.knobs(
+        temperature=section.temperature, top_k=section.top_k,
+        top_p=section.top_p, max_new_tokens=section.max_new_tokens)
+  except ValueError as error:
+    raise ValueError(f'{stage}: {error}') from error
   return Plan(
       objective=_with_sampler_metrics(objective),
-      sampling=sample_lib.knobs(
-          temperature=section.temperature, top_k=section.top_k,
-          top_p=section.top_p, max_new_tokens=section.max_new_tokens),
+      sampling=sampling,
       temperature=section.temperature, scorer=scorer,
       combine=_combine(section, scorer),
       advantage=_bound(

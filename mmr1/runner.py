@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import time
-
+from typing import Any
 
 from etils import epath
 import jax
@@ -18,6 +18,7 @@ from mmr1 import context
 from mmr1.data import datasets
 from mmr1 import guard
 from mmr1 import log
+from mmr1 import optim
 from mmr1 import resolve
 from mmr1 import sharding
 from mmr1.stages import collect
@@ -25,9 +26,8 @@ from mmr1.stages import evaluate
 from mmr1 import workdir as workdir_lib
 
 _BASE = 'base'
-TRAINS = ('sft', 'rl')
 RESERVED = ('base', 'previous', 'init', 'train', 'eval')
-COLUMNS = ('stage', 'greedy', '95%', 'sampled (T=1)', '95%', 'n', 'length')
+COLUMNS = ('stage', 'greedy', 'sampled', 'n', 'length')
 
 
 def run(
@@ -59,31 +59,39 @@ def run(
   """
   started = time.time()
   final = resolve.finalise(config, overrides)
-  if not final.stages:
-    raise ValueError('stages: empty; name at least one stage.')
-  for name in set(final.stages) & set(RESERVED):
-    raise ValueError(f'stages: {name!r} has a meaning of its own in `init` and '
-                     '`reference`; choose another name.')
-  plans = {}
-  modules = {}
-  for name in final.stages:
-    section = final[name]
-    modules[name] = importlib.import_module(f'mmr1.stages.{section.kind}')
-    plans[name] = modules[name].setup(section, name, final)
+  # Plans hold arrays, and jax takes its devices with the first of them.
   _set_up_jax(final)
+  modules, plans = plan(final)
   with guard.Interrupt() as interrupt:
-    ctx = _open(final, workdir, fresh, quiet, interrupt)
-    if defaults is not None:
-      resolve.changed_but_unread(final, defaults)
+    ctx = open_run(
+        final, workdir, fresh=fresh, quiet=quiet, interrupt=interrupt,
+        defaults=defaults)
     try:
       ctx.logger.note(_banner(ctx))
       results = _stages(ctx, final, modules, plans)
       _finish(ctx, results, time.time() - started)
     finally:
-      ctx.logger.close()
-      ctx.checkpoints.close()
-      ctx.compiles.close()
+      ctx.close()
   return results
+
+
+def plan(config: resolve.Section) -> tuple[dict[str, Any], dict[str, Any]]:
+  """({stage: its module}, {stage: what its setup made of its section}).
+
+  Raises:
+    ValueError: something that the sections alone show to be wrong.
+  """
+  if not config.stages:
+    raise ValueError('stages: empty; name at least one stage.')
+  for name in set(config.stages) & set(RESERVED):
+    raise ValueError(f'stages: {name!r} has a meaning of its own in `init` and '
+                     '`reference`; choose another name.')
+  modules, plans = {}, {}
+  for name in config.stages:
+    section = config[name]
+    modules[name] = importlib.import_module(f'mmr1.stages.{section.kind}')
+    plans[name] = modules[name].setup(section, name, config)
+  return modules, plans
 
 
 def _set_up_jax(config: resolve.Section) -> None:
@@ -95,8 +103,25 @@ def _set_up_jax(config: resolve.Section) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def _open(config, workdir, fresh, quiet, interrupt) -> context.Context:
-  """Opens the model first: a bad path must not leave a workdir behind."""
+def open_run(
+    config: resolve.Section,
+    workdir: str,
+    *,
+    interrupt: guard.Interrupt,
+    fresh: bool = False,
+    quiet: bool = False,
+    defaults: config_dict.ConfigDict | None = None,
+) -> context.Context:
+  """Opens data, model and, when nothing is wrong with them, the workdir.
+
+  Args:
+    config: resolved and planned.
+    workdir, fresh, quiet, defaults: as in `run`.
+    interrupt: asks the run to stop.
+
+  Raises:
+    ValueError: as `run`.
+  """
   processor = datasets.open_processor(config.model, config.data)
   datasets.shape(config.data, processor)
   for split in ('train', 'eval'):
@@ -104,9 +129,15 @@ def _open(config, workdir, fresh, quiet, interrupt) -> context.Context:
       datasets.open_split(config, split)
   policy, base = context.open_model(
       config.model, datasets.model_path(config.model.path), processor)
+  evaluate.check(config.evaluation)
+  _check_lengths(config, policy)
+  _check_optimizers(config, base)
+  _read_everything_else(config)
+  if defaults is not None:
+    resolve.changed_but_unread(config, defaults)
   folder = workdir_lib.Workdir(workdir, config, fresh=fresh)
   keep = max([config[name].keep_checkpoints for name in config.stages
-              if config[name].kind in TRAINS], default=2)
+              if config[name].kind in context.TRAINS], default=2)
   ctx = context.Context(
       config=config, path=folder.path,
       logger=log.Logger(
@@ -115,13 +146,42 @@ def _open(config, workdir, fresh, quiet, interrupt) -> context.Context:
       interrupt=interrupt, compiles=compiles.CompileCounter(),
       processor=processor, policy=policy, base=base, order=config.stages)
   ctx.evaluate = evaluate.Evaluation(ctx, config.evaluation)
-  _read_everything_else(config)
   return ctx
+
+
+def _check_lengths(config, policy) -> None:
+  """Prompts and completions must fit the positions of the model."""
+  limit = policy.module.config.max_positions
+  for name in ('evaluation', *config.stages):
+    if 'max_new_tokens' not in config[name]:
+      continue
+    prompt, length = config.data.prompt_tokens, config[name].max_new_tokens
+    if prompt + length > limit:
+      raise ValueError(
+          f'{name}.max_new_tokens: got {length}; with data.prompt_tokens='
+          f'{prompt} that is more than the {limit} positions of the model '
+          '(max_position_embeddings in its config.json).')
+
+
+def _check_optimizers(config, base) -> None:
+  """What needs the parameters, before an earlier stage has cost hours."""
+  for name in config.stages:
+    section = config[name]
+    if section.kind not in context.TRAINS:
+      continue
+    updates = section.steps
+    if section.kind == 'rl':
+      updates *= section.epochs_per_step * section.minibatches_per_step
+    try:
+      optim.make(section.optimizer, base, updates)
+    except ValueError as error:
+      raise ValueError(f'{name}.optimizer.{error}') from error
 
 
 def _read_everything_else(config) -> None:
   """Keys that are used later than set-up's end, or only in some runs."""
   config.name, config.scale, config.seed, config.evaluate_base
+  config.tensorboard
   config.evaluation.as_dict()
   config.data.as_dict()
 
@@ -137,7 +197,7 @@ def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
     if ctx.checkpoints.done(name) is None:
       ctx.logger.note(f'[{name}] {section.kind}')
       modules[name].run(ctx, name, section, plans[name])
-    if section.kind in TRAINS:
+    if section.kind in context.TRAINS:
       ctx.models.append(name)
     record = ctx.checkpoints.done(name)
     if 'eval' in record:
@@ -181,18 +241,22 @@ def _banner(ctx: context.Context) -> str:
   return '\n'.join(lines)
 
 
+def _interval(metrics: dict[str, float], name: str) -> str:
+  """'0.912 (0.88-0.94)'."""
+  return (f'{metrics[name]:.3f} ({metrics[f"{name}_low"]:.2f}-'
+          f'{metrics[f"{name}_high"]:.2f})')
+
+
 def _finish(ctx, results, seconds: float) -> None:
   """The table, memory and time; a run-level DONE."""
   rows = []
   for name, m in results.items():
     rows.append((
-        name, f'{m["eval/accuracy"]:.3f}',
-        f'{m["eval/accuracy_low"]:.3f}-{m["eval/accuracy_high"]:.3f}',
-        f'{m["eval/accuracy_sampled"]:.3f}',
-        f'{m["eval/accuracy_sampled_low"]:.3f}-'
-        f'{m["eval/accuracy_sampled_high"]:.3f}',
-        str(int(m['eval/n'])), f'{m["eval/response_length_sampled"]:.1f}'))
-  ctx.logger.table(rows, COLUMNS, 'held-out problems')
+        name, _interval(m, 'eval/accuracy'),
+        _interval(m, 'eval/accuracy_sampled'), str(int(m['eval/n'])),
+        f'{m["eval/response_length_sampled"]:.1f}'))
+  ctx.logger.table(
+      rows, COLUMNS, 'accuracy on held-out problems (95% interval)')
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   ctx.logger.note(
       f'{seconds:.0f} s, {peak:.1f} GiB of memory at most; everything is in '

@@ -24,6 +24,9 @@ def cpu_devices(count: int) -> None:
     return
   try:
     jax.config.update('jax_num_cpu_devices', count)
+    # One program at a time: two that overlap can take the cores from each
+    # other half-way into a collective, and then both wait for ever.
+    jax.config.update('jax_cpu_enable_async_dispatch', count == 1)
   except RuntimeError:  # jax says so if a backend exists
     return
 

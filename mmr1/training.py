@@ -18,7 +18,7 @@ Array = jax.Array
 CARRIED = ('optimizer',)
 
 
-def check(section: Any, stage: str, order: tuple[str, ...]) -> None:
+def check(section: Any, stage: str, config: Any) -> None:
   """Refuses what can be seen to be wrong before anything runs."""
   for key in ('steps', 'checkpoint_every', 'samples_every',
               'keep_checkpoints', 'max_bad_updates', 'max_new_tokens'):
@@ -33,7 +33,7 @@ def check(section: Any, stage: str, order: tuple[str, ...]) -> None:
       raise ValueError(f'{stage}.carry: got {item!r}; allowed are {CARRIED}.')
   section.restore_best  # read in the loop
   section.optimizer.as_dict()
-  context.check_init(section.init, stage, order)
+  context.check_init(section.init, stage, config)
 
 
 class Start(NamedTuple):
@@ -70,11 +70,19 @@ def start(
   state = types.TrainState(
       step=jnp.int32(0), params={'policy': params}, opt={'policy': opt},
       aux={'guard': optim.init_guard()})
-  ctx.logger.table(
-      optim.table(params, optimizer.mask), ('module', 'trainable', 'total'),
-      f'{stage}: what trains')
+  _show(ctx, stage, tuple(optim.table(params, optimizer.mask)))
   state = sharding.everywhere(state)
   return Start(state, optimizer, optimizer.mask)
+
+
+def _show(ctx: context.Context, stage: str, rows: tuple[Any, ...]) -> None:
+  """The table of what trains; one line where it is that of the stage before."""
+  if rows != ctx.trains:
+    ctx.trains = rows
+    ctx.logger.table(rows, ('module', 'trainable', 'total'),
+                     f'{stage}: what trains')
+  else:
+    ctx.logger.note(f'{stage}: {rows[-1][1]} parameters train, as before')
 
 
 def make_update(

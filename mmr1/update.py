@@ -72,7 +72,7 @@ def split(block: types.Block, chunks: int) -> types.Block:
     if g % chunks:
       raise ValueError(
           f'update: {g} completions per prompt do not split into {chunks} '
-          'chunks; set chunks_per_block to a divisor of the group size.')
+          'chunks; take a divisor of the group size.')
     x = x.reshape((n, chunks, g // chunks) + x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
   return jax.tree.map(part, block.replace(prompts=None))
@@ -80,6 +80,10 @@ def split(block: types.Block, chunks: int) -> types.Block:
 
 def _add(a: Any, b: Any) -> Any:
   return jax.tree.map(jnp.add, a, b)
+
+
+def _full(shapes: Any, value: float) -> Any:
+  return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), shapes)
 
 
 def _merge(sums: Any, maxima: Any, new_sums: Any, new_maxima: Any):
@@ -122,12 +126,14 @@ def block_gradient(
     (grads, prefix_grads), aux = piece_gradient(block)
   else:
     pieces = split(block, chunks)
-    first = jax.tree.map(lambda x: x[0], pieces)
-    rest = jax.tree.map(lambda x: x[1:], pieces)
+    # Only shapes: a first piece outside the scan would compile the model twice.
+    gradients, (sums, maxima) = jax.eval_shape(
+        piece_gradient, jax.tree.map(lambda x: x[0], pieces))
+    start = _full(gradients, 0.0), (_full(sums, 0.0), _full(maxima, -jnp.inf))
     def step(carry, piece):
       grads, aux = piece_gradient(piece)
       return (_add(carry[0], grads), _merge(*carry[1], *aux)), None
-    carry, _ = jax.lax.scan(step, piece_gradient(first), rest)
+    carry, _ = jax.lax.scan(step, start, pieces)
     (grads, prefix_grads), aux = carry
   return _add(grads, pull(prefix_grads)[0]), aux
 

@@ -95,6 +95,10 @@ def open_split(config: Any, split: str) -> sources.Mixture:
   data = config.data
   train, seed = split == 'train', config.seed
   if data.path is None:
+    if data.eval_path is not None:
+      raise ValueError(
+          f'data.eval_path: got {data.eval_path!r} without data.path; the '
+          'procedural worlds have held-out problems of their own.')
     size = data.train_size if train else data.eval_size
     return sources.Mixture(
         _worlds(config, split, size), data.weights, seed=seed)
@@ -114,12 +118,24 @@ def open_completions(path: str) -> sources.Mixture:
   return sources.Mixture([files.open_path(path, form=form)], seed=0)
 
 
-def open_expert(config: Any) -> sources.Mixture:
-  """`data.path` read as examples with completions, for sft without collect."""
-  if config.data.path is None:
+def open_expert(config: Any, data: str = 'train') -> sources.Mixture:
+  """A file of examples with completions, for sft without collect.
+
+  Args:
+    config: says what the columns are called.
+    data: the file; 'train' is `data.path`, without what is held out of it.
+  """
+  path = config.data.path if data == 'train' else data
+  if path is None:
     raise ValueError(
         "sft: data='train' needs a file with completions: set --config.data."
-        "path=..., or data to the name of a collect stage.")
-  form = _form(config.data, completions=True)
-  return sources.Mixture(
-      [files.open_path(config.data.path, form=form)], seed=config.seed)
+        "path=..., or data to a file or the name of a collect stage.")
+  source = files.open_path(path, form=_form(config.data, completions=True))
+  if data == 'train' and config.data.eval_path is None:
+    source, _ = sources.holdout(source, every=config.data.holdout)
+  return sources.Mixture([source], seed=config.seed)
+
+
+def is_file(data: str) -> bool:
+  """True if a stage's `data` names a file and not a stage."""
+  return data.startswith('tfds:') or data.endswith(('.jsonl', '.parquet'))

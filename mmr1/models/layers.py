@@ -168,10 +168,15 @@ def _attend(query, rows, sources, precision):
   total = sum(_over_keys(jnp.sum, weights, sources, 0.0))
   out = 0.0
   for weight, (key, value, _) in zip(weights, sources):
-    out += jnp.einsum(
-        'nkgtru,nukd->ngtkrd' if key.ndim == 4 else 'ngktru,ngkud->ngtkrd',
-        weight.astype(value.dtype), value, precision=precision,
-        preferred_element_type=jnp.float32)
+    weight = weight.astype(value.dtype)
+    kw = dict(precision=precision, preferred_element_type=jnp.float32)
+    if key.ndim == 4:
+      out += jnp.einsum('nkgtru,nukd->ngtkrd', weight, value, **kw)
+    else:
+      # In the product's own order: straight to 'ngtkrd' the operands would be
+      # swapped, and XLA's CPU backend has no such product in bfloat16.
+      part = jnp.einsum('ngktru,ngkud->ngktrd', weight, value, **kw)
+      out += jnp.moveaxis(part, 2, 3)
   out = out / jnp.moveaxis(total, 2, 3)[..., None]
   return out.reshape(n, g, t, heads, width).astype(query.dtype)
 

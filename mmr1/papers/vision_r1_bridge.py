@@ -152,7 +152,9 @@ def _check(
         {'facts', 'steps'} <= set(example.meta)):
       raise ValueError(
           f"{where} has no facts and steps in its meta: 'symbolic' is for the "
-          "procedural worlds; use 'endpoint' or 'local'.")
+          "procedural worlds. For other data set captioner and reasoner (in "
+          "the kwargs of the collect stage) to 'endpoint', with a url, or to "
+          "'local'; or train without a cold start, as configs/forkme.py.")
 
 
 def _ask(

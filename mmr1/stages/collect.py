@@ -35,7 +35,7 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
   if section.data != 'train':
     raise ValueError(
         f"{stage}.data: got {section.data!r}; collect reads 'train'.")
-  context.check_init(section.init, stage, config.stages)
+  context.check_init(section.init, stage, config)
   engine = resolve.function(section.engine, 'mmr1.papers')
   kwargs = section.kwargs.as_dict()
   resolve.check_kwargs(engine, kwargs, f'{stage}.kwargs')

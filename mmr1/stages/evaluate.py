@@ -47,6 +47,16 @@ def check(section: Any) -> None:
         f'{section.where}.temperature: got {section.temperature}; it is that '
         'of the sampled accuracy and must be above 0 (greedy is always '
         'reported as well).')
+  try:
+    _sampling(section)
+  except ValueError as error:
+    raise ValueError(f'{section.where}: {error}') from error
+
+
+def _sampling(section: Any) -> sample.Knobs:
+  return sample.knobs(
+      temperature=section.temperature, top_k=section.top_k,
+      top_p=section.top_p, max_new_tokens=section.max_new_tokens)
 
 
 class Evaluation:
@@ -58,18 +68,17 @@ class Evaluation:
     self._ctx = ctx
     self._section = section
     self._pairs: list[pipeline.Pair] = []
+    self._broken: list[records.Broken] = []
     self._knobs = [
         sample.knobs(temperature=0.0, max_new_tokens=section.max_new_tokens),
-        sample.knobs(
-            temperature=section.temperature, top_k=section.top_k,
-            top_p=section.top_p, max_new_tokens=section.max_new_tokens)]
+        _sampling(section)]
 
   def __call__(
       self, params: Any, stage: str, step: int,
   ) -> dict[str, float]:
     """Metrics of these parameters, and the card and records on disk."""
     if not self._pairs:
-      self._pairs, _ = pipeline.all_examples(
+      self._pairs, self._broken = pipeline.all_examples(
           datasets.open_split(self._ctx.config, 'eval'), self._ctx.shape(),
           self._section.examples)
     greedy = self._samples(params, _GREEDY)
@@ -77,7 +86,7 @@ class Evaluation:
     graded = [[self._grade(s) for s in part] for part in (greedy, sampled)]
     metrics = summary(graded[0], greedy, '')
     metrics |= summary(graded[1], sampled, '_sampled')
-    self._write(stage, step, metrics, greedy, graded[0])
+    self._write(stage, step, metrics, (greedy, sampled), graded)
     return metrics
 
   def _samples(self, params: Any, view: int) -> list[records.Sample]:
@@ -107,23 +116,27 @@ class Evaluation:
     except (pool.TimedOut, pool.WorkerDied):
       return extracted, False  # an answer that cannot be checked is wrong
 
-  def _write(self, stage, step, metrics, samples, grades) -> None:
+  def _write(self, stage, step, metrics, parts, graded) -> None:
     section, ctx = self._section, self._ctx
+    samples = parts[_GREEDY]
     uids = json.dumps([s.uid for s in samples]).encode()
+    asked = b''.join(s.example.question.encode() for s in samples)
     card = {
         'stage': stage, 'step': step, 'n': len(samples),
-        'prompt_hash': hashlib.sha256(uids + b''.join(
-            s.example.question.encode() for s in samples)).hexdigest()[:16],
+        'broken': len(self._broken),
+        'prompt_hash': hashlib.sha256(uids + asked).hexdigest()[:16],
         'parser': f'mmr1.text.extract_answer {section.parser}, version '
                   f'{text.PARSER_VERSION}',
         'matcher': 'mmr1.rewards.answer.match', 'judge': None,
         'pixels': [ctx.processor.min_pixels, ctx.processor.max_pixels],
         'sampling': section.as_dict(), 'interval': 'Wilson, 95%',
         'metrics': metrics}
-    rows = [{'uid': s.uid, 'source': s.example.source, 'text': s.text,
-             'extracted': grade[0], 'gold': s.example.answer,
+    rows = [{'uid': s.uid, 'source': s.example.source, 'decoding': name,
+             'text': s.text, 'extracted': grade[0], 'gold': s.example.answer,
              'correct': grade[1], 'length': s.length,
-             'truncated': s.truncated} for s, grade in zip(samples, grades)]
+             'truncated': s.truncated}
+            for name, part, grades in zip(('greedy', 'sampled'), parts, graded)
+            for s, grade in zip(part, grades)]
     base = ctx.path / 'eval' / f'{stage}_{step}'
     workdir_lib.write_whole(
         base.parent / f'{base.name}.json', json.dumps(card, indent=2) + '\n')
@@ -169,7 +182,7 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
   """Checks the section before anything runs."""
   check(section)
   section.as_dict()
-  context.check_init(section.init, stage, config.stages)
+  context.check_init(section.init, stage, config)
   return {}
 
 

@@ -98,7 +98,7 @@ class Trainer:
 
   def state(self) -> dict[str, Any]:
     return {'stream': self._stream.state(), 'host': self._host_state,
-            'last_metrics': self._last_metrics}
+            'last_metrics': _finite(self._last_metrics)}
 
   def restore(self, state: Mapping[str, Any]) -> None:
     self._stream.restore(state['stream'])
@@ -116,9 +116,10 @@ class Trainer:
     knobs = self._knobs(judged, k)
     block = self._assemble(rollout, host, judged, knobs, state)
     state, metrics = self._update(state, block, knobs, k)
+    metrics |= self._report(host, judged)
+    self._last_metrics = metrics
     return loop.Step(
-        state, metrics | self._report(host, judged), (block,),
-        functools.partial(self._samples, judged))
+        state, metrics, (block,), functools.partial(self._samples, judged))
 
   def _sample(self, state, pairs, k) -> types.Rollout:
     prompts = sharding.spread(collate.collate(
@@ -161,10 +162,11 @@ class Trainer:
     knobs = dict(self._plan.objective.knobs)
     named = {name: judged.scored.columns[..., i]
              for i, name in enumerate(judged.scored.names)}
+    last = _finite(self._last_metrics) if self._plan.hooks else {}
     for name, hook in self._plan.hooks.items():
       state = self._host_state['hooks'].get(name, {})
       knobs, self._host_state['hooks'][name] = hook(
-          knobs, state, named, self._last_metrics, k)
+          knobs, state, named, last, k)
     knobs['temperature'] = self._plan.temperature
     return training.traced(knobs)
 
@@ -253,6 +255,13 @@ def _logp(policy: forward.Policy, params, block: types.Block, temperature):
   return forward.logp_and_hidden(
       policy, params, block.prompts, block.completions, block.mask,
       temperature)
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+  """On the host; a skipped update's nan is no value."""
+  values = {name: float(value)
+            for name, value in jax.device_get(dict(metrics)).items()}
+  return {name: x for name, x in values.items() if np.isfinite(x)}
 
 
 @jax.jit

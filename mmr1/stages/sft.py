@@ -25,7 +25,7 @@ _KNOBS = {'temperature': 1.0, 'coef/nll': 1.0}
 
 def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
   """Checks the section before anything runs."""
-  training.check(section, stage, config.stages)
+  training.check(section, stage, config)
   for key in ('rows_per_step', 'chunks_per_step', 'log_every'):
     if section[key] < 1:
       raise ValueError(
@@ -41,10 +41,13 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
 def _check_data(data: str, stage: str, config: Any) -> None:
   collects = [name for name in config.stages
               if config[name].kind == 'collect']
-  if data != 'train' and data not in collects:
+  if data == 'train' or datasets.is_file(data):
+    datasets.open_expert(config, data)  # now, not after the stages before
+  elif data not in collects:
     raise ValueError(
-        f'{stage}.data: got {data!r}; allowed are \'train\' and the collect '
-        f'stages of this run, {collects}.')
+        f'{stage}.data: got {data!r}; allowed are \'train\', a file (.jsonl, '
+        f'.parquet, tfds:name/split) and the collect stages of this run, '
+        f'{collects}.')
 
 
 class Rows:
@@ -73,6 +76,11 @@ class Rows:
             f'sft: every completion is longer than max_new_tokens='
             f'{self._cap}; the last has {len(ids)} tokens. Raise it.')
     return rows
+
+  @property
+  def broken(self) -> int:
+    """Records that could not be used so far."""
+    return len(self._stream.broken)
 
   def state(self) -> dict[str, Any]:
     return {'stream': self._stream.state(), 'dropped': self.dropped}
@@ -115,8 +123,9 @@ def run(
 ) -> None:
   """Trains; the stage's last checkpoint is its model."""
   del plan
-  mixture = (datasets.open_expert(ctx.config) if section.data == 'train'
-             else datasets.open_completions(ctx.files[section.data]))
+  mixture = (datasets.open_completions(ctx.files[section.data])
+             if section.data in ctx.files
+             else datasets.open_expert(ctx.config, section.data))
   shape = ctx.shape()
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
@@ -138,7 +147,8 @@ def run(
     return loop.Step(state, {
         **metrics, 'response_length/mean': np.mean(lengths),
         'response_length/max': np.max(lengths),
-        'data/dropped_long': rows.dropped}, batch,
+        'data/dropped_long': rows.dropped,
+        'data/broken': rows.broken}, batch,
         functools.partial(_samples, taken))
 
   loop.train(ctx, stage, section, start.state, rows, take_step)

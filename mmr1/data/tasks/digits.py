@@ -98,7 +98,7 @@ def digits(
     *,
     uid_offset: int = 0,
     min_digits: int = 2,
-    max_digits: int = 5,
+    max_digits: int = 4,
     forms: tuple[str, ...] = FORMS,
 ) -> records.Example:
   """Item `i` of the split: a row of handwritten digits and an operation.

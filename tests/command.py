@@ -1,0 +1,121 @@
+"""`python -m mmr1.main` in processes that start at once and die on cue.
+
+Every run is a process of its own, forked from one that has imported the
+command and has not started jax. It may be told to get a signal at an exact
+moment of the run, which nobody can hit from outside.
+"""
+
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+from typing import NamedTuple
+
+
+class Result(NamedTuple):
+  """How a run ended: exit code (negative: the signal) and what it printed."""
+  code: int
+  out: str
+  err: str
+
+
+class Moment(NamedTuple):
+  """When a run is sent a signal.
+
+  Fields:
+    call: 'write' (a training row was written), 'save' (a checkpoint is about
+      to be), 'finish' (DONE is about to be written).
+    stage, step: of the call.
+    signal: what is sent.
+  """
+  call: str
+  stage: str
+  step: int | None = None
+  signal: int = signal.SIGKILL
+
+
+class Shell:
+  """Starts runs; a context manager."""
+
+  def __init__(self, root: pathlib.Path):
+    self._root = root
+    self._fork = multiprocessing.get_context('forkserver')
+    self._fork.set_forkserver_preload(['tests.warm'])
+    self._folder = tempfile.TemporaryDirectory()
+    self._count = 0
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._folder.cleanup()
+
+  def run(self, *args: str, cwd, moment: Moment | None = None) -> Result:
+    """Runs the command in the folder `cwd` and waits for its end.
+
+    A first argument 'forkme' or 'vision_r1:...' is the config's name.
+    """
+    self._count += 1
+    name, colon, arg = args[0].partition(':')
+    file = self._root / 'configs' / f'{name}.py'
+    argv = ['mmr1.main', f'--config={file}{colon}{arg}', *args[1:]]
+    base = pathlib.Path(self._folder.name) / str(self._count)
+    outputs = [f'{base}.out', f'{base}.err']
+    process = self._fork.Process(
+        target=_main, args=(argv, str(cwd), outputs, moment))
+    process.start()
+    process.join()
+    return Result(process.exitcode,
+                  *(pathlib.Path(path).read_text() for path in outputs))
+
+
+def _main(argv, cwd, outputs, moment):
+  for number, path in enumerate(outputs, start=1):
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, number)
+  os.chdir(cwd)
+  sys.argv = argv  # the overrides of a config are read from there
+  from absl import app
+  from mmr1 import main
+  if moment is not None:
+    _arm(Moment(*moment))
+  try:
+    app.run(main.main, argv=argv, flags_parser=main.parse)
+  finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _arm(moment: Moment) -> None:
+  """Sends this process the signal at the moment."""
+  from mmr1 import checkpoint
+  from mmr1 import log
+
+  def send(stage, step):
+    if stage == moment.stage and moment.step in (None, step):
+      os.kill(os.getpid(), moment.signal)
+
+  write = log.Logger.write
+  save = checkpoint.Checkpoints.save
+  finish = checkpoint.Checkpoints.finish
+
+  def writing(self, stage, step, metrics):
+    write(self, stage, step, metrics)
+    if 'loss' in metrics:
+      send(stage, step)
+
+  def saving(self, stage, step, *args, **kwargs):
+    send(stage, step)
+    return save(self, stage, step, *args, **kwargs)
+
+  def finishing(self, stage, record):
+    send(stage, None)
+    return finish(self, stage, record)
+  if moment.call == 'write':
+    log.Logger.write = writing
+  elif moment.call == 'save':
+    checkpoint.Checkpoints.save = saving
+  else:
+    checkpoint.Checkpoints.finish = finishing

@@ -1,0 +1,101 @@
+"""A model so small that whole runs take seconds, and what runs it."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from tests import command
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512)
+VISION = dict(
+    depth=2, hidden_size=32, intermediate_size=48, num_heads=2,
+    out_hidden_size=32, fullatt_block_indexes=[1])
+
+
+@pytest.fixture(scope='session')
+def tiny_folder(tmp_path_factory):
+  """The embedded model's folder with other sizes and random weights."""
+  import jax
+  from mmr1.models import checkpoints
+  from mmr1.models import qwen2_5_vl
+  folder = tmp_path_factory.mktemp('model') / 'tiny'
+  shutil.copytree(
+      ROOT / 'mmr1' / 'assets' / 'tiny', folder,
+      ignore=shutil.ignore_patterns('*.safetensors'))
+  config = json.loads((folder / 'config.json').read_text())
+  config['text_config'].update(TEXT)
+  config['text_config']['rope_parameters']['mrope_section'] = [2, 3, 3]
+  config['vision_config'].update(VISION)
+  (folder / 'config.json').write_text(json.dumps(config))
+  sizes = checkpoints.read_config(folder)
+  # Ten times the usual spread: samples, and what differs between them, vary.
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, x: 10 * x if 'embed' in str(path) else x,
+      qwen2_5_vl.init_params(sizes, jax.random.key(0)))
+  checkpoints.save(folder, qwen2_5_vl.build(sizes), params)
+  return str(folder)
+
+
+@pytest.fixture(scope='session')
+def programs(tmp_path_factory):
+  """The compiled programs that all processes of these tests share."""
+  return str(tmp_path_factory.mktemp('programs'))
+
+
+@pytest.fixture(scope='session')
+def shrink(tiny_folder, programs):
+  """config -> the same config for the tiny model, in place."""
+  def change(config, **flat):
+    config.model.path = tiny_folder
+    config.cache_dir = programs
+    config.cpu_devices = 0  # jax has started; other tests keep their devices
+    config.tensorboard = False
+    config.evaluation.examples = 6
+    config.evaluation.prompts_per_batch = 6
+    config.evaluation.max_new_tokens = 8
+    config.update_from_flattened_dict(
+        {key.replace('__', '.'): value for key, value in flat.items()})
+    return config
+  return change
+
+
+@pytest.fixture(scope='session')
+def flags(tiny_folder, programs):
+  """The same as arguments of the command."""
+  return [
+      f'--config.model.path={tiny_folder}', f'--config.cache_dir={programs}',
+      '--config.evaluation.examples=6', '--config.evaluation.'
+      'prompts_per_batch=6', '--config.evaluation.max_new_tokens=8']
+
+
+@pytest.fixture(scope='session')
+def shell():
+  """Runs `python -m mmr1.main` in processes of its own; see tests.command."""
+  with command.Shell(ROOT) as result:
+    yield result
+
+
+@pytest.fixture(scope='session')
+def open_run():
+  """(config, folder) -> (context, {stage: plan}): a run opened, not begun."""
+  from mmr1 import guard
+  from mmr1 import resolve
+  from mmr1 import runner
+  opened = []
+
+  def open_(config, folder):
+    final = resolve.finalise(config)
+    modules, plans = runner.plan(final)
+    del modules
+    ctx = runner.open_run(final, str(folder), quiet=True,
+                          interrupt=guard.Interrupt())
+    opened.append(ctx)
+    return ctx, plans
+  yield open_
+  for ctx in opened:
+    ctx.close()

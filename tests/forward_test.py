@@ -1,0 +1,232 @@
+"""The one forward: alignment, causality, normaliser, chunks, exact KL."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmr1 import forward
+from mmr1 import types
+from tests import small
+
+N, G, T = 4, 4, 6
+
+
+@pytest.fixture(scope='module')
+def params():
+  return small.params()
+
+
+@pytest.fixture(scope='module')
+def batch():
+  return small.prompts()
+
+
+@pytest.fixture(scope='module')
+def block(batch):
+  return small.block(batch, G, T)
+
+
+def real(block):
+  return np.asarray(forward.completion_mask(block.completions))
+
+
+def logp(params, block, *, temperature=1.0, mask=None, policy=None):
+  return np.asarray(small.logp(
+      policy or small.policy(), params, block.prompts, block.completions,
+      real(block) if mask is None else mask, temperature)[0])
+
+
+def changed(block, **kw):
+  return block.replace(completions=block.completions.replace(**kw))
+
+
+def test_law_2_shift_by_hand():
+  """States of completion tokens 10, 11, 12 after the prompt's last, 9:
+  token 0 is predicted by 9, token 1 by 10, token 2 by 11; 12 predicts
+  nothing that was sampled."""
+  hidden = jnp.asarray([[[[10.], [11.], [12.]], [[20.], [21.], [22.]]]])
+  out = forward.shift(jnp.asarray([[9.]]), hidden)
+  assert out[..., 0].tolist() == [[[9, 10, 11], [9, 20, 21]]]
+
+
+def test_law_2_logp_is_of_this_token_given_those_before(params, block):
+  """From all logits at once; the prompt's last state gives token 0."""
+  for temperature in (1.0, 0.7):
+    logits = np.asarray(small.logits(
+        small.policy(), params, block.prompts, block.completions,
+        temperature), np.float64)
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    exp /= exp.sum(-1, keepdims=True)
+    chosen = np.take_along_axis(
+        exp, np.asarray(block.completions.tokens)[..., None], -1)[..., 0]
+    expected = np.where(real(block), np.log(np.maximum(chosen, 1e-30)), 0)
+    np.testing.assert_allclose(
+        logp(params, block, temperature=temperature), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('t', range(T))
+def test_law_2_causality(params, block, t):
+  """Changing token t changes logp[t] and what follows, of this row only."""
+  base = logp(params, block)
+  tokens = np.asarray(block.completions.tokens).copy()
+  tokens[1, 0, t] = 2 + (tokens[1, 0, t] - 1) % 58  # another word
+  moved = logp(params, changed(block, tokens=jnp.asarray(tokens))) != base
+  expected = np.zeros_like(moved)
+  expected[1, 0, t:] = True
+  np.testing.assert_array_equal(moved, expected)
+
+
+def test_m3_padded_tokens_are_never_read(params, block):
+  tokens = np.where(
+      real(block), block.completions.tokens, small.IMAGE).astype(np.int32)
+  position = np.where(real(block)[..., None], block.completions.positions, 99)
+  other = changed(block, tokens=jnp.asarray(tokens),
+                  positions=jnp.asarray(position, jnp.int32))
+  prompts = block.prompts
+  hidden = jnp.where(prompts.mask, prompts.tokens, small.EOS)
+  other = other.replace(prompts=prompts.replace(tokens=hidden))
+  np.testing.assert_array_equal(logp(params, other), logp(params, block))
+
+
+def test_m3_rows_do_not_know_of_each_other(params, block):
+  base = logp(params, block)
+  order = np.asarray([2, 0, 3, 1])
+  np.testing.assert_allclose(
+      logp(params, small.rows_of(block, order)), base[order], atol=1e-5)
+  slots = np.asarray([3, 1, 0, 2])
+  shuffled = block.replace(completions=jax.tree.map(
+      lambda x: x[:, slots], block.completions))
+  np.testing.assert_allclose(
+      logp(params, shuffled), base[:, slots], atol=1e-5)
+
+
+def test_m3_a_longer_row_and_more_padding_change_nothing(params, block):
+  """A fifth prompt of 33 tokens, P + 9, T + 3, one more window of patches."""
+  rows = (*small.MIXED, small.row(10, (1, 8, 8), 5, seed=9))
+  prompts = small.prompts(rows, p=35, s=5 * small.WINDOW)
+  wide = small.block(prompts, G, T + 3, seed=8)
+  inside = small.block(block.prompts, G, T, array_t=T + 3)
+  completions = jax.tree.map(
+      lambda x, y: jnp.concatenate([x, y[N:]]), inside.completions,
+      wide.completions)
+  got = logp(params, wide.replace(completions=completions))
+  np.testing.assert_allclose(
+      got[:N, :, :T], logp(params, block), atol=1e-5, rtol=0)
+  assert (got[:N, :, T:] == 0).all() and (got[N] != 0).any()
+
+
+@pytest.mark.parametrize('head_chunk', [1, 7, 96, 5000])
+def test_m3_chunks_of_the_head_change_nothing(params, block, head_chunk):
+  """96 tokens are N x G x T; 7 does not divide them."""
+  policy, mask = small.policy(), real(block)
+  hidden = small.logp(policy, params, block.prompts, block.completions, mask,
+                      1.0)[1]
+
+  @small.jit
+  def scores(params, ref):
+    return forward.token_scores(
+        dataclasses.replace(policy, head_chunk=head_chunk), params, hidden,
+        block.completions.tokens, mask, jnp.float32(1), ref_params=ref,
+        ref_hidden=hidden)
+  got = scores(params, small.params(1))
+  expected = exact(params, hidden, small.params(1), hidden, block, mask)
+  for a, b in zip(got, expected):
+    np.testing.assert_allclose(a, b, atol=2e-5, rtol=0)
+
+
+def exact(params, hidden, ref_params, ref_hidden, block, mask):
+  """logp, entropy and KL over the vocabulary, in float64, all at once."""
+  def softmax(params, hidden):
+    logits = np.asarray(hidden, np.float64) @ np.asarray(
+        params['language']['embed'], np.float64).T
+    logits[..., list(small.BANNED)] = -np.inf
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+  p, q = softmax(params, hidden), softmax(ref_params, ref_hidden)
+  words = [i for i in range(small.VOCAB) if i not in small.BANNED]
+  chosen = np.take_along_axis(
+      p, np.asarray(block.completions.tokens)[..., None], -1)[..., 0]
+  chosen = np.where(mask, chosen, 1)
+  p, q = p[..., words], q[..., words]
+  return (np.log(chosen), np.where(mask, -(p * np.log(p)).sum(-1), 0),
+          np.where(mask, (p * np.log(p / q)).sum(-1), 0))
+
+
+def test_kl_over_the_vocabulary(params, block):
+  """Two models with their own states: never negative; 0 with itself."""
+  policy, mask = small.policy(), real(block)
+  ref = small.params(1)
+  args = block.prompts, block.completions, mask, 1.0
+  hidden = small.logp(policy, params, *args)[1]
+  ref_hidden = small.logp(policy, ref, *args)[1]
+
+  @small.jit
+  def kl(ref_params, ref_hidden):
+    return forward.token_scores(
+        policy, params, hidden, block.completions.tokens, mask,
+        jnp.float32(1), ref_params=ref_params, ref_hidden=ref_hidden)[2]
+  got = np.asarray(kl(ref, ref_hidden))
+  np.testing.assert_allclose(
+      got, exact(params, hidden, ref, ref_hidden, block, mask)[2], atol=2e-5)
+  assert got[mask].min() > 0.01
+  np.testing.assert_array_equal(kl(params, hidden), 0)
+
+
+def test_m2_masked_placeholders_leave_gradients_finite(params, block):
+  """A masked token may be banned; the others' gradient excludes the ban."""
+  policy, mask = small.policy(), real(block)
+  hidden = small.logp(policy, params, block.prompts, block.completions, mask,
+                      1.0)[1]
+  mask = np.asarray(block.mask)
+  tokens = jnp.where(mask, block.completions.tokens, small.IMAGE)
+
+  @small.jit
+  def gradient(params, hidden):
+    def loss(params, hidden):
+      logp, entropy, kl = forward.token_scores(
+          policy, params, hidden, tokens, mask, jnp.float32(1),
+          ref_params=small.params(1), ref_hidden=hidden)
+      return logp.sum() + entropy.sum() + kl.sum()
+    return jax.value_and_grad(loss, argnums=(0, 1))(params, hidden)
+  value, (params_grad, hidden_grad) = gradient(params, hidden)
+  assert np.isfinite(value)
+  for leaf in jax.tree.leaves((params_grad, hidden_grad)):
+    assert np.isfinite(leaf).all()
+  embed = np.asarray(params_grad['language']['embed'])
+  assert (embed[list(small.BANNED)] == 0).all()
+  assert (np.abs(embed[small.WORDS[0]:small.WORDS[1]]).max(1) > 0).all()
+  assert (np.asarray(hidden_grad)[~mask] == 0).all()
+
+
+def test_m6_no_media_equals_media_of_padding(params):
+  """Text-only prompts with and without (empty) patches, and a row that is
+  padding throughout."""
+  rows = (small.MIXED[0], small.row(12, seed=5), ([], [], []))
+  blank = small.prompts(rows)
+  block = small.block(blank, 2, 5)
+  without = block.replace(prompts=small.prompts(rows, media=False))
+  got = logp(params, without)
+  assert np.isfinite(got).all()
+  np.testing.assert_allclose(got[:2], logp(params, block)[:2], atol=1e-6)
+
+
+def test_masked_tokens_score_0(params, block):
+  none = np.zeros_like(real(block))
+  np.testing.assert_array_equal(logp(params, block, mask=none), 0)
+  some = np.asarray(block.mask)
+  np.testing.assert_array_equal(
+      logp(params, block, mask=some), np.where(some, logp(params, block), 0))
+
+
+def test_completion_mask_is_by_kind_not_by_id(block):
+  kind = np.asarray(block.completions.kind).copy()
+  kind[0, 0, :4] = [
+      types.KIND_SAMPLED, types.KIND_OBSERVATION, types.KIND_PAD,
+      types.KIND_EXPERT]
+  tokens = jnp.full_like(block.completions.tokens, small.PAD)
+  mask = forward.completion_mask(changed(
+      block, kind=jnp.asarray(kind), tokens=tokens).completions)
+  assert mask[0, 0, :4].tolist() == [True, True, False, True]

@@ -1,0 +1,150 @@
+"""An rl section becomes functions, or an error that says what to do."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from mmr1 import resolve
+from mmr1 import rl_setup
+from mmr1 import types
+
+
+def setup(change=None, **flat):
+  c = common.get_base()
+  c.stages = ('rl',)
+  if change:
+    change(c)
+  c.update_from_flattened_dict(
+      {f'rl.{k.replace("__", ".")}': v for k, v in flat.items()})
+  final = resolve.finalise(c)
+  return rl_setup.setup(final.rl, 'rl', final)
+
+
+def test_the_plan_of_the_defaults():
+  plan = setup(temperature=0.7, top_k=5, top_p=0.9, max_new_tokens=11)
+  assert [term.name for term in plan.objective.terms] == ['policy']
+  assert plan.temperature == 0.7
+  assert float(plan.sampling.temperature) == pytest.approx(0.7)
+  assert int(plan.sampling.top_k) == 5
+  assert float(plan.sampling.top_p) == pytest.approx(0.9)
+  assert int(plan.sampling.max_new_tokens) == 11
+  assert plan.scorer.names == ('result',)
+  # GRPO with the sample's deviation: [1, 0, 1, 0] has mean 1/2, sqrt(1/3).
+  rewards = np.asarray([[[1.0], [0.0], [1.0], [0.0]]])
+  advantage = np.asarray(plan.advantage(rewards, None))
+  np.testing.assert_allclose(
+      advantage[0, :, 0], np.asarray([1, -1, 1, -1]) * 0.5 * 3**0.5,
+      rtol=1e-3)
+
+
+def test_weights_reach_the_combination():
+  def change(c):
+    c.rl.rewards = ('result', 'format')
+    c.rewards.format.weight = 0.25
+  plan = setup(change)
+  rewards, _ = plan.combine(
+      np.asarray([[[1.0, 1.0], [0.0, 1.0]]]), plan.scorer.names, {}, {})
+  assert rewards[..., 0].tolist() == [[1.25, 0.25]]
+
+
+def test_a_hook_keeps_its_term():
+  def change(c):
+    c.hooks.beta = dict(fn='linear', kwargs=dict(
+        knob='coef/kl', start=0.0, end=0.1, steps=10))
+    c.rl.hooks = ('beta',)
+  plan = setup(change)
+  assert [t.name for t in plan.objective.terms] == ['policy', 'kl']
+  assert plan.objective.reference
+  knobs, _ = plan.hooks['beta'](plan.objective.knobs, {}, {}, {}, 5)
+  assert knobs['coef/kl'] == pytest.approx(0.05)
+
+
+def test_sampler_and_trainer_are_compared_over_kept_tokens():
+  """|logp - sampler| = [.5, 0, -], its mean .25, its maximum .5."""
+  term = setup().objective.terms[0]
+  row = lambda *x: jnp.asarray([[x]], jnp.float32)
+  block = types.Block(
+      prompts=None, completions=None, advantage=row(1.0),
+      mask=jnp.asarray([[[True, True, False]]]),
+      extra={'sampler_logp': row(-1.5, -2.0, 7.0)})
+  scores = types.Scores(logp=row(-1.0, -2.0, 0.0), entropy=row(0, 0, 0))
+  means, tops = term.metrics(scores, block, {})
+  total, count = means['sampler/logp_diff_mean']
+  assert (float(total), float(count)) == (0.5, 2)
+  assert float(tops['sampler/logp_diff_max']) == 0.5
+  # The term's own metrics are still there.
+  assert float(tops['ratio/max']) == 1 and 'clip_frac/low' in means
+
+
+def hook(knob):
+  def change(c):
+    c.hooks.mine = dict(fn='constant', kwargs=dict(knob=knob, value=0.1))
+    c.rl.hooks = ('mine',)
+  return change
+
+
+def reward(**values):
+  def change(c):
+    c.rewards.result.update(values)
+  return change
+
+
+@pytest.mark.parametrize('flat, said', [
+    (dict(samples_per_prompt=1), 'samples_per_prompt=1.*grpo.*at least 2'),
+    (dict(samples_per_prompt=0), 'rl.samples_per_prompt: got 0'),
+    (dict(minibatches_per_step=2), "rl.old: 'self' with 2.*recompute"),
+    (dict(epochs_per_step=3), "rl.old: 'self' with 3.*recompute"),
+    (dict(minibatches_per_step=3, old='recompute'),
+     'rl.minibatches_per_step: 16 prompts do not split into 3'),
+    (dict(chunks_per_minibatch=3),
+     'rl.chunks_per_minibatch: 8 samples .* into 3'),
+    (dict(old='stale'), "rl.old: got 'stale'.*recompute"),
+    (dict(temperature=0.0), 'rl.temperature: got 0.0.*greedy'),
+    (dict(temperature=-1.0), 'rl.temperature: got -1'),
+    (dict(top_p=0.0), 'rl: sampling.*top_p=0.0'),
+    (dict(top_k=-1), 'rl: sampling.*top_k=-1'),
+    (dict(max_new_tokens=0), 'rl.max_new_tokens: got 0'),
+    (dict(policy__coefficient=0.0), 'rl: every coefficient is 0'),
+    (dict(rewards=()), 'rl.rewards: names no reward.*result'),
+    (dict(rewards=('resutl',)), 'resutl.*Nearest: result'),
+    (dict(advantage__fn='gpro'), "'gpro'.*Nearest: grpo"),
+    (dict(select__fn='keep'), "'keep'.*keep_all"),
+    (dict(combine__fn='combine.sum'), "'combine.sum'.*combine.weighted_sum"),
+    (dict(policy__surrogate='clpi'), "'clpi'.*clip"),
+    (dict(hooks=('none_such',)), 'none_such'),
+    (dict(data='bridge'), "rl.data: got 'bridge'.*train"),
+    (dict(reference='cold_strat'), "rl.reference: got 'cold_strat'"),
+    (dict(init='cold_strat'), "rl.init: got 'cold_strat'"),
+    (dict(steps=0), 'rl.steps: got 0'),
+    (dict(carry=('momentum',)), "rl.carry: got 'momentum'.*optimizer"),
+    (dict(eval_every=-1), 'rl.eval_every: got -1'),
+])
+def test_m22_contradictions_and_typos_are_refused(flat, said):
+  with pytest.raises(ValueError, match=said):
+    setup(**flat)
+
+
+@pytest.mark.parametrize('change, said', [
+    (reward(fn='answer.corect'), "'answer.corect'.*answer.correct"),
+    (reward(fn='anwser.correct'), "'anwser.correct'.*answer.correct"),
+    (reward(kwargs=dict(no_such=1)), 'no_such'),
+    (hook('coef/kll'), "rl.hooks.*'coef/kll'.*coef/"),
+    (hook('policy/eps_low'), "rl.hooks.*'policy/eps_low'"),
+    (lambda c: c.rl.advantage.kwargs.update(epsilon=1.0),
+     'rl.advantage.kwargs.epsilon.*eps'),
+])
+def test_m22_unknown_functions_and_keywords_are_refused(change, said):
+  with pytest.raises(ValueError, match=said):
+    setup(change)
+
+
+def test_a_group_of_one_may_have_another_advantage():
+  def change(c):
+    c.rl.advantage.fn = 'math:floor'  # a user's own
+  assert setup(change, samples_per_prompt=1).advantage.func.__name__ == 'floor'
+
+
+def test_several_updates_with_recomputed_old():
+  assert setup(minibatches_per_step=4, epochs_per_step=2, old='recompute')
+  assert setup(minibatches_per_step=4, old='sampler')

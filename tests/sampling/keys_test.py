@@ -1,0 +1,91 @@
+"""Law 6: every random number has an address."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmr1.sampling import keys
+
+UID = jnp.asarray([7, 3, 12], jnp.int32)
+BASE = dict(seed=1, stage=2, step=3, round_=0, view=0)
+V = 16
+
+
+def noise(*, uid=UID, group=2, position=4, **changes):
+  """f32[N, G, V]."""
+  parts = {**BASE, **changes}
+  key = keys.step_key(
+      parts.pop('seed'), parts.pop('stage'), parts.pop('step'), **parts)
+  return np.asarray(
+      keys.gumbel(keys.row_keys(key, uid, group), position, V))
+
+
+def test_m27_the_same_address_gives_the_same_noise():
+  np.testing.assert_array_equal(noise(), noise())
+
+
+@pytest.mark.parametrize('part', [*BASE, 'position', 'uid'])
+def test_m27_every_part_of_the_address_counts(part):
+  base = noise()
+  if part == 'uid':
+    other = noise(uid=UID + 1)
+  elif part == 'position':
+    other = noise(position=5)
+  else:
+    other = noise(**{part: BASE[part] + 1})
+  assert not np.any(np.isclose(base, other, atol=1e-7))
+
+
+def test_m27_parts_are_not_added_up():
+  """A key of seed + step would repeat step 4's noise under another seed."""
+  swapped = [noise(stage=2, step=3), noise(stage=3, step=2),
+             noise(round_=1, view=0), noise(round_=0, view=1),
+             noise(seed=2, step=2), noise(stage=1, step=4)]
+  for i, a in enumerate(swapped):
+    for b in swapped[:i]:
+      assert not np.any(np.isclose(a, b, atol=1e-7))
+
+
+def test_m27_no_two_rows_slots_or_positions_share_noise():
+  uid = jnp.arange(20)
+  flat = np.stack([noise(uid=uid, group=4, position=t) for t in range(3)])
+  flat = flat.reshape(-1, V)
+  assert len(np.unique(flat[:, 0])) == len(flat) == 240
+
+
+def test_m27_a_slot_does_not_depend_on_its_neighbours():
+  base = noise()
+  np.testing.assert_array_equal(noise(group=5)[:, :2], base)
+  order = jnp.asarray([2, 0, 1])
+  np.testing.assert_array_equal(noise(uid=UID[order]), base[order])
+  np.testing.assert_array_equal(noise(uid=UID[1:2]), base[1:2])
+
+
+def test_step_may_be_traced():
+  np.testing.assert_array_equal(
+      jax.jit(lambda step: noise_of(step))(3), noise_of(3))
+
+
+def noise_of(step):
+  return keys.gumbel(keys.row_keys(keys.step_key(1, 2, step), UID, 2), 4, V)
+
+
+def test_samples_follow_the_softmax():
+  """Chi-square of 20,000 draws of Gumbel-max over 6 categories.
+
+  5 degrees of freedom: 20.5 is exceeded with probability 0.001.
+  """
+  logits = np.asarray([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
+  p = np.exp(logits) / np.exp(logits).sum()
+  key = keys.step_key(0, 1, 0)
+  drawn = keys.gumbel(keys.row_keys(key, jnp.arange(5000), 4), 0, 6)
+  tokens = np.asarray(jnp.argmax(logits + drawn, -1))
+  counts = np.bincount(tokens.ravel(), minlength=6)
+  expected = p * tokens.size
+  assert ((counts - expected)**2 / expected).sum() < 20.5
+  # Slots of a prompt and neighbouring uids are independent (|r| < 3.3 / 5000
+  # ** 0.5 = 0.047 at the 0.001 level).
+  first = np.asarray(drawn[..., 0])
+  assert abs(np.corrcoef(first[:, 0], first[:, 1])[0, 1]) < 0.047
+  assert abs(np.corrcoef(first[:-1, 0], first[1:, 0])[0, 1]) < 0.047

@@ -1,0 +1,85 @@
+"""One, two and eight devices: the same samples, gradients and metrics."""
+
+import concurrent.futures
+import multiprocessing
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmr1 import sharding
+
+
+def run_on(counts, rows):
+  """In a process of its own: [(tokens, logp, gradient, metrics, shard)]."""
+  from mmr1.sampling import keys
+  from tests import small
+  sharding.cpu_devices(max(counts))
+  devices = jax.devices()
+  assert len(devices) == max(counts)
+  prompts = small.prompts(
+      [small.MIXED[i % 4] for i in range(rows)], uid=range(rows))
+  block = small.block(prompts, 2, 4)
+  found = []
+  for count in counts:
+    with mock.patch.object(jax, 'devices', lambda: devices[:count]):
+      params = sharding.everywhere(small.params())
+      spread = sharding.spread(block)
+      rollout, _ = small.rollout(
+          params, spread.prompts, keys.step_key(0, 1, 2),
+          policy_=small.policy(), group=2, length=4)
+      grads, metrics = small.gradient(params, (spread,))
+    shards = rollout.prompts.media['vision'].patches.addressable_shards
+    found.append(jax.tree.map(np.asarray, (
+        rollout.completions.tokens, rollout.logp, grads, metrics,
+        (len(shards), shards[0].data.shape[0]))))
+  return found
+
+
+@pytest.fixture(scope='module')
+def found():
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    return pool.submit(run_on, (1, 2, 8), 8).result()
+
+
+def test_m3_devices_change_nothing(found):
+  one = found[0]
+  assert len(np.unique(one[0])) > 5
+  for other in found[1:]:
+    np.testing.assert_array_equal(other[0], one[0])
+    np.testing.assert_allclose(other[1], one[1], atol=1e-5, rtol=0)
+    for part in (2, 3):
+      for a, b in zip(jax.tree.leaves(other[part]), jax.tree.leaves(one[part])):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
+
+
+def test_prompts_and_their_images_are_divided(found):
+  """Eight prompts: 8 on one device, 4 on each of two, 1 on each of eight."""
+  assert [tuple(map(int, x[4])) for x in found] == [(1, 8), (2, 4), (8, 1)]
+
+
+def test_rows_that_do_not_divide_are_on_every_device():
+  eight = [mock.sentinel.device] * 8
+  with mock.patch.object(jax, 'devices', lambda: eight):
+    assert sharding.divides(16) and not sharding.divides(12)
+  # One device divides everything; nothing is changed on the way.
+  tree = {'a': np.arange(6).reshape(3, 2), 'b': np.ones(3)}
+  spread = sharding.spread(tree)
+  np.testing.assert_array_equal(spread['a'], tree['a'])
+
+
+def test_everywhere_has_buffers_of_its_own():
+  x = jnp.arange(4.0)
+  y = sharding.everywhere({'x': x})['x']
+  jax.jit(lambda v: v + 1, donate_argnums=0)(y)
+  assert x.tolist() == [0, 1, 2, 3] and y.is_deleted()
+
+
+def test_devices_stay_where_jax_has_started():
+  before = len(jax.devices())
+  sharding.cpu_devices(before + 1)
+  sharding.cpu_devices(0)
+  assert len(jax.devices()) == before

@@ -1,0 +1,179 @@
+"""Evaluation: intervals, parsers, cards, and files of text alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import common
+from mmr1 import context
+from mmr1 import log
+from mmr1 import records
+from mmr1 import resolve
+from mmr1 import text
+from mmr1.stages import evaluate
+
+
+@pytest.mark.parametrize('correct, n, low, high', [
+    # p = .8, z^2 = 3.84146: centre (.8 + .192073) / 1.384146 = .716740,
+    # half 1.959964 / 1.384146 * sqrt(.016 + .0096037) = .226577.
+    (8, 10, 0.490163, 0.943317),
+    # p = 0: centre = half = (z^2 / 2n) / (1 + z^2 / n) = .192073 / 1.384146.
+    (0, 10, 0.0, 0.277533),
+    (10, 10, 0.722467, 1.0),
+    # p = .5, n = 500: half 1.959964 / 1.0076829 * sqrt(.0005 + 3.8415e-6).
+    (250, 500, 0.456341, 0.543659),
+])
+def test_wilson_by_hand(correct, n, low, high):
+  np.testing.assert_allclose(
+      evaluate.wilson(correct, n), (low, high), atol=1e-5)
+
+
+def sample(length, truncated=False):
+  return records.Sample(
+      text='', tokens=(), kinds=(), length=length, truncated=truncated,
+      example=records.Example(uid=0), uid=0, group=0, slot=0)
+
+
+def test_summary_by_hand():
+  grades = [('7', True), ('8', False), (None, False), ('1', True)]
+  samples = [sample(2), sample(4), sample(8, True), sample(2)]
+  result = evaluate.summary(grades, samples, '_sampled')
+  assert result['eval/accuracy_sampled'] == 0.5  # 2 of 4
+  assert result['eval/response_length_sampled'] == 4.0  # 16 / 4
+  assert result['eval/truncated_frac_sampled'] == 0.25
+  assert result['eval/unparsed_frac_sampled'] == 0.25
+  assert result['eval/n'] == 4
+  assert result['eval/accuracy_sampled_low'] == evaluate.wilson(2, 4)[0]
+
+
+@pytest.fixture
+def config(shrink):
+  c = shrink(common.get_base())
+  c.stages = ('grpo',)
+  c.grpo = common.overlay(c.rl, steps=1, max_new_tokens=8)
+  return c
+
+
+def opened(config, open_run, folder):
+  ctx, _ = open_run(config, folder)
+  return ctx, evaluate.Evaluation(ctx, ctx.config.evaluation)
+
+
+def test_m19_the_same_parameters_the_same_metrics_and_a_card(
+    config, open_run, tmp_path):
+  ctx, one = opened(config, open_run, tmp_path / 'run')
+  first = one(ctx.base, 'base', 0)
+  second = evaluate.Evaluation(ctx, ctx.config.evaluation)(ctx.base, 'x', 3)
+  assert first == second
+  assert first['eval/n'] == 6
+  # The random model runs into the cap of 8 nearly always.
+  assert 4 < first['eval/response_length'] <= 8
+  for view in ('', '_sampled'):
+    n, low = first['eval/n'], first[f'eval/accuracy{view}_low']
+    correct = round(first[f'eval/accuracy{view}'] * n)
+    assert low == evaluate.wilson(correct, n)[0]
+  cards = [json.loads((tmp_path / 'run' / 'eval' / name).read_text())
+           for name in ('base_0.json', 'x_3.json')]
+  assert cards[0]['stage'] == 'base' and cards[1]['step'] == 3
+  same = lambda card: {k: v for k, v in card.items()
+                       if k not in ('stage', 'step')}
+  assert same(cards[0]) == same(cards[1])
+  card = cards[0]
+  assert str(text.PARSER_VERSION) in card['parser']
+  assert 'lenient' in card['parser'] and card['judge'] is None
+  assert card['n'] == 6 and card['metrics'] == first
+  assert card['sampling']['temperature'] == 1.0
+  assert card['pixels'] == [512, 16384] and card['prompt_hash']
+  assert card['broken'] == 0
+  rows = log.read_rows(tmp_path / 'run' / 'eval' / 'base_0.jsonl')
+  assert len(rows) == 12 and len({row['uid'] for row in rows}) == 6
+  for row in rows:
+    assert {'source', 'text', 'extracted', 'gold', 'correct', 'length',
+            'truncated'} <= set(row)
+  for view, suffix in (('greedy', ''), ('sampled', '_sampled')):
+    part = [row for row in rows if row['decoding'] == view]
+    assert sum(row['correct'] for row in part) / 6 == (
+        first[f'eval/accuracy{suffix}'])
+    assert np.mean([row['length'] for row in part]) == (
+        first[f'eval/response_length{suffix}'])
+
+
+def test_m3_the_size_of_a_batch_changes_nothing(config, open_run, tmp_path):
+  ctx, one = opened(config, open_run, tmp_path / 'a')
+  whole = one(ctx.base, 'base', 0)
+  config.evaluation.prompts_per_batch = 4  # 6 problems: 4, then 2 and padding
+  ctx, one = opened(config, open_run, tmp_path / 'b')
+  assert one(ctx.base, 'base', 0) == whole
+  read = lambda part: [
+      row['text'] for row in log.read_rows(
+          tmp_path / part / 'eval' / 'base_0.jsonl')]
+  assert read('a') == read('b')
+
+
+def test_strict_and_lenient(config, open_run, tmp_path):
+  graded = {}
+  for parser in evaluate.PARSERS:
+    config.evaluation.parser = parser
+    _, one = opened(config, open_run, tmp_path / parser)
+    example = records.Example(uid=0, question='?', answer='7')
+    graded[parser] = [
+        one._grade(records.Sample(
+            text=said, tokens=(), kinds=(), length=1, truncated=False,
+            example=example, uid=0, group=0, slot=0))
+        for said in ('<answer>7</answer>', 'so the answer is 7', '<think>7',
+                     'I like long walks on the beach and 7 of them')]
+  assert graded['strict'] == [
+      ('7', True), (None, False), (None, False), (None, False)]
+  assert graded['lenient'] == [
+      ('7', True), ('7', True), (None, False), (None, False)]
+
+
+def test_m6_a_file_of_text_alone(config, open_run, tmp_path):
+  lines = [json.dumps(dict(problem=f'{i}+1=?', answer=i + 1))
+           for i in range(40)]
+  lines[3] = '{"problem": "no answer"}'
+  lines[5] = '{half'
+  (tmp_path / 'text.jsonl').write_text('\n'.join(lines))
+  config.data.path = str(tmp_path / 'text.jsonl')
+  config.data.eval_path = str(tmp_path / 'text.jsonl')
+  config.evaluation.examples = 100
+  ctx, one = opened(config, open_run, tmp_path / 'run')
+  result = one(ctx.base, 'base', 0)
+  assert result['eval/n'] == 38
+  assert np.isfinite(list(result.values())).all()
+  card = json.loads((tmp_path / 'run' / 'eval' / 'base_0.json').read_text())
+  assert card['broken'] == 2
+  rows = log.read_rows(tmp_path / 'run' / 'eval' / 'base_0.jsonl')
+  assert rows[3]['source'].endswith('text.jsonl:5')  # line 4 is broken
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(parser='loose'), r"evaluation.parser: got 'loose'"),
+    (dict(examples=0), r'evaluation.examples: got 0'),
+    (dict(prompts_per_batch=-1), r'evaluation.prompts_per_batch: got -1'),
+    (dict(max_new_tokens=0), r'evaluation.max_new_tokens: got 0'),
+    (dict(temperature=0.0), r'evaluation.temperature: got 0.0'),
+    (dict(top_p=1.5), r'evaluation: .*top_p=1.5'),
+    (dict(top_k=-2), r'evaluation: .*top_k=-2'),
+])
+def test_m22_settings_that_cannot_work(config, changes, message):
+  config.evaluation.update(changes)
+  with pytest.raises(ValueError, match=message):
+    evaluate.check(resolve.finalise(config).evaluation)
+
+
+def test_the_stage_evaluates_the_model_it_names(config, open_run, tmp_path):
+  config.check = common.overlay(
+      config.evaluate, init='base', examples=4, prompts_per_batch=4,
+      max_new_tokens=8)
+  config.stages = ('check',)
+  ctx, plans = open_run(config, tmp_path / 'run')
+  evaluate.run(ctx, 'check', ctx.config.check, plans['check'])
+  done = ctx.checkpoints.done('check')['eval']
+  assert done['eval/n'] == 4
+  (row,) = log.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+  assert row['stage'] == 'check' and row['eval/accuracy'] == (
+      done['eval/accuracy'])
+  # It makes no model: the next stage starts from what was there before.
+  assert 'evaluate' not in context.TRAINS

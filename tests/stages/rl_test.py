@@ -1,0 +1,319 @@
+"""The rl stage, one step at a time, on a random model."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import forkme
+from mmr1 import resolve
+from mmr1 import rl_setup
+from mmr1 import trees
+from mmr1.stages import rl
+
+N, G, T = 4, 4, 8
+
+
+@pytest.fixture
+def trainer(shrink, open_run, tmp_path):
+  """(**flat changes of the config) -> the Trainer of a stage 'grpo'."""
+  def make(**flat):
+    c = shrink(forkme.get_config())
+    c.rl.rewards = ('one',)
+    c.rewards.one = dict(fn=flat.pop('reward', 'tests.own:even'), weight=1.0,
+                         in_pool=False, limit_s=5.0, kwargs=dict())
+    c.grpo.steps, c.grpo.prompts_per_step = 4, N
+    c.grpo.samples_per_prompt, c.grpo.max_new_tokens = G, T
+    for key, value in flat.items():
+      *parents, last = key.split('__')
+      section = c.grpo
+      for parent in parents:
+        section = section[parent]
+      section[last] = value
+    make.count += 1
+    ctx, plans = open_run(c, tmp_path / str(make.count))
+    return rl.Trainer(ctx, 'grpo', ctx.config.grpo, plans['grpo'])
+  make.count = 0
+  return make
+
+
+def run(one, steps=1):
+  """Steps of a trainer: (last state, [metrics], [block])."""
+  state, metrics, blocks = one.start.state, [], []
+  for k in range(steps):
+    step = one.step(state, k)
+    state = step.state
+    blocks += jax.device_get(step.batch)
+    metrics.append({name: np.asarray(value).item() for name, value in
+                    jax.device_get(dict(step.metrics)).items()})
+  return state, metrics, blocks
+
+
+def params_of(one):
+  return jax.tree.map(np.array, one.start.state.params['policy'])
+
+
+def same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(
+      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize('changes', [
+    dict(old='self', temperature=0.7, top_k=20, top_p=0.9),
+    dict(old='recompute', minibatches_per_step=2, epochs_per_step=2),
+    dict(old='recompute', chunks_per_minibatch=2, temperature=0.7),
+], ids=['self', 'recompute_2x2', 'recompute_chunks'])
+def test_m1_lr_0_moves_nothing_and_every_ratio_is_1(trainer, changes):
+  one = trainer(optimizer__lr=0.0, **changes)
+  before = params_of(one)
+  state, metrics, blocks = run(one, 3)
+  assert same(before, state.params['policy'])
+  exact = changes['old'] == 'self'
+  for row in metrics:
+    assert row['sampler/logp_diff_max'] < 1e-4
+    # With the parameters unchanged the second epoch has ratio 1 too.
+    for name in ('ratio/first', 'ratio/max', 'ratio/mean'):
+      assert abs(row[name] - 1) <= (0 if exact else 1e-5), (name, row[name])
+    assert row['clip_frac/low'] == row['clip_frac/high'] == 0
+    assert abs(row['kl_old']) < 1e-5 and row['update/skipped'] == 0
+    assert row['lr'] == 0 and row['grad_norm'] > 0
+  # The steps are other prompts under other noise (M27).
+  uids = [tuple(block.prompts.uid) for block in blocks]
+  assert len(set(uids)) == 3
+
+
+def test_m27_noise_differs_between_steps_and_repeats_with_the_seed(trainer):
+  one, two = trainer(optimizer__lr=0.0), trainer(optimizer__lr=0.0)
+  _, _, blocks = run(one, 2)
+  _, _, again = run(two, 2)
+  tokens = [block.completions.tokens for block in blocks]
+  assert not np.array_equal(tokens[0], tokens[1])
+  for a, b in zip(blocks, again):
+    np.testing.assert_array_equal(a.completions.tokens, b.completions.tokens)
+  # No two samples of a group are the same.
+  assert all(len({tuple(row) for row in group}) == G for group in tokens[0])
+
+
+def test_m7_groups_that_do_not_vary_move_nothing(trainer):
+  one = trainer(reward='tests.own:flat', optimizer__lr=0.5)
+  before = params_of(one)
+  state, metrics, blocks = run(one, 2)
+  assert same(before, state.params['policy'])
+  for row, block in zip(metrics, blocks):
+    assert not block.advantage.any()
+    assert row['grad_norm'] == 0 and row['loss'] == 0
+    assert row['group/zero_std_frac'] == 1
+    assert row['reward/mean'] == pytest.approx(0.9)
+    assert row['update/skipped'] == 0
+  # The same with rewards that vary does move.
+  one = trainer(optimizer__lr=0.5)
+  state, metrics, _ = run(one)
+  assert metrics[0]['group/zero_std_frac'] < 1
+  assert not same(before, state.params['policy'])
+
+
+def test_m13_none_is_masked_and_zero_is_not(trainer):
+  one = trainer(reward='tests.own:some')
+  _, (row,), (block,) = run(one)
+  sampled = block.completions.kind == 1
+  # Rewards of a group: 0, None, 1, None.
+  np.testing.assert_array_equal(block.mask[:, 0::2], sampled[:, 0::2])
+  assert not block.mask[:, 1::2].any() and sampled[:, 1::2].any()
+  # Over the two values: mean 1/2, unbiased std sqrt(1/2) = .707107, so
+  # -+ .5 / .707108 = -+ .707106.
+  np.testing.assert_allclose(
+      block.advantage[..., 0], np.tile([-.707106, 0, .707106, 0], (N, 1)),
+      atol=1e-6)
+  assert row['reward/none_frac'] == 0.5
+  assert row['reward/mean'] == 0.5 and row['reward/one/mean'] == 0.5
+  assert row['group/zero_std_frac'] == 0
+
+
+def test_m6_m9_without_any_reward_nothing_happens(trainer):
+  one = trainer(reward='tests.own:nothing', optimizer__lr=0.5)
+  before = params_of(one)
+  state, (row,), (block,) = run(one)
+  assert not block.mask.any()
+  assert row['loss'] == 0 and row['grad_norm'] == 0
+  assert row['update/skipped'] == 0 and np.isfinite(list(row.values())).all()
+  assert same(before, state.params['policy'])
+
+
+def test_all_truncated_under_drop_truncated(trainer):
+  one = trainer(select__fn='drop_truncated')
+  _, (row,), (block,) = run(one)
+  ended = (block.completions.tokens == one._ctx.processor.eos_id).any(-1)
+  np.testing.assert_array_equal(block.mask.any(-1), ended)
+  assert row['select/truncated_rows'] == (~ended).sum() > 0
+  # The random model all but never ends within 8 tokens.
+  assert row['response_length/clip_frac'] == pytest.approx(
+      (~ended).mean(), abs=1e-6)
+
+
+def test_m10_a_reward_that_is_not_finite_stops_the_run(trainer):
+  with pytest.raises(RuntimeError, match='outside of the declared range'):
+    run(trainer(reward='tests.own:infinite'))
+
+
+def test_the_reference_is_where_the_stage_starts(trainer):
+  one = trainer(kl__coefficient=0.1, optimizer__lr=0.05)
+  _, metrics, blocks = run(one, 2)
+  # Both passes score the same model: k3 of a difference d is d^2 / 2.
+  assert abs(metrics[0]['kl']) < 1e-7
+  assert metrics[1]['kl'] > 1e-4
+  assert metrics[1]['loss/kl'] == pytest.approx(
+      0.1 * metrics[1]['kl'], rel=1e-4)
+  assert blocks[0].ref is not None
+  # Without a kl term there is no reference.
+  assert one._reference is not None and trainer()._reference is None
+
+
+def test_m24_what_is_logged_is_what_was_used(trainer):
+  one = trainer(kl__coefficient=0.1, entropy__coefficient=0.01)
+  step = one.step(one.start.state, 0)
+  metrics, (block,) = jax.device_get((dict(step.metrics), step.batch))
+  rows = step.samples()
+  rewards = [row['rewards']['one'] for row in rows]
+  # Two groups of the four.
+  assert len(rows) == 2 * G and len({row['uid'] for row in rows}) == 2
+  for i, row in enumerate(rows):
+    place = divmod(i, G)
+    assert (row['group'], row['slot']) == place
+    assert row['advantage'] == pytest.approx(block.advantage[place][0])
+    assert row['rewards']['one'] == float(len(row['completion']) % 2 == 0)
+    assert row['length'] == (block.completions.kind[place] == 1).sum()
+  grouped = np.reshape(rewards, (2, G))
+  spread = grouped.std(1, ddof=1, keepdims=True)
+  np.testing.assert_allclose(
+      block.advantage[:2, :, 0],
+      (grouped - grouped.mean(1, keepdims=True)) / (spread + 1e-6), atol=1e-5)
+  parts = [metrics[f'loss/{name}'] for name in ('policy', 'kl', 'entropy')]
+  assert metrics['loss'] == pytest.approx(sum(parts), abs=1e-6)
+  assert metrics['loss/entropy'] == pytest.approx(
+      -0.01 * metrics['entropy'], rel=1e-5)
+  # Old is the policy itself: every ratio is 1, so the policy's loss is minus
+  # the mean advantage of the tokens.
+  weight = np.broadcast_to(block.advantage, block.mask.shape)[block.mask]
+  assert metrics['loss/policy'] == pytest.approx(-weight.mean(), abs=1e-5)
+
+
+def test_m28_hooks_see_the_last_metrics_and_compile_nothing(
+    shrink, open_run, tmp_path):
+  c = shrink(forkme.get_config())
+  c.rewards.one = dict(fn='tests.own:even', weight=1.0, in_pool=False,
+                       limit_s=5.0, kwargs=dict())
+  c.hooks.beta = dict(fn='adaptive_kl', kwargs=dict(
+      knob='coef/kl', metric='kl', target=1e-9, horizon=16.0, samples=16))
+  c.hooks.high = dict(fn='linear', kwargs=dict(
+      knob='policy/eps_high', start=0.2, end=0.4, steps=2))
+  c.rl.hooks, c.rl.rewards = ('beta', 'high'), ('one',)
+  c.grpo.steps, c.grpo.prompts_per_step = 4, N
+  c.grpo.samples_per_prompt, c.grpo.max_new_tokens = G, T
+  c.grpo.kl.coefficient, c.grpo.optimizer.lr = 0.1, 0.05
+  ctx, plans = open_run(c, tmp_path / 'hooks')
+  one = rl.Trainer(ctx, 'grpo', ctx.config.grpo, plans['grpo'])
+  state, betas, counts = one.start.state, [], []
+  for k in range(4):
+    step = one.step(state, k)
+    state, metrics = step.state, jax.device_get(dict(step.metrics))
+    betas.append(metrics['loss/kl'] / metrics['kl'])
+    counts.append(ctx.compiles.count)
+    host = one.state()
+    assert json.loads(json.dumps(host, allow_nan=False)) == host
+  # Steps 0 and 1: no metric yet, then the KL of step 0, which is about 0 and
+  # may lie on either side of the target. Later it is far above: x 1.2.
+  assert betas[2] == pytest.approx(1.2 * betas[1], rel=1e-3)
+  assert betas[3] == pytest.approx(1.2 * betas[2], rel=1e-3)
+  assert one.state()['host']['hooks']['beta']['coef/kl'] == pytest.approx(
+      betas[3], rel=1e-3)
+  # M28: nothing was compiled for a new value.
+  assert counts[1] == counts[2] == counts[3]
+
+
+def test_m3_chunks_change_nothing(trainer):
+  rows = []
+  for chunks in (1, 2):
+    _, (row,), _ = run(trainer(
+        chunks_per_minibatch=chunks, entropy__coefficient=0.1))
+    rows.append(row)
+  for name in ('loss', 'grad_norm', 'entropy', 'ratio/mean'):
+    assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4), name
+
+
+def test_m15_a_trainer_goes_on_where_another_stopped(trainer):
+  one, two = trainer(), trainer()
+  state = one.step(one.start.state, 0).state
+  kept = jax.tree.map(np.array, state)
+  two.restore(json.loads(json.dumps(one.state())))
+  a, b = one.step(state, 1), two.step(jax.device_put(kept), 1)
+  a, b = jax.device_get((a.batch, dict(a.metrics))), jax.device_get(
+      (b.batch, dict(b.metrics)))
+  assert same(a, b)
+
+
+# Set-up.
+
+
+def setup(**flat):
+  c = forkme.get_config()
+  c.update_from_flattened_dict(
+      {f'grpo.{k}'.replace('__', '.'): v for k, v in flat.items()})
+  final = resolve.finalise(c)
+  return rl_setup.setup(final.grpo, 'grpo', final)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(samples_per_prompt=1), r'group of one has advantage 0'),
+    (dict(prompts_per_step=0), r'grpo.prompts_per_step: got 0'),
+    (dict(prompts_per_step=6, minibatches_per_step=4, old='recompute'),
+     r'grpo.minibatches_per_step: 6 prompts do not split into 4'),
+    (dict(chunks_per_minibatch=3), r'grpo.chunks_per_minibatch: 8 samples'),
+    (dict(epochs_per_step=2), r"grpo.old: 'self' with 2 updates"),
+    (dict(old='new'), r"grpo.old: got 'new'"),
+    (dict(max_new_tokens=0), r'grpo.max_new_tokens: got 0'),
+    (dict(top_p=0.0), r'grpo: .*top_p=0.0'),
+    (dict(top_k=-1), r'grpo: .*top_k=-1'),
+    (dict(temperature=0.0), r'grpo.temperature: got 0.0'),
+    (dict(steps=-3), r'grpo.steps: got -3'),
+    (dict(checkpoint_every=0), r'grpo.checkpoint_every: got 0'),
+    (dict(log_every=0), r'grpo.log_every: got 0'),
+    (dict(eval_every=-1), r'grpo.eval_every: got -1'),
+    (dict(rewards=()), r'grpo.rewards: names no reward'),
+    (dict(rewards=('reslt',)), r'rewards.reslt.*Nearest: result'),
+    (dict(advantage__fn='gpro'), r"'gpro'.*Nearest: grpo"),
+    (dict(policy__surrogate='clp'), r"'clp'.*clip"),
+    (dict(policy__reduce='mean'), r"policy.reduce: got 'mean'"),
+    (dict(policy__length=5.0), r'policy.length'),
+    (dict(policy__coefficient=0.0), r'nothing to optimise'),
+    (dict(kl__coefficient=0.1, kl__estimator='k9'), r"'k9'"),
+    (dict(data='bridge'), r"grpo.data: got 'bridge'"),
+    (dict(init='grpo'), r"grpo.init: 'grpo' does not come before"),
+    (dict(init='bse'), r"grpo.init: got 'bse'.*Nearest: base"),
+    (dict(reference='cold_start'), r"grpo.reference: got 'cold_start'"),
+    (dict(reference='grpo'), r"grpo.reference: 'grpo' does not come before"),
+    (dict(carry=('moments',)), r"grpo.carry: got 'moments'"),
+    (dict(hooks=('ramp',)), r'hooks.ramp'),
+])
+def test_m22_settings_that_cannot_work(changes, message):
+  with pytest.raises(ValueError, match=message):
+    setup(**changes)
+
+
+def test_a_group_of_one_is_fine_for_an_advantage_without_groups():
+  plan = setup(samples_per_prompt=1, advantage__fn='tests.own:poisoned')
+  assert plan.temperature == 1.0
+
+
+def test_coefficients_of_zero_remove_their_term():
+  plan = setup()
+  assert [term.name for term in plan.objective.terms] == ['policy']
+  assert not plan.objective.reference
+  plan = setup(kl__coefficient=0.1)
+  assert [term.name for term in plan.objective.terms] == ['policy', 'kl']
+  assert plan.objective.reference and not plan.objective.reference_hidden
+
+
+def test_names_of_parameters(trainer):
+  assert {name.split('/')[0] for name in trees.named(params_of(trainer()))} == {
+      'language', 'visual'}

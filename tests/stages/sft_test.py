@@ -1,0 +1,182 @@
+"""The sft stage, and freezing in both stages that train."""
+
+import json
+import math
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import common
+from mmr1 import resolve
+from mmr1 import trees
+from mmr1.data import encode
+from mmr1.data import pipeline
+from mmr1.data import datasets
+from mmr1.stages import rl
+from mmr1.stages import sft
+
+
+def write(folder, completions):
+  """A file of examples with completions; images of plain colours."""
+  Image.new('RGB', (32, 32), 'red').save(folder / 'a.png')
+  lines = [json.dumps(dict(
+      images=['a.png'], problem=f'What is {i}?', answer=str(i),
+      completion=text)) for i, text in enumerate(completions)]
+  (folder / 'train.jsonl').write_text('\n'.join(lines) + '\n')
+  return str(folder / 'train.jsonl')
+
+
+THOUGHTS = tuple(f'<think>{i}+0={i}</think><answer>{i}</answer>'
+                 for i in range(40))
+
+
+@pytest.fixture
+def config(shrink, tmp_path):
+  c = shrink(common.get_base())
+  c.stages = ('imitate', 'grpo')
+  c.data.path = write(tmp_path, THOUGHTS)
+  c.imitate = common.overlay(
+      c.sft, steps=4, rows_per_step=4, max_new_tokens=32)
+  c.grpo = common.overlay(
+      c.rl, steps=2, prompts_per_step=4, samples_per_prompt=4,
+      max_new_tokens=8)
+  c.rewards.result.fn = 'tests.own:even'
+  return c
+
+
+@pytest.fixture
+def taken(open_run, tmp_path, monkeypatch):
+  """config -> (context, state, rows, take_step) of its sft stage."""
+  def open_(c):
+    ctx, plans = open_run(c, tmp_path / 'run')
+    caught = []
+    monkeypatch.setattr(
+        sft.loop, 'train', lambda *args: caught.append(args))
+    sft.run(ctx, 'imitate', ctx.config.imitate, plans['imitate'])
+    _, _, _, state, rows, take_step = caught[0]
+    return ctx, state, rows, take_step
+  return open_
+
+
+def test_a_block_by_hand(config, open_run, tmp_path):
+  ctx, _ = open_run(config, tmp_path / 'run')
+  stream = pipeline.Stream(
+      datasets.open_expert(ctx.config), ctx.shape(), max_broken_frac=0.5)
+  (pair,) = stream.take(1)
+  block = sft.assemble(
+      [(pair, np.asarray([5, 9, 2], np.int32))], ctx.shape(), 7, 5)
+  np.testing.assert_array_equal(block.completions.tokens, [[[5, 9, 2, 7, 7]]])
+  np.testing.assert_array_equal(block.completions.kind, [[[4, 4, 4, 0, 0]]])
+  np.testing.assert_array_equal(block.mask, [[[1, 1, 1, 0, 0]]])
+  # Text goes on at the position after the prompt, the same on all three axes.
+  first = int(block.prompts.next_position[0])
+  np.testing.assert_array_equal(
+      block.completions.positions[0, 0, :, 1], first + np.arange(5))
+
+
+def test_the_loss_is_the_mean_over_tokens_and_falls(config, taken):
+  config.imitate.optimizer.lr = 1e-2
+  ctx, state, _, take_step = taken(config)
+  losses = []
+  for k in range(4):
+    step = take_step(state, k)
+    state, metrics = step.state, jax.device_get(dict(step.metrics))
+    losses.append(float(metrics['loss']))
+    assert metrics['update/skipped'] == 0 and metrics['data/broken'] == 0
+    block = jax.device_get(step.batch[0])
+    # Every completion with its end, and nothing else.
+    assert (block.mask.sum(-1) > 5).all()
+    ends = (block.completions.tokens == ctx.processor.eos_id) & block.mask
+    assert (ends.sum(-1) == 1).all()
+    assert metrics['response_length/max'] == block.mask.sum(-1).max()
+  # A random model is near the uniform one: ln 768 = 6.64.
+  assert abs(losses[0] - math.log(768)) < 2.5
+  assert losses[3] < losses[0] - 0.5
+  assert {row['completion'] for row in step.samples()} <= set(THOUGHTS)
+
+
+def test_completions_too_long_are_dropped_and_counted(config, taken, tmp_path):
+  texts = list(THOUGHTS)
+  texts[::4] = ['<think>' + '1+1=2 ' * 30 + '</think><answer>2</answer>'] * 10
+  config.data.path = write(tmp_path, texts)
+  ctx, _, rows, _ = taken(config)
+  got = [encode.decode(ids, ctx.processor) for _, ids in rows.take(20)]
+  assert len(set(got)) == 20 and not any('1+1=2' in text for text in got)
+  assert 0 < rows.dropped <= 10
+  # M15: the position goes on.
+  state = json.loads(json.dumps(rows.state()))
+  expected = [example.uid for (example, _), _ in rows.take(7)]
+  rows.restore(state)
+  assert [example.uid for (example, _), _ in rows.take(7)] == expected
+
+
+def test_when_all_are_too_long_the_key_is_named(config, taken):
+  config.imitate.max_new_tokens = 2
+  _, _, rows, _ = taken(config)
+  with pytest.raises(ValueError, match='longer than max_new_tokens=2'):
+    rows.take(1)
+
+
+@pytest.mark.parametrize('kind', ['sft', 'rl'])
+def test_m21_frozen_parameters_stay_and_own_nothing(
+    config, taken, open_run, tmp_path, kind):
+  for stage in ('imitate', 'grpo'):
+    config[stage].optimizer.freeze = ('visual/.*',)
+    config[stage].optimizer.lr = 0.01
+  if kind == 'sft':
+    _, state, _, take_step = taken(config)
+  else:
+    ctx, plans = open_run(config, tmp_path / 'run')
+    trainer = rl.Trainer(ctx, 'grpo', ctx.config.grpo, plans['grpo'])
+    state, take_step = trainer.start.state, trainer.step
+  # What the optimiser keeps is of the language model only.
+  owned = [name for name, leaf in trees.named(state.opt).items() if leaf.ndim]
+  assert owned and all('language' in name for name in owned)
+  assert len(owned) == 2 * len(trees.named(state.params['policy']['language']))
+  before = trees.named(jax.tree.map(np.array, state.params['policy']))
+  step = take_step(state, 0)
+  assert float(step.metrics['grad_norm']) > 0
+  after = trees.named(step.state.params['policy'])
+  for name, value in before.items():
+    frozen = name.startswith('visual/')
+    assert np.array_equal(value, after[name]) == frozen, name
+
+
+def setup(c, **changes):
+  c.update_from_flattened_dict({f'imitate.{k}': v for k, v in changes.items()})
+  final = resolve.finalise(c)
+  return sft.setup(final.imitate, 'imitate', final)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(rows_per_step=0), r'imitate.rows_per_step: got 0'),
+    (dict(chunks_per_step=-1), r'imitate.chunks_per_step: got -1'),
+    (dict(log_every=0), r'imitate.log_every: got 0'),
+    (dict(reduce='constant'), r"imitate.reduce: got 'constant'"),
+    (dict(reduce='mean'), r"imitate.reduce: got 'mean'"),
+    (dict(data='grpo'), r"imitate.data: got 'grpo'"),
+    (dict(max_new_tokens=0), r'imitate.max_new_tokens: got 0'),
+    (dict(init='grpo'), r"imitate.init: 'grpo' does not come before"),
+    (dict(init='no/such/folder'), r"imitate.init: got 'no/such/folder'"),
+])
+def test_m22_settings_that_cannot_work(config, changes, message):
+  with pytest.raises(ValueError, match=message):
+    setup(config, **changes)
+
+
+def test_m22_a_stage_without_a_model_is_no_start(config):
+  config.bridge = common.overlay(config.collect)
+  config.stages = ('bridge', 'imitate')
+  config.imitate.init = 'bridge'
+  with pytest.raises(ValueError, match="'bridge' is a stage of kind 'collect'"):
+    setup(config)
+  config.imitate.init = 'previous'
+  setup(config, data='bridge')
+
+
+def test_train_without_a_file_names_the_key(config):
+  config.data.path = None
+  with pytest.raises(ValueError, match='--config.data.path'):
+    datasets.open_expert(resolve.finalise(config))
