@@ -4,7 +4,8 @@
 
 Leaves experiments/results/vision_r1/: one JSON per seed (evaluation of every
 stage, training curves, seconds, versions), curves.png, and a table in
-summary.md. Further arguments after `--` go to mmr1.main.
+summary.md. A seed whose JSON is there is not run again: delete it to do so.
+Further arguments after `--` go to mmr1.main.
 """
 
 import json
@@ -116,9 +117,10 @@ def main(argv):
   results = []
   suffix = f'_{FLAGS.arg}' if FLAGS.arg else ''
   for seed in FLAGS.seeds:
-    results.append(run(seed, argv[1:]))
-    (out / f'seed{seed}{suffix}.json').write_text(
-        json.dumps(results[-1]) + '\n')
+    file = out / f'seed{seed}{suffix}.json'
+    if not file.exists():
+      file.write_text(json.dumps(run(seed, argv[1:])) + '\n')
+    results.append(json.loads(file.read_text()))
   text = (f'# Vision-R1{suffix}, embedded model\n\n'
           'Held-out accuracy, greedy / sampled at T = 1, and mean response '
           'length in tokens.\n\n'

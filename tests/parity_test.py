@@ -36,8 +36,12 @@ def ours():
 @pytest.fixture(scope='module')
 def theirs():
   torch.set_num_threads(1)
-  return transformers.AutoModelForImageTextToText.from_pretrained(
+  model = transformers.AutoModelForImageTextToText.from_pretrained(
       FOLDER, dtype=torch.float32).eval()
+  # Greedy, and on after eos, as here.
+  model.generation_config = transformers.GenerationConfig(
+      do_sample=False, max_new_tokens=T, eos_token_id=None, pad_token_id=0)
+  return model
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +76,7 @@ def inputs(ours, theirs, example):
   text = processor.tokenizer.apply_chat_template(
       made, tokenize=False, add_generation_prompt=True)
   images = transformers.AutoImageProcessor.from_pretrained(
-      FOLDER, use_fast=False, backend='pil')(
+      FOLDER, backend='pil')(
           list(example.images), return_tensors='pt')
   grid = images['image_grid_thw'][0].tolist()
   image = processor.tokenizer.convert_ids_to_tokens(processor.image_id)
@@ -118,9 +122,7 @@ def test_m1_m20_logits_equal_transformers(
 def test_m20_greedy_tokens_equal_transformers(ours, theirs, inputs, greedy):
   """16 of them, end of turn or not; placeholders cannot be written here."""
   with torch.no_grad():
-    out = theirs.generate(
-        **inputs, do_sample=False, max_new_tokens=T, min_new_tokens=T,
-        eos_token_id=None, suppress_tokens=list(ours[0].banned))
+    out = theirs.generate(**inputs, suppress_tokens=list(ours[0].banned))
   np.testing.assert_array_equal(
       out[0, inputs['input_ids'].shape[1]:].numpy(), greedy)
 

@@ -13,7 +13,7 @@ from mmr1 import sharding
 
 
 def run_on(counts, rows):
-  """In a process of its own: [(tokens, logp, gradient, metrics, shard)]."""
+  """In a process of its own: [(shards, tokens, logp, gradient, metrics)]."""
   from mmr1.sampling import keys
   from tests import small
   sharding.cpu_devices(max(counts))
@@ -31,10 +31,11 @@ def run_on(counts, rows):
           params, spread.prompts, keys.step_key(0, 1, 2),
           policy_=small.policy(), group=2, length=4)
       grads, metrics = small.gradient(params, (spread,))
-    shards = rollout.prompts.media['vision'].patches.addressable_shards
-    found.append(jax.tree.map(np.asarray, (
-        rollout.completions.tokens, rollout.logp, grads, metrics,
-        (len(shards), shards[0].data.shape[0]))))
+    # Of what went in and of what came out: (devices, rows on each).
+    shards = [(len(x.addressable_shards), x.addressable_shards[0].data.shape[0])
+              for x in (spread.prompts.media['vision'].patches, rollout.logp)]
+    found.append((shards, *jax.tree.map(np.asarray, (
+        rollout.completions.tokens, rollout.logp, grads, metrics))))
   return found
 
 
@@ -47,18 +48,19 @@ def found():
 
 def test_m3_devices_change_nothing(found):
   one = found[0]
-  assert len(np.unique(one[0])) > 5
+  assert len(np.unique(one[1])) > 5
   for other in found[1:]:
-    np.testing.assert_array_equal(other[0], one[0])
-    np.testing.assert_allclose(other[1], one[1], atol=1e-5, rtol=0)
-    for part in (2, 3):
+    np.testing.assert_array_equal(other[1], one[1])
+    np.testing.assert_allclose(other[2], one[2], atol=1e-5, rtol=0)
+    for part in (3, 4):
       for a, b in zip(jax.tree.leaves(other[part]), jax.tree.leaves(one[part])):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
 
 
-def test_prompts_and_their_images_are_divided(found):
+def test_images_and_completions_are_divided(found):
   """Eight prompts: 8 on one device, 4 on each of two, 1 on each of eight."""
-  assert [tuple(map(int, x[4])) for x in found] == [(1, 8), (2, 4), (8, 1)]
+  for (shards, *_), expected in zip(found, [(1, 8), (2, 4), (8, 1)]):
+    assert shards == [expected, expected]
 
 
 def test_rows_that_do_not_divide_are_on_every_device():

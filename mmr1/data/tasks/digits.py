@@ -4,9 +4,9 @@ The images are scikit-learn's copy of the UCI digits set (1,797 scans of 8x8
 pixels by 43 writers). Scans used for training never appear in evaluation
 items: the last fifth of the set is held out.
 
-An item shows two to five digits in a row; the question names an operation on
-them, so that the answer needs reading (perception) and a chain of one to five
-additions, subtractions or products (reasoning).
+An item shows two to four digits in a row, more by argument; the question names
+an operation on them, so that the answer needs reading (perception) and a chain
+of one to four additions, subtractions or products (reasoning).
 """
 
 import functools
