@@ -56,7 +56,7 @@ def shrink(tiny_folder, programs):
     config.cpu_devices = 0  # jax has started; other tests keep their devices
     config.tensorboard = False
     config.evaluation.examples = 6
-    config.evaluation.prompts_per_batch = 6
+    config.evaluation.prompts_per_batch = 2
     config.evaluation.max_new_tokens = 8
     config.update_from_flattened_dict(
         {key.replace('__', '.'): value for key, value in flat.items()})
@@ -70,7 +70,7 @@ def flags(tiny_folder, programs):
   return [
       f'--config.model.path={tiny_folder}', f'--config.cache_dir={programs}',
       '--config.evaluation.examples=6', '--config.evaluation.'
-      'prompts_per_batch=6', '--config.evaluation.max_new_tokens=8']
+      'prompts_per_batch=2', '--config.evaluation.max_new_tokens=8']
 
 
 @pytest.fixture(scope='session')

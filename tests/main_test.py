@@ -8,7 +8,7 @@ import pytest
 
 from mmr1 import log
 
-QUICK = ['--config.grpo.steps=2', '--config.grpo.prompts_per_step=2',
+QUICK = ['--config.grpo.steps=2', '--config.grpo.prompts_per_step=4',
          '--config.grpo.samples_per_prompt=2',
          '--config.grpo.max_new_tokens=8']
 
@@ -123,9 +123,8 @@ def test_m26_fifty_images_of_ones_own_with_ten_broken(
     shell, flags, tmp_path):
   broken = fifty(tmp_path)
   result = shell.run(
-      'forkme', *flags, *QUICK, '--config.grpo.steps=12',
-      '--config.grpo.prompts_per_step=4', '--config.data.path=mine.jsonl',
-      cwd=tmp_path)
+      'forkme', *flags, *QUICK, '--config.grpo.steps=20',
+      '--config.data.path=mine.jsonl', cwd=tmp_path)
   assert result.code == 0, result.err
   # The default workdir is named after the config.
   folder = tmp_path / 'runs' / 'forkme'
@@ -138,9 +137,9 @@ def test_m26_fifty_images_of_ones_own_with_ten_broken(
   assert len(skipped) == 10
   rows = [row for row in log.read_rows(folder / 'metrics.jsonl')
           if 'loss' in row]
-  assert len(rows) == 12
-  # 45 records train and 48 prompts went through: each was seen. Those of the
-  # ten that are held out are counted by the evaluation.
+  assert len(rows) == 20
+  # 45 records train, and 80 good prompts are two passes over them, begun
+  # anywhere: each was seen. The evaluation counts those that are held out.
   card = json.loads((folder / 'eval' / 'base_0.json').read_text())
   assert rows[-1]['data/broken'] + card['broken'] == 10
   assert card['n'] + card['broken'] == 5
@@ -170,8 +169,7 @@ def test_parquet_of_ones_own(shell, flags, tmp_path):
       pa.Table.from_pylist(rows), tmp_path / 'mine.parquet')
   result = shell.run(
       'forkme', *flags, *QUICK, '--config.grpo.steps=8',
-      '--config.grpo.prompts_per_step=4', '--config.data.path=mine.parquet',
-      '--workdir=run', cwd=tmp_path)
+      '--config.data.path=mine.parquet', '--workdir=run', cwd=tmp_path)
   assert result.code == 0, result.err
   assert result.err.count('skipped mine.parquet:row 5') == 1
 

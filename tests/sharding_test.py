@@ -22,15 +22,16 @@ def run_on(counts, rows):
   prompts = small.prompts(
       [small.MIXED[i % 4] for i in range(rows)], uid=range(rows))
   block = small.block(prompts, 2, 4)
+  policy = small.policy(depth=1)
   found = []
   for count in counts:
     with mock.patch.object(jax, 'devices', lambda: devices[:count]):
-      params = sharding.everywhere(small.params())
+      params = sharding.everywhere(small.params(depth=1))
       spread = sharding.spread(block)
       rollout, _ = small.rollout(
           params, spread.prompts, keys.step_key(0, 1, 2),
-          policy_=small.policy(), group=2, length=4)
-      grads, metrics = small.gradient(params, (spread,))
+          policy_=policy, group=2, length=4)
+      grads, metrics = small.gradient(params, (spread,), policy_=policy)
     # Of what went in and of what came out: (devices, rows on each).
     shards = [(len(x.addressable_shards), x.addressable_shards[0].data.shape[0])
               for x in (spread.prompts.media['vision'].patches, rollout.logp)]

@@ -35,32 +35,33 @@ def jit(fn, **kw):
   return jax.jit(fn, compiler_options=QUICK, **kw)
 
 
-def config(vocab=VOCAB, **run):
+def config(vocab=VOCAB, depth=2, **run):
   return qwen2_5_vl.Config.from_hf(dict(
       model_type='qwen2_5_vl', vocab_size=vocab, hidden_size=32,
-      intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+      intermediate_size=48, num_hidden_layers=depth, num_attention_heads=4,
       num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=512,
       tie_word_embeddings=True, rope_theta=1e4,
       rope_scaling=dict(type='mrope', mrope_section=[2, 1, 1]),
       image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START,
       vision_end_token_id=END, vision_config=dict(
-          depth=2, hidden_size=16, intermediate_size=24, num_heads=2,
+          depth=depth, hidden_size=16, intermediate_size=24, num_heads=2,
           patch_size=PATCH, window_size=CELLS * PATCH * MERGE,
-          fullatt_block_indexes=[1], out_hidden_size=32,
+          fullatt_block_indexes=[depth - 1], out_hidden_size=32,
           tokens_per_second=2)), **run)
 
 
 @functools.cache
-def policy(head_chunk=20, cls=forward.Policy, vocab=VOCAB, **run):
+def policy(head_chunk=20, cls=forward.Policy, vocab=VOCAB, depth=2, **run):
   return cls(
-      qwen2_5_vl.build(config(vocab, **run)), BANNED, EOS, PAD, head_chunk)
+      qwen2_5_vl.build(config(vocab, depth, **run)), BANNED, EOS, PAD, head_chunk)
 
 
 @functools.cache
-def params(seed=0):
+def params(seed=0, depth=2):
   """Large enough that attention is far from uniform and every bias counts."""
   shapes = jax.eval_shape(
-      lambda: qwen2_5_vl.init_params(config(), jax.random.key(0)))
+      lambda: qwen2_5_vl.init_params(
+          config(depth=depth), jax.random.key(0)))
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):

@@ -100,8 +100,8 @@ def bridge(
     max_new_tokens: of one reply of an endpoint or local model.
 
   Returns:
-    Examples with one completion each, and counts as in `keep`. An example
-    that any of the three steps has no reply for goes no further.
+    Examples with one completion each, and counts as in `keep`. Without a
+    reply in any of the three steps an example goes no further.
 
   Raises:
     ValueError: an unknown responder, or an example that cannot be used.
@@ -281,9 +281,6 @@ def replaced(thought: str) -> str:
       return new[0].upper() + new[1:] if found[0][0].isupper() else new
     thought = re.sub(pattern, capitalised, thought, flags=re.IGNORECASE)
   return thought
-
-
-# Stand-ins for the procedural worlds: they read the symbolic scene.
 
 
 def _recall(requests: Sequence[responders.Request]) -> list[str]:
