@@ -62,7 +62,7 @@ def _tiny(c):
   c.data.mixture = ('digits', 'geometry')
   c.data.weights = (0.4, 0.6)
   c.bridge = common.overlay(c.collect, engine='vision_r1_bridge.bridge',
-                            size=1536, kwargs=dict(overlong=0.6))
+                            size=1536, kwargs=dict(overlong=0.7))
   c.cold_start = common.overlay(
       c.sft, data='bridge', steps=40, rows_per_step=32, max_new_tokens=160,
       optimizer=dict(lr=3e-4, warmup_steps=5, lr_decay='cosine'))

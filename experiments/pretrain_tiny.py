@@ -245,7 +245,8 @@ def main(_):
       for fn in (eyes_step, train_step))
   batches = queue.Queue(4)
   threading.Thread(
-      target=producer, args=(FLAGS.seed, FLAGS.seeing, processor, tail, batches),
+      target=producer,
+      args=(FLAGS.seed, FLAGS.seeing, processor, tail, batches),
       daemon=True).start()
   curve, start = [], time.time()
   total = FLAGS.seeing + FLAGS.steps

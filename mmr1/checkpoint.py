@@ -17,6 +17,7 @@ import warnings
 
 from etils import epath
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mmr1 import resolve
@@ -95,7 +96,7 @@ class Checkpoints:
     """
     chosen = trees.named(trees.select(tree, only, 'checkpoint.only'))
     # Orbax refuses arrays without values; there is nothing to keep of them.
-    arrays = {k: v for k, v in trees.named(tree).items()
+    arrays = {k: _on_host(v) for k, v in trees.named(tree).items()
               if chosen[k] and v.size}
     extra = {'extra': dict(extra), 'metric': metric, 'arrays': {
         k: [str(v.dtype), list(v.shape)] for k, v in arrays.items()}}
@@ -257,6 +258,17 @@ class Checkpoints:
     for step in steps:
       if step not in spared:
         self._path(stage, step).rmtree()
+
+
+def _on_host(array: Any) -> Any:
+  """Arrays that are whole on every device, as NumPy.
+
+  Orbax would let each device write a slice of them, and compile a program for
+  every shape to cut it (M17).
+  """
+  if isinstance(array, jax.Array) and array.is_fully_replicated:
+    return np.asarray(array)
+  return array
 
 
 class _Mismatch(Exception):

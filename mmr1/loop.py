@@ -56,8 +56,8 @@ def train(
   Args:
     ctx: the run.
     stage: its name.
-    section: reads steps, log_every, checkpoint_every, eval_every, samples_every,
-      max_bad_updates, restore_best.
+    section: reads steps, log_every, checkpoint_every, eval_every,
+      samples_every, max_bad_updates, restore_best.
     state: where the stage starts.
     position: data position and host state, saved with each checkpoint.
     take_step: (state, k) -> Step, k from 0.

@@ -1,4 +1,4 @@
-"""Set-up of an rl stage: its section becomes functions, before anything runs."""
+"""Set-up of an rl stage: its section becomes functions before it runs."""
 
 from collections.abc import Callable, Mapping
 import dataclasses

@@ -105,11 +105,12 @@ def open_split(config: Any, split: str) -> sources.Mixture:
   form = _form(data, completions=False)
   if not train and data.eval_path is not None:
     return sources.Mixture(
-        [files.open_path(data.eval_path, form=form)], seed=seed)
+        [files.open_path(data.eval_path, form=form)], seed=seed,
+        shuffle=False)
   source = files.open_path(data.path, form=form)
   if data.eval_path is None:
     source = sources.holdout(source, every=data.holdout)[0 if train else 1]
-  return sources.Mixture([source], seed=seed)
+  return sources.Mixture([source], seed=seed, shuffle=train)
 
 
 def open_completions(path: str) -> sources.Mixture:

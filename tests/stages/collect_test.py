@@ -11,6 +11,7 @@ from PIL import Image
 import pytest
 
 from mmr1 import records
+from mmr1 import resolve
 from mmr1.data import datasets
 from mmr1.data import files
 from mmr1.data import pipeline
@@ -222,7 +223,9 @@ def section(**changes):
 
 
 def test_setup_binds_the_engine():
-  config = types.SimpleNamespace(stages=('bridge', 'later'))
+  config = resolve.Section({
+      'stages': ('bridge', 'later'), 'bridge': {'kind': 'collect'},
+      'later': {'kind': 'sft'}})
   plan = collect.setup(section(kwargs=dict(overlong=0.25)), 'bridge', config)
   assert plan['engine'].keywords == {'overlong': 0.25}
   for changes, message in (
