@@ -20,6 +20,8 @@ from mmr1 import types
 from mmr1.stages import rl
 from tests import own
 
+pytestmark = pytest.mark.usefixtures('quick')
+
 
 class Position:
   """A data position that counts."""

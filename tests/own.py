@@ -1,5 +1,7 @@
 """A user's own functions; configs name them 'tests.own:<function>'."""
 
+import zlib
+
 import numpy as np
 
 bad_steps = set()  # steps at which `poisoned` is poisoned
@@ -9,7 +11,7 @@ calls = [0]
 def even(sample, knobs):
   """Something that varies inside a group whatever the model is."""
   del knobs
-  return float(sum(sample.tokens) % 2 == 0)
+  return float(zlib.crc32(sample.text.encode()) % 2)
 
 
 even.range = (0.0, 1.0)

@@ -275,16 +275,20 @@ def _combine_metrics(seen: list[Mapping[str, Any]]) -> dict[str, Any]:
   The sampler and the trainer agree only while they have the same parameters:
   'sampler/...' is that of the first update, as is 'ratio/first'.
   """
+  if len(seen) > 1:
+    # On the host: small programs over several CPU devices, one after the
+    # other, can wait for each other for ever.
+    seen = jax.device_get(seen)
   first = seen[0]
-  result = {}
-  for name in first:
-    values = jnp.stack([metrics[name] for metrics in seen])
-    if name.startswith('sampler/'):
-      result[name] = first[name]
-    elif name.endswith('/max') or name.startswith('update/'):
-      result[name] = jnp.max(values)
-    else:
-      result[name] = jnp.mean(values)
+  result = dict(first)
+  for name in first if len(seen) > 1 else ():
+    values = [metrics[name] for metrics in seen]
+    if name.endswith('/max') or name.startswith('update/'):
+      result[name] = np.max(values)
+    elif not name.startswith('sampler/'):
+      result[name] = np.mean(values)
+  if 'sampler/logp_diff_max' in first:
+    result['sampler/logp_diff_max'] = first['sampler/logp_diff_max']
   if 'ratio/max' in first:
     result['ratio/first'] = first['ratio/max']
   return result
