@@ -287,8 +287,6 @@ def _combine_metrics(seen: list[Mapping[str, Any]]) -> dict[str, Any]:
       result[name] = np.max(values)
     elif not name.startswith('sampler/'):
       result[name] = np.mean(values)
-  if 'sampler/logp_diff_max' in first:
-    result['sampler/logp_diff_max'] = first['sampler/logp_diff_max']
   if 'ratio/max' in first:
     result['ratio/first'] = first['ratio/max']
   return result
