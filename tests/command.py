@@ -78,9 +78,7 @@ def _main(argv, cwd, outputs, moment):
   os.chdir(cwd)
   sys.argv = argv  # the overrides of a config are read from there
   from absl import app
-  import jax
   from mmr1 import main
-  jax.config.update('jax_disable_most_optimizations', True)
   if moment is not None:
     _arm(Moment(*moment))
   try:

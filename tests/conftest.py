@@ -41,16 +41,6 @@ def tiny_folder(tmp_path_factory):
   return str(folder)
 
 
-@pytest.fixture(scope='module')
-def quick():
-  """Compiling is most of the time of these tests: do less of it."""
-  import jax
-  before = jax.config.jax_disable_most_optimizations
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 @pytest.fixture(scope='session')
 def programs(tmp_path_factory):
   """The compiled programs that all processes of these tests share."""

@@ -10,8 +10,6 @@ from mmr1 import context
 from mmr1 import resolve
 from mmr1 import types
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 
 @pytest.fixture
 def config(shrink):

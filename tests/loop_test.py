@@ -20,8 +20,6 @@ from mmr1 import types
 from mmr1.stages import rl
 from tests import own
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 
 class Position:
   """A data position that counts."""

@@ -19,7 +19,6 @@ from mmr1 import resolve
 from mmr1 import runner
 from tests import command
 
-pytestmark = pytest.mark.usefixtures('quick')
 TRAINS = {'cold_start': 3, 'think_short': 4, 'think_long': 2}
 SHRUNK = [
     '--config.bridge.size=24', '--config.bridge.kwargs.overlong=0.0',
@@ -80,8 +79,7 @@ def kill_from_outside(args, cwd, folder, stage, step):
         [sys.executable, '-m', 'mmr1.main',
          f'--config={root}/configs/vision_r1.py', *args],
         cwd=cwd, stdout=out, stderr=out,
-        env={**os.environ, 'PYTHONPATH': root,
-             'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})
+        env={**os.environ, 'PYTHONPATH': root})
   metrics = folder / 'metrics.jsonl'
   wanted = f'"stage": "{stage}", "step": {step},'
   try:

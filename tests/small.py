@@ -51,11 +51,9 @@ def config(vocab=VOCAB, depth=2, **run):
 
 
 @functools.cache
-def policy(
-    head_chunk=20, cls=forward.Policy, vocab=VOCAB, depth=2, **run):
+def policy(head_chunk=20, cls=forward.Policy, vocab=VOCAB, depth=2, **run):
   return cls(
-      qwen2_5_vl.build(config(vocab, depth, **run)), BANNED, EOS, PAD,
-      head_chunk)
+      qwen2_5_vl.build(config(vocab, depth, **run)), BANNED, EOS, PAD, head_chunk)
 
 
 @functools.cache

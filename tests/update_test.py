@@ -232,7 +232,7 @@ def test_m6_law_5_text_only_and_old_of_its_own(params):
 
 
 def test_law_5_temperature_is_in_the_ratio(params, block):
-  """At temperature 0.7 the ratio to old log-probs at 0.7 is 1."""
+  """At temperature 0.7 the old log-probs at 0.7 have ratio 1, those at 1 not."""
   old = small.logp(small.policy(), params, block.prompts, block.completions,
                    real(block), 0.7)[0]
   values = small.knobs(temperature=0.7)

@@ -13,8 +13,6 @@ from mmr1 import resolve
 from mmr1 import text
 from mmr1.stages import evaluate
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 
 @pytest.mark.parametrize('correct, n, low, high', [
     # p = .8, z^2 = 3.84146: centre (.8 + .192073) / 1.384146 = .716740,

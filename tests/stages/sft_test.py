@@ -17,8 +17,6 @@ from mmr1.data import datasets
 from mmr1.stages import rl
 from mmr1.stages import sft
 
-pytestmark = pytest.mark.usefixtures('quick')
-
 
 def write(folder, completions):
   """A file of examples with completions; images of plain colours."""
