@@ -1,7 +1,5 @@
 """A user's own functions; configs name them 'tests.own:<function>'."""
 
-import zlib
-
 import numpy as np
 
 bad_steps = set()  # steps at which `poisoned` is poisoned
@@ -11,7 +9,7 @@ calls = [0]
 def even(sample, knobs):
   """Something that varies inside a group whatever the model is."""
   del knobs
-  return float(zlib.crc32(sample.text.encode()) % 2)
+  return float(sum(sample.tokens) % 2 == 0)
 
 
 even.range = (0.0, 1.0)
