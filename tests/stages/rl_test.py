@@ -60,7 +60,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize('changes', [
-    dict(old='self', temperature=0.7),
+    dict(old='self', temperature=0.7, top_k=400, top_p=0.995),
     dict(old='recompute', minibatches_per_step=2, epochs_per_step=2),
     dict(old='recompute', chunks_per_minibatch=2, temperature=0.7),
 ], ids=['self', 'recompute_2x2', 'recompute_chunks'])
