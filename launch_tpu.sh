@@ -28,18 +28,25 @@ tpu_vm() { gcloud compute tpus tpu-vm "$@" "${where[@]}"; }
 on_all() { tpu_vm ssh "$TPU" --worker=all --command="$1"; }
 
 workers=$(tpu_vm describe "$TPU" --format='value(networkEndpoints[].ipAddress)' |
-  tr ';,' '\n' | grep -c .)
+  tr ';,' '\n' | grep -c . || true)
 echo "$TPU: $workers worker(s)"
+if ((workers == 0)); then
+  echo "launch_tpu.sh: no address of $TPU in $ZONE was found; is it running?" >&2
+  exit 2
+fi
 if ((workers > 1)) && [[ ${MULTIHOST:-} != 1 ]]; then
   echo "launch_tpu.sh: $TPU has $workers workers; this version of mmr1 is" \
     'tested on one host only. MULTIHOST=1 runs the command on all anyway.' >&2
   exit 2
 fi
 
-# The checkout: what git knows or could know, not what it ignores.
+# The checkout: what git knows or could know and is there, not what it ignores.
 archive=$(mktemp -d)
 trap 'rm -rf "$archive"' EXIT
 git ls-files -z --cached --others --exclude-standard |
+  while IFS= read -r -d '' file; do
+    if [[ -e $file || -L $file ]]; then printf '%s\0' "$file"; fi
+  done |
   tar --null --files-from=- -czf "$archive/mmr1.tgz"
 tpu_vm scp "$archive/mmr1.tgz" "$TPU:mmr1.tgz" --worker=all
 # uv brings its own Python: TPU images may have an older one.

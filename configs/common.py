@@ -44,8 +44,8 @@ def _data() -> ConfigDict:
       train_size=1_000_000,
       eval_size=100_000,
       # A user's file (.jsonl, .parquet) or TFDS name ('tfds:<name>/<split>')
-      # replaces the worlds. Without eval_path every `holdout`-th record is
-      # kept for evaluation.
+      # replaces the worlds. Without eval_path one of every `holdout`
+      # records is kept for evaluation.
       path=placeholder(str),
       eval_path=placeholder(str),
       holdout=10,

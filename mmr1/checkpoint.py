@@ -1,7 +1,8 @@
 """Checkpoints that survive kill -9, and the resume rule (M15).
 
     <workdir>/config.json                   the resolved config
-    <workdir>/checkpoints/<stage>_<step>/   Orbax: state (arrays), extra (JSON)
+    <workdir>/checkpoints/<stage>_<step>/   Orbax: state (arrays), extra (JSON);
+                                            METRIC, where it came later
     <workdir>/DONE/<stage>.json             the stage is finished
 
 Orbax writes under a temporary name and renames: what has its final name is
@@ -25,6 +26,7 @@ from mmr1 import trees
 from mmr1 import workdir as workdir_lib
 
 Tree = Any
+_METRIC = 'METRIC'
 
 
 class Restored(NamedTuple):
@@ -86,7 +88,7 @@ class Checkpoints:
     Args:
       stage: name of the stage.
       step: steps finished, >= 0. An existing checkpoint is replaced.
-      tree: any tree of arrays; dtypes, shapes and bits come back as they are.
+      tree: any tree of arrays; they come back bit for bit.
       extra: JSON values: data position, counters.
       metric: for `best`; None: not evaluated here.
       only: regexes of the leaf names to store ('params/policy/.*').
@@ -105,15 +107,24 @@ class Checkpoints:
     except (TypeError, ValueError) as error:
       raise ValueError(f'checkpoint: extra is not JSON: {error}.') from error
     if not same:
-      raise ValueError('checkpoint: extra changes when written as JSON and '
-                       f'read back (keys must be strings): {extra}.')
+      raise ValueError('checkpoint: extra changes when written as JSON (keys '
+                       f'must be strings): {extra}.')
     path = self._path(stage, step)
     self.wait()
     self._orbax.save(path, force=True, args=ocp.args.Composite(
         state=ocp.args.PyTreeSave(arrays), extra=ocp.args.JsonSave(extra)))
     self._metrics[path.name] = metric
-    self._prune(stage, path)
+    self._prune(stage, step)
     return path
+
+  def score(self, stage: str, step: int, metric: float) -> None:
+    """Gives a checkpoint its metric; it is not replaced, so never missing."""
+    self.wait()
+    path = self._path(stage, step)
+    if jax.process_index() == 0:
+      workdir_lib.write_whole(path / _METRIC, json.dumps(metric))
+    self._metrics[path.name] = metric
+    workdir_lib.barrier('score')
 
   def restore(
       self,
@@ -177,7 +188,7 @@ class Checkpoints:
 
   def _best(self, stage: str) -> int | None:
     scored = [(self._sign * metric, step) for step in self.steps(stage)
-              if (metric := self._metric(stage, step)) is not None]
+              if (metric := self.metric(stage, step)) is not None]
     return max(scored)[1] if scored else None
 
   def finish(self, stage: str, record: Mapping[str, Any]) -> None:
@@ -207,11 +218,15 @@ class Checkpoints:
   def _path(self, stage: str, step: int) -> epath.Path:
     return self._folder / f'{stage}_{step}'
 
-  def _metric(self, stage: str, step: int) -> float | None:
+  def metric(self, stage: str, step: int) -> float | None:
+    """What `save` or `score` gave a checkpoint; None: nothing yet."""
     path = self._path(stage, step)
     if path.name not in self._metrics:
       try:
-        self._metrics[path.name] = self._extra(path)['metric']
+        later = path / _METRIC
+        self._metrics[path.name] = (
+            json.loads(later.read_text()) if later.exists()
+            else self._extra(path)['metric'])
       except Exception as error:  # whatever a damaged file can raise
         warnings.warn(f'{path}: no metric can be read '
                       f'({type(error).__name__}: {error}).', stacklevel=3)
@@ -246,19 +261,21 @@ class Checkpoints:
         lambda p, leaf: arrays.get(trees.name_of(p), leaf), target)
     return tree, extra['extra']
 
-  def _prune(self, stage: str, current: epath.Path) -> None:
+  def _prune(self, stage: str, current: int) -> None:
     if jax.process_index() == 0:
+      # Later ones could not be read, else the stage had gone on from them.
+      self._remove(stage, (s for s in self.steps(stage) if s > current))
       # One more than asked for while the current one is being written.
-      pending = not current.exists()
+      pending = not self._path(stage, current).exists()
       self._drop(stage, keep=self._keep - pending or 1)
 
   def _drop(self, stage: str, keep: int) -> None:
     steps = self.steps(stage)
-    spared = {*steps[-keep:], self._best(stage)}
-    for step in steps:
-      if step not in spared:
-        self._path(stage, step).rmtree()
+    self._remove(stage, {*steps} - {*steps[-keep:], self._best(stage)})
 
+  def _remove(self, stage: str, steps: Iterable[int]) -> None:
+    for step in steps:
+      self._path(stage, step).rmtree()
 
 def _on_host(array: Any) -> Any:
   """Arrays that are whole on every device, as NumPy.

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmr1 import sharding
 from mmr1 import types
 
 Array = jax.Array
@@ -27,13 +28,23 @@ class Policy:
     module: the linen model.
     banned: token ids that have probability zero (vision placeholders).
     eos_id, pad_id: end of turn, padding.
-    head_chunk: tokens whose logits exist at the same time.
+    head_chunk: tokens whose logits exist at the same time on one device, at
+      least one for each of its prompts.
+
+  Raises:
+    ValueError: head_chunk is not positive.
   """
   module: nn.Module
   banned: tuple[int, ...]
   eos_id: int
   pad_id: int
   head_chunk: int = 2048
+
+  def __post_init__(self):
+    if self.head_chunk < 1:
+      raise ValueError(
+          f'head_chunk: got {self.head_chunk}; allowed: at least 1 token '
+          '(there is no value for unlimited).')
 
   def apply(self, params: Any, *args, method: str):
     return self.module.apply({'params': params}, *args, method=method)
@@ -79,21 +90,35 @@ def hidden_states(
     prompts: types.Prompts,
     completions: types.Completions,
 ) -> Array:
-  """[N, G, T, D], aligned to the token each state predicts."""
+  """[N, G, T, D], aligned to the token each state predicts.
+
+  With `completions.segment` the documents of a row do not see each other. The
+  first token of a later one is still read off the state before it, the end of
+  another document: mask it.
+
+  Raises:
+    ValueError: images inside completions, which no pass reads.
+  """
+  if completions.media:
+    raise ValueError(
+        f'completions with media of {sorted(completions.media)}: images '
+        'inserted into a completion are not supported; put them into the '
+        'prompt.')
   hidden = policy.apply(
       params, prefix, prompts.mask, completions.tokens, completions.positions,
-      completion_mask(completions), method='completion_pass')
+      completion_mask(completions), completions.segment,
+      method='completion_pass')
   return shift(prefix.last, hidden)
 
 
 def _statistics(logits: Array, tokens: Array) -> tuple[Array, Array, Array]:
-  """log p f32[M, V], of the tokens f32[M], entropy f32[M]."""
+  """log p f32[.., V], of the tokens f32[..], entropy f32[..]."""
   logp = jax.nn.log_softmax(logits, axis=-1)
   # 0 * -inf is NaN, in value and in gradient: banned ids leave the sum first.
   finite = jnp.isfinite(logp)
   safe = jnp.where(finite, logp, 0.0)
   entropy = -jnp.sum(jnp.where(finite, jnp.exp(safe) * safe, 0.0), -1)
-  chosen = jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
+  chosen = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
   return safe, chosen, entropy
 
 
@@ -123,16 +148,18 @@ def token_scores(
   Returns:
     logp f32[N, G, T], entropy f32[N, G, T], kl f32[N, G, T] or None.
   """
-  shape = tokens.shape
-  count = tokens.size
-  size = min(policy.head_chunk, count)
-  chunks = -(-count // size)
-  pad = chunks * size - count
+  n, g, t = tokens.shape
+  # Chunks run along G x T and keep N whole: where N is divided over devices
+  # each of them makes the logits of its own prompts, and of no others.
+  size = policy.head_chunk * sharding.shards(n) // n
+  size = min(max(size, 1), g * t)
+  chunks = -(-g * t // size)
+  pad = chunks * size - g * t
 
   def rows(x):
-    x = x.reshape((count,) + x.shape[3:])
-    x = jnp.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1))
-    return x.reshape((chunks, size) + x.shape[1:])
+    x = x.reshape((n, g * t) + x.shape[3:])
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape((n, chunks, size) + x.shape[2:]), 1, 0)
 
   # A masked token may be any id, a banned one included: its log-probability
   # would be -inf and its gradient NaN, so it is read at eos and then dropped.
@@ -159,7 +186,9 @@ def token_scores(
     outputs = jax.lax.map(one, inputs)
 
   def back(x):
-    return jnp.where(mask, x.reshape(-1)[:count].reshape(shape), 0.0)
+    x = x[None] if chunks == 1 else x
+    x = jnp.moveaxis(x, 0, 1).reshape(n, -1)[:, :g * t]
+    return jnp.where(mask, x.reshape(n, g, t), 0.0)
 
   outputs = [back(x) for x in outputs]
   return outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None

@@ -6,7 +6,8 @@ the host after the rewards of a step are known and before its update.
   knobs: {name: float}, fed to the compiled step as traced values.
   state: {name: value}, this hook's own, checkpointed.
   columns: {name: float[N, G]}, rewards of this step.
-  metrics: {name: float}, of the last finished step; empty at the first.
+  metrics: {name: float or None}, of the last finished step; None where it was
+    not finite (a skipped update); empty at the first.
   step: updates done in this stage, from 0.
 
 Inputs are not mutated. A schedule depends on the step alone, so that a
@@ -19,11 +20,12 @@ from typing import Any
 
 Knobs = Mapping[str, float]
 State = Mapping[str, Any]
+Metrics = Mapping[str, float | None]
 
 
 def constant(
     knobs: Knobs, state: State, columns: Mapping[str, Any],
-    metrics: Mapping[str, float], step: int, *, knob: str, value: float,
+    metrics: Metrics, step: int, *, knob: str, value: float,
 ) -> tuple[Knobs, State]:
   """knob = value, at every step."""
   del columns, metrics, step
@@ -32,7 +34,7 @@ def constant(
 
 def linear(
     knobs: Knobs, state: State, columns: Mapping[str, Any],
-    metrics: Mapping[str, float], step: int, *, knob: str, start: float,
+    metrics: Metrics, step: int, *, knob: str, start: float,
     end: float, steps: int, begin: int = 0,
 ) -> tuple[Knobs, State]:
   """From `start` at step `begin` straight to `end`, `steps` later; then flat.
@@ -54,7 +56,7 @@ def linear(
 
 def cosine(
     knobs: Knobs, state: State, columns: Mapping[str, Any],
-    metrics: Mapping[str, float], step: int, *, knob: str, start: float,
+    metrics: Metrics, step: int, *, knob: str, start: float,
     end: float, steps: int, begin: int = 0,
 ) -> tuple[Knobs, State]:
   """As `linear`, along half a cosine."""
@@ -65,7 +67,7 @@ def cosine(
 
 def adaptive_kl(
     knobs: Knobs, state: State, columns: Mapping[str, Any],
-    metrics: Mapping[str, float], step: int, *, knob: str, metric: str,
+    metrics: Metrics, step: int, *, knob: str, metric: str,
     target: float, horizon: float, samples: int,
 ) -> tuple[Knobs, State]:
   """beta *= 1 + clip(KL / target - 1, -0.2, 0.2) samples / horizon.
@@ -77,17 +79,29 @@ def adaptive_kl(
   Args:
     knobs, state, columns, metrics, step: see the module.
     knob: the coefficient of the KL term.
-    metric: name of the measured KL; without it (first step) nothing moves.
+    metric: name of the measured KL; at the first step, and where its value
+      is None, nothing moves.
     target: KL aimed at, > 0.
     horizon: samples over which an error is worked off, > 0.
     samples: samples per step.
 
   Returns:
     (knobs with that one replaced, state with its value).
+
+  Raises:
+    ValueError: no such knob or metric; target or horizon not above 0.
   """
   del columns, step
+  if target <= 0 or horizon <= 0:
+    raise ValueError(
+        f'adaptive_kl: got target={target}, horizon={horizon}; both must be '
+        'above 0.')
   value = state.get(knob, _known(knobs, knob))
-  if metric in metrics:
+  if metrics and metric not in metrics:
+    raise ValueError(
+        f'adaptive_kl: there is no metric {metric!r}; metrics are '
+        f'{sorted(metrics)}.')
+  if metrics and metrics[metric] is not None:
     error = min(max(metrics[metric] / target - 1, -0.2), 0.2)
     value = value * (1 + error * samples / horizon)
   return _set(knobs, knob, value), {**state, knob: value}

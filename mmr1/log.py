@@ -60,10 +60,10 @@ class Logger:
     self._shown: set[str] = set()
     self.errors = 0
     local = '://' not in str(workdir)
-    self._scratch = None if local else tempfile.TemporaryDirectory()
-    self._folder = epath.Path(workdir if local else self._scratch.name)
+    self._scratch = None if local else tempfile.mkdtemp(prefix='mmr1-log-')
+    self._folder = epath.Path(workdir if local else self._scratch)
     if self._active and not local:
-      self._try('download', self._download)
+      self._download()  # must not fail: an upload would replace what is there
 
   # Rows of numbers.
 
@@ -115,17 +115,19 @@ class Logger:
       self._append(f'samples/{stage}.jsonl', clean)
     self._try('samples', write)
 
-  def truncate(self, stage: str, step: int) -> None:
+  def truncate(
+      self, stage: str, step: int, *, evaluation: bool = False) -> None:
     """Cuts the stage's rows, events and samples past `step` (on resume).
 
     A half-written last line is cut as well. `step` = -1 removes the stage.
+    `evaluation`: also the row of metrics 'eval/...' of `step` itself.
     """
     if not self._active:
       return
     self._purge[stage] = step + 1
     for name in ('metrics.jsonl', f'samples/{stage}.jsonl'):
       self._try(f'truncate {name}', lambda: _cut(
-          self._folder / name, stage, step))
+          self._folder / name, stage, step, evaluation))
 
   # The console.
 
@@ -175,7 +177,7 @@ class Logger:
     for writer in self._events.values():
       self._try('tensorboard', writer.flush)
     if self._active and self._scratch is not None:
-      self._try('upload', self._upload)
+      self._try(f'upload from {self._scratch}', self._upload)
 
   def close(self) -> None:
     """Flushes and closes everything."""
@@ -184,8 +186,8 @@ class Logger:
     for writer in self._events.values():
       self._try('tensorboard', writer.close)
     self._events = {}
-    if self._scratch is not None:
-      self._scratch.cleanup()
+    if self._scratch and f'upload from {self._scratch}' not in self._shown:
+      epath.Path(self._scratch).rmtree()  # else it is all there is
 
   def _try(self, sink: str, action) -> None:
     """Runs an action of a sink; its failure is counted and shown once (M23)."""
@@ -251,12 +253,14 @@ def read_rows(path: Any) -> list[dict[str, Any]]:
   return rows
 
 
-def _cut(path: epath.Path, stage: str, step: int) -> None:
+def _cut(path: epath.Path, stage: str, step: int, evaluation: bool) -> None:
   if not path.exists():
     return
+  def keeps(row):
+    again = evaluation and any(key.startswith('eval/') for key in row)
+    return row['stage'] != stage or row['step'] <= step - again
   whole = path.read_bytes().split(b'\n')[:-1]
-  kept = [line + b'\n' for line in whole
-          if (row := json.loads(line))['stage'] != stage or row['step'] <= step]
+  kept = [line + b'\n' for line in whole if keeps(json.loads(line))]
   temporary = path.parent / f'{path.name}.tmp'
   temporary.write_bytes(b''.join(kept))
   temporary.replace(path)

@@ -70,9 +70,16 @@ def train(
   if restored is not None:
     state, begin = restored.tree, restored.step
     position.restore(restored.extra)
-  ctx.logger.truncate(stage, begin)
+  # An evaluation that was not finished may have left its row: it is made
+  # again, and its row is there once.
+  again = begin == section.steps or (
+      _evaluates(section, begin)
+      and ctx.checkpoints.metric(stage, begin) is None)
+  ctx.logger.truncate(stage, begin, evaluation=again)
   ctx.logger.start(stage, section.steps, begin)
-  pending, accuracy = None, None
+  if again and begin < section.steps:
+    _evaluate(ctx, stage, state, begin)
+  pending = None
   for k in range(begin, section.steps):
     started = time.perf_counter()
     step = take_step(state, k)
@@ -81,32 +88,41 @@ def train(
       _record(ctx, stage, section, *pending)
     # One iteration: this step's host work and the end of the one before.
     pending = k, step, time.perf_counter() - started
-    done, accuracy = k + 1, None
-    last = done == section.steps
-    if section.eval_every and not last and done % section.eval_every == 0:
-      accuracy = _evaluate(ctx, stage, state, done)['eval/accuracy']
-    asked = ctx.interrupt.agreed()
-    due = accuracy is not None or done % section.checkpoint_every == 0
-    if asked or (due and not last):
+    done, asked = k + 1, ctx.interrupt.agreed()
+    evaluates = _evaluates(section, done)
+    if (asked or evaluates or done % section.checkpoint_every == 0
+        or done == section.steps):
       _record(ctx, stage, section, *pending)
       pending = None
-      ctx.checkpoints.save(
-          stage, done, state, position.state(), metric=accuracy)
-      ctx.logger.flush()
+      _save(ctx, stage, done, state, position)
+    if evaluates and not asked:
+      _evaluate(ctx, stage, state, done)
+      asked = ctx.interrupt.agreed()
     if asked:
       ctx.stop()
-  if pending is not None:
-    _record(ctx, stage, section, *pending)
   ctx.logger.stop()
-  return _finish(ctx, stage, section, state, position)
+  return _finish(ctx, stage, section, state)
 
 
-def _finish(ctx, stage, section, state, position):
-  """Last evaluation, last checkpoint, DONE."""
+def _evaluates(section, done: int) -> bool:
+  """True if the stage is evaluated after step `done`, besides at its end."""
+  return bool(section.eval_every and 0 < done < section.steps
+              and done % section.eval_every == 0)
+
+
+def _save(ctx, stage, done, state, position):
+  """A checkpoint; the rows up to it are safe before it exists.
+
+  It comes before the evaluation of its step, which at scale takes longer than
+  a preempted machine has (M16).
+  """
+  ctx.logger.flush()
+  ctx.checkpoints.save(stage, done, state, position.state())
+
+
+def _finish(ctx, stage, section, state):
+  """Last evaluation, DONE."""
   result = _evaluate(ctx, stage, state, section.steps)
-  ctx.checkpoints.save(
-      stage, section.steps, state, position.state(),
-      metric=result['eval/accuracy'])
   final = section.steps
   if section.restore_best:
     final = ctx.checkpoints.best(stage)
@@ -118,8 +134,11 @@ def _finish(ctx, stage, section, state, position):
 
 
 def _evaluate(ctx, stage, state, done) -> dict[str, float]:
+  """Evaluates, writes the row, and then says so in the checkpoint."""
   result = dict(ctx.evaluate(state.params['policy'], stage, done))
   ctx.logger.write(stage, done, result)
+  ctx.logger.flush()
+  ctx.checkpoints.score(stage, done, result['eval/accuracy'])
   return result
 
 

@@ -35,7 +35,19 @@ def main(argv):
         fresh=_FRESH.value, quiet=_QUIET.value, overrides=overrides,
         defaults=common.get_base(_CONFIG.value.scale))
   except (ValueError, FloatingPointError) as error:
+    if not _is_message(error):
+      raise
     sys.exit(f'mmr1: {error}')
+
+
+def _is_message(error: Exception) -> bool:
+  """True if mmr1 raised it for the user; others need their traceback."""
+  trace = error.__traceback__
+  while trace.tb_next:
+    trace = trace.tb_next
+  owner = trace.tb_frame.f_globals.get('__name__', '').partition('.')[0]
+  # jax leaves its frames out, and a note that says so.
+  return owner in ('mmr1', 'configs') and not hasattr(error, '__notes__')
 
 
 def parse(argv):

@@ -10,12 +10,11 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+from mmr1.losses import ratio
 from mmr1.losses import reduce
 from mmr1.losses import terms
 from mmr1 import resolve
 from mmr1 import update
-
-_RATIOS = ('token', 'sequence', 'sequence_token')
 
 
 class Objective(NamedTuple):
@@ -108,10 +107,14 @@ def build(
 
 
 def _policy(section: Any, reduction: Mapping[str, Any]):
-  if section.ratio not in _RATIOS:
+  if section.ratio not in ratio.LEVELS:
     raise ValueError(
         f'{section.where}.ratio: got {section.ratio!r}; allowed are '
-        f'{_RATIOS}.')
+        f'{ratio.LEVELS}.')
+  if section.sequence not in ratio.SEQUENCES:
+    raise ValueError(
+        f'{section.where}.sequence: got {section.sequence!r}; allowed are '
+        f'{ratio.SEQUENCES}.')
   if not section.clamp > 0:
     raise ValueError(
         f'{section.where}.clamp: got {section.clamp}; allowed: more than 0, '
@@ -140,10 +143,17 @@ def _kl(section: Any, reduction: Mapping[str, Any]):
     values, names, static = {}, (), {}
   else:
     estimator = resolve.function(section.estimator, 'mmr1.losses.kl')
+    # A keyword of the term, not of the estimator.
+    bias = kwargs.pop('bias_correction', False)
+    if not isinstance(bias, bool):
+      raise ValueError(
+          f'{section.where}.kwargs.bias_correction: got {bias!r}; allowed are '
+          'True (the estimate times the ratio pi / pi_old) and False.')
     resolve.check_kwargs(estimator, kwargs, f'{section.where}.kwargs')
     values, names, static = _split(kwargs, 'kl')
     fn = functools.partial(
-        terms.kl, estimator=estimator, reduction=reduction)
+        terms.kl, estimator=estimator, bias_correction=bias,
+        reduction=reduction)
   term = _with_knobs(fn, 'kl', names, **static)
 
   def metrics(scores, block, knobs):

@@ -74,12 +74,14 @@ def make(section: Any, params: Tree, total_steps: int) -> Optimizer:
     total_steps: updates in the stage.
 
   Raises:
-    ValueError: a value out of range; a regex that matches no parameter.
+    ValueError: a value out of range; a regex without a match; all is frozen.
   """
   _check(section, total_steps)
   frozen = trees.select(params, section.freeze, 'freeze')
   mask = jax.tree.map(lambda f: not f, frozen)
   trainable, _ = trees.partition(params, mask)
+  if not trainable:
+    raise ValueError(f'freeze: {section.freeze} leaves nothing to train.')
   schedule = _schedule(section, total_steps)
   multipliers = _multipliers(trainable, section.lr_multipliers)
   decayed = jax.tree.map(
@@ -106,7 +108,7 @@ def _check(section: Any, total_steps: int) -> None:
   need(section.lr >= 0, 'lr', section.lr, 'a number >= 0')
   need(total_steps >= 1, 'total_steps', total_steps, 'at least 1')
   need(0 <= section.warmup_steps <= total_steps, 'warmup_steps',
-       section.warmup_steps, f'0 to the number of steps, {total_steps}')
+       section.warmup_steps, f'0 to the number of updates, {total_steps}')
   need(section.lr_decay in ('constant', 'linear', 'cosine'), 'lr_decay',
        section.lr_decay, "'constant', 'linear', 'cosine'")
   need(0 <= section.lr_end <= 1, 'lr_end', section.lr_end,
@@ -249,8 +251,6 @@ def check_guard(consecutive: int, limit: int, dumped: str) -> None:
   Raises:
     FloatingPointError: names the dumped batch.
   """
-  if limit < 1:
-    raise ValueError(f'max_skipped_in_a_row: got {limit}; allowed: at least 1.')
   if consecutive >= limit:
     raise FloatingPointError(
         f'{int(consecutive)} updates in a row had a non-finite loss or '

@@ -123,18 +123,24 @@ def finalise(
           f'{name}.kind: got {raw[name]["kind"]!r}. '
           f'{sections.nearest(str(raw[name]["kind"]), families)}')
   kept = families & {*direct}
+  merged = {name: _merge(raw[raw[name]['kind']], raw[name], name)
+            for name in stages}
   for path in overrides:
-    _check_reaches(path, raw, stages, families - kept, overlays)
+    _check_reaches(path, raw, merged, families - kept, overlays)
   final = {k: v for k, v in raw.items()
-           if k in kept or k not in families | overlays}
-  for name in stages:
-    final[name] = _merge(raw[raw[name]['kind']], raw[name], name)
+           if k in kept or k not in families | overlays} | merged
   return sections.Section(final)
 
 
-def _check_reaches(path, raw, stages, families, overlays):
+def _check_reaches(path, raw, merged, families, overlays):
   """Refuses a command-line override that no stage of this run would see."""
   head, *rest = path.split('.')
+  if isinstance(_at(raw, (head, *rest)), dict):
+    raise ValueError(
+        f'--config.{path} is a section and cannot be replaced as a whole; set '
+        f'its keys, as in --config.{path}.<key>=<value>, or edit the config '
+        'file.')
+  stages = tuple(merged)
   if head in overlays and head not in stages:
     raise ValueError(
         f'--config.{path} has no effect: {head!r} is not among the stages of '
@@ -143,14 +149,22 @@ def _check_reaches(path, raw, stages, families, overlays):
     return
   takers = [s for s in stages if raw[s]['kind'] == head]
   for stage in takers:
-    value = raw[stage]
-    for key in rest:
-      value = value.get(key) if isinstance(value, dict) else None
-    if value is None or isinstance(value, dict):
+    own, value = _at(raw[stage], rest), _at(merged[stage], rest)
+    # Of another function's arguments nothing is left in the merged section.
+    if isinstance(own, dict) or own is None and value is not None:
       return
-  why = (f'{", ".join(takers)} set their own: override those' if takers
+  names = ', '.join(takers)
+  why = (f'{names} set their own: override those' if takers and own is not None
+         else f'{names} name another function, with arguments of its own'
+         if takers
          else f'no stage of this run is of kind {head!r}')
   raise ValueError(f'--config.{path} has no effect: {why}.')
+
+
+def _at(tree, keys):
+  for key in keys:
+    tree = tree.get(key) if isinstance(tree, dict) else None
+  return tree
 
 
 def _merge(family: dict, over: dict, where: str) -> dict:

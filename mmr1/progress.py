@@ -30,7 +30,7 @@ class Line:
     """Opens the line of a stage of `total` steps, `step` of them done."""
     self.stop()
     self._stage, self._total = stage, total
-    self._first, self._began, self._shown_at = step, time.monotonic(), 0.0
+    self._steady, self._shown_at = None, 0.0
     if self._console.is_terminal:
       self._bar = rich_progress.Progress(
           rich_progress.TextColumn('{task.description}'),
@@ -65,9 +65,11 @@ class Line:
   def _note(self, step: int, numbers: dict[str, float], now: float) -> str:
     parts = [f'{label} {numbers[key]:.3f}'
              for key, label in _SHOWN if key in numbers][:1]
-    done = step - self._first
-    if done > 0:
-      left = (now - self._began) / done * max(0, self._total - step)
+    if self._steady is None:
+      self._steady = step, now  # what came before was mostly compiling
+    first, began = self._steady
+    if step > first:
+      left = (now - began) / (step - first) * max(0, self._total - step)
       parts.append(f'{int(left) // 60}:{int(left) % 60:02d} left')
     return ', '.join(parts)
 

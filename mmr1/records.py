@@ -11,8 +11,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-  return types.MappingProxyType(dict(mapping))
+def _frozen(value: Any) -> Any:
+  """Read-only all the way down: lists become tuples, mappings views."""
+  if isinstance(value, Mapping):
+    return types.MappingProxyType({k: _frozen(v) for k, v in value.items()})
+  if type(value) in (list, tuple):
+    return tuple(map(_frozen, value))
+  return value
+
+
+def thawed(value: Any) -> Any:
+  """With plain dictionaries: read-only views neither pickle nor become JSON."""
+  if isinstance(value, Mapping):
+    return {k: thawed(v) for k, v in value.items()}
+  return tuple(map(thawed, value)) if type(value) is tuple else value
+
+
+_READ_ONLY = ('meta', 'messages')  # fields of Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +54,10 @@ class Example:
     completions: expert or logged assistant texts (for sft and off-policy use).
     source: where it came from: a task's name, or `file:line`.
     meta: anything else a reward or solver needs (facts, steps, boxes, choices,
-      'answer_type'). Read-only.
+      'answer_type').
+
+  `meta` and `messages` are read-only to the last level (M25): their lists are
+  tuples here. Images are the caller's own objects and must not be drawn on.
   """
   uid: int
   question: str = ''
@@ -52,15 +70,25 @@ class Example:
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    object.__setattr__(self, 'meta', _frozen(self.meta))
+    for name in _READ_ONLY:
+      object.__setattr__(self, name, _frozen(getattr(self, name)))
 
-  def __getstate__(self):  # mapping proxies do not pickle
-    return {**self.__dict__, 'meta': dict(self.meta)}
+  def __getstate__(self):
+    return {**self.__dict__,
+            **{name: thawed(getattr(self, name)) for name in _READ_ONLY}}
 
   def __setstate__(self, state):
     for key, value in state.items():
       object.__setattr__(
-          self, key, _frozen(value) if key == 'meta' else value)
+          self, key, _frozen(value) if key in _READ_ONLY else value)
+
+  @property
+  def asked(self) -> str:
+    """What the user says: the question, or the user's turns by line."""
+    if not self.messages:
+      return self.question
+    return '\n'.join(
+        turn['content'] for turn in self.messages if turn['role'] == 'user')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,9 +16,15 @@ from mmr1.sampling import sample as sample_lib
 from mmr1 import training
 
 OLD = ('self', 'recompute', 'sampler')
-# Advantages that divide by a spread inside the group need two samples in it.
-_NEED_GROUP = ('grpo', 'dr_grpo', 'rloo', 'pass_at_k', 'opo', 'gpg',
-               'normalize_then_sum')
+# Advantages that compare the samples of a group need two of them.
+_NEED_GROUP = frozenset({
+    *(f'mmr1.advantages.{name}' for name in (
+        'grpo', 'dr_grpo', 'rloo', 'pass_at_k', 'opo', 'gpg',
+        'normalize_then_sum')),
+    'mmr1.returns.reinforce_pp_baseline'})
+# And those that need what this stage does not make.
+_LACK = {'mmr1.returns.remax': 'the reward of a greedy completion (baseline)',
+         'mmr1.returns.gae': "a critic's values"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
   """
   training.check(section, stage, config)
   _check_shapes(section, stage)
+  _check_advantage(section, stage)
   if section.data != 'train':
     raise ValueError(
         f"{stage}.data: got {section.data!r}; rl reads 'train', the mixture "
@@ -88,7 +96,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       objective=_with_sampler_metrics(objective),
       sampling=sampling,
       temperature=section.temperature, scorer=scorer,
-      combine=_combine(section, scorer),
+      combine=_combine(section, stage, scorer),
       advantage=_bound(
           section.advantage, 'mmr1.advantages', f'{stage}.advantage'),
       select=_bound(section.select, 'mmr1.select', f'{stage}.select'),
@@ -112,11 +120,6 @@ def _check_shapes(section: Any, stage: str) -> None:
     raise ValueError(
         f'{stage}.chunks_per_minibatch: {g} samples per prompt do not split '
         f'into {chunks} chunks.')
-  if g == 1 and section.advantage.fn in _NEED_GROUP:
-    raise ValueError(
-        f'{stage}: samples_per_prompt=1 with the group advantage '
-        f'{section.advantage.fn!r}: a group of one has advantage 0, so '
-        'nothing would train. Take at least 2 samples.')
   if section.old not in OLD:
     raise ValueError(
         f'{stage}.old: got {section.old!r}; allowed are {OLD}.')
@@ -126,6 +129,23 @@ def _check_shapes(section: Any, stage: str) -> None:
         f"{stage}.old: 'self' with {updates} updates per rollout: every ratio "
         "would be 1 and nothing would be clipped. Set old to 'recompute' (a "
         "pass before the first update) or 'sampler'.")
+
+
+def _check_advantage(section: Any, stage: str) -> None:
+  name = section.advantage.fn
+  fn = resolve.function(name, 'mmr1.advantages')
+  path = f'{fn.__module__}.{fn.__name__}'
+  if section.samples_per_prompt == 1 and path in _NEED_GROUP:
+    raise ValueError(
+        f'{stage}: samples_per_prompt=1 with the group advantage {name!r}: a '
+        'group of one has advantage 0, so nothing would train. Take at least '
+        '2 samples.')
+  if path in _LACK:
+    raise ValueError(
+        f'{stage}.advantage.fn: {name!r} needs {_LACK[path]}, which the rl '
+        'stage does not make. Without it there are those of mmr1.advantages '
+        "and 'mmr1.returns:reinforce_pp', 'mmr1.returns:reinforce_pp_baseline'."
+    )
 
 
 def _bound(section: Any, root: str, where: str) -> Callable[..., Any]:
@@ -140,20 +160,60 @@ def _scorer(section: Any, stage: str, config: Any) -> score_lib.Scorer:
   if not section.rewards:
     raise ValueError(f'{stage}.rewards: names no reward. Known are '
                      f'{tuple(config.rewards)}.')
-  rewards = {}
-  for name in section.rewards:
-    reward = config.rewards[name]
-    rewards[name] = score_lib.Reward(
-        fn=resolve.function(reward.fn, 'mmr1.rewards'),
-        kwargs=reward.kwargs.as_dict(), weight=reward.weight,
-        in_pool=reward.in_pool, limit_s=reward.limit_s)
-  return score_lib.Scorer(rewards, workers=section.reward_workers)
+  return score_lib.Scorer(
+      rewards(section, config), workers=section.reward_workers)
 
 
-def _combine(section: Any, scorer: score_lib.Scorer) -> Callable[..., Any]:
+def rewards(section: Any, config: Any) -> dict[str, score_lib.Reward]:
+  """The rewards that an rl section names, in its order."""
+  return {name: _reward(config.rewards[name]) for name in section.rewards}
+
+
+def _reward(section: Any) -> score_lib.Reward:
+  """`limit_s` bounds the call in a worker, or what the reward runs in one."""
+  fn = resolve.function(section.fn, 'mmr1.rewards')
+  kwargs = section.kwargs.as_dict()
+  if not section.in_pool and _takes(fn, 'limit_s'):
+    kwargs.setdefault('limit_s', section.limit_s)
+  return score_lib.Reward(
+      fn=fn, kwargs=kwargs, weight=section.weight, in_pool=section.in_pool,
+      limit_s=section.limit_s)
+
+
+def _takes(fn: Callable[..., Any], keyword: str) -> bool:
+  return keyword in inspect.signature(fn).parameters
+
+
+def check_prefilled(config: Any, prefilled: bool) -> None:
+  """Refuses rewards that expect another start of the completion (M12).
+
+  Args:
+    config: the resolved config.
+    prefilled: the prompts already end with `<think>`.
+
+  Raises:
+    ValueError: a reward reads completions the other way, so that none could
+      be well-formed.
+  """
+  for stage in config.stages:
+    if config[stage].kind != 'rl':
+      continue
+    for name, reward in rewards(config[stage], config).items():
+      expects = bool(reward.kwargs.get('prefilled', False))
+      if _takes(reward.fn, 'prefilled') and expects != prefilled:
+        raise ValueError(
+            f'rewards.{name}.kwargs.prefilled: got {expects}, but the chat '
+            f"template of the model {'ends' if prefilled else 'does not end'} "
+            f'its prompts with <think>. In the config file: c.rewards.{name}'
+            f'.kwargs = dict(prefilled={prefilled}).')
+
+
+def _combine(
+    section: Any, stage: str, scorer: score_lib.Scorer,
+) -> Callable[..., Any]:
   fn = resolve.function(section.combine.fn, 'mmr1.rewards')
   kwargs = section.combine.kwargs.as_dict()
-  resolve.check_kwargs(fn, kwargs, 'combine.kwargs', ('weights',))
+  resolve.check_kwargs(fn, kwargs, f'{stage}.combine.kwargs', ('weights',))
   return functools.partial(fn, weights=scorer.weights, **kwargs)
 
 

@@ -20,6 +20,7 @@ from mmr1 import guard
 from mmr1 import log
 from mmr1 import optim
 from mmr1 import resolve
+from mmr1 import rl_setup
 from mmr1 import sharding
 from mmr1.stages import collect
 from mmr1.stages import evaluate
@@ -65,7 +66,7 @@ def run(
   with guard.Interrupt() as interrupt:
     ctx = open_run(
         final, workdir, fresh=fresh, quiet=quiet, interrupt=interrupt,
-        defaults=defaults)
+        overrides=overrides, defaults=defaults)
     try:
       ctx.logger.note(_banner(ctx))
       results = _stages(ctx, final, modules, plans)
@@ -83,6 +84,8 @@ def plan(config: resolve.Section) -> tuple[dict[str, Any], dict[str, Any]]:
   """
   if not config.stages:
     raise ValueError('stages: empty; name at least one stage.')
+  if not 0 <= config.seed < 1 << 32:
+    raise ValueError(f'seed: got {config.seed}; allowed: 0 to 2^32 - 1.')
   for name in set(config.stages) & set(RESERVED):
     raise ValueError(f'stages: {name!r} has a meaning of its own in `init` and '
                      '`reference`; choose another name.')
@@ -110,28 +113,31 @@ def open_run(
     interrupt: guard.Interrupt,
     fresh: bool = False,
     quiet: bool = False,
+    overrides: Iterable[str] = (),
     defaults: config_dict.ConfigDict | None = None,
 ) -> context.Context:
   """Opens data, model and, when nothing is wrong with them, the workdir.
 
   Args:
     config: resolved and planned.
-    workdir, fresh, quiet, defaults: as in `run`.
+    workdir, fresh, quiet, overrides, defaults: as in `run`.
     interrupt: asks the run to stop.
 
   Raises:
     ValueError: as `run`.
   """
   processor = datasets.open_processor(config.model, config.data)
-  datasets.shape(config.data, processor)
+  rl_setup.check_prefilled(
+      config, datasets.shape(config.data, processor).prefilled)
+  datasets.check(config.data)
   for split in ('train', 'eval'):
-    if config.data.path is not None or split == 'train':
-      datasets.open_split(config, split)
+    datasets.open_split(config, split)
   policy, base = context.open_model(
       config.model, datasets.model_path(config.model.path), processor)
   evaluate.check(config.evaluation)
   _check_lengths(config, policy)
   _check_optimizers(config, base)
+  _check_data_keys(config, overrides)
   _read_everything_else(config)
   if defaults is not None:
     resolve.changed_but_unread(config, defaults)
@@ -178,6 +184,20 @@ def _check_optimizers(config, base) -> None:
       raise ValueError(f'{name}.optimizer.{error}') from error
 
 
+def _check_data_keys(config, overrides) -> None:
+  """Refuses a `data` key from the command line that nothing looks at.
+
+  A key that the config file sets may be idle: a paper names its worlds, and a
+  file replaces them.
+  """
+  idle = sorted({*overrides} & {*config.data.unread()})
+  if idle:
+    other = 'without data.path' if config.data.path is None else (
+        'with data.path' if config.data.eval_path is None
+        else 'with data.path and data.eval_path')
+    raise ValueError(f'--config.{idle[0]} has no effect {other}.')
+
+
 def _read_everything_else(config) -> None:
   """Keys that are used later than set-up's end, or only in some runs."""
   config.name, config.scale, config.seed, config.evaluate_base
@@ -188,8 +208,10 @@ def _read_everything_else(config) -> None:
 
 def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
   results = {}
+  _stop_if_asked(ctx)
   if config.evaluate_base:
     results[_BASE] = _evaluate_base(ctx)
+    _stop_if_asked(ctx)
   for name in config.stages:
     section = config[name]
     if section.kind == 'collect':
@@ -202,9 +224,14 @@ def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
     record = ctx.checkpoints.done(name)
     if 'eval' in record:
       results[name] = record['eval']
-    if ctx.interrupt.agreed():
-      ctx.stop()
+    _stop_if_asked(ctx)
   return results
+
+
+def _stop_if_asked(ctx) -> None:
+  """Leaves between two pieces of work, each of which has left its marker."""
+  if ctx.interrupt.agreed():
+    ctx.stop()
 
 
 def _evaluate_base(ctx) -> dict[str, float]:
@@ -214,6 +241,7 @@ def _evaluate_base(ctx) -> dict[str, float]:
     result = dict(ctx.evaluate(ctx.base, _BASE, 0))
     ctx.logger.truncate(_BASE, -1)
     ctx.logger.write(_BASE, 0, result)
+    ctx.logger.flush()  # before DONE: a marker promises the row
     ctx.checkpoints.finish(_BASE, {'eval': result})
     done = ctx.checkpoints.done(_BASE)
   return done['eval']

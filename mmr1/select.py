@@ -10,9 +10,9 @@
   rng: np.random.Generator of this step and round, for random choices.
   keep: bool[N, G], False takes a completion out of every term.
   counts: {metric name: int}, what was dropped and why.
-  more: True asks for another round of prompts. The next call then sees the
-    groups of all rounds of the step, oldest first; the stage bounds the
-    number of rounds.
+  more: True says that fewer groups are kept than wanted. A step of the rl
+    stage is one rollout: it fetches no others, trains on what is kept and
+    counts the step as 'select/short'.
 """
 
 from collections.abc import Mapping
@@ -43,8 +43,8 @@ def drop_zero_std(
   """Drops groups in which `column` does not vary: DAPO's dynamic sampling.
 
   arXiv:2503.14476, eq. 11. EasyR1's form also asks low < mean < high (0.01,
-  0.99). With `groups`, further rounds are asked for until that many groups
-  are kept, and the surplus, latest first, is dropped.
+  0.99). With `groups`, at most that many are kept, the surplus, latest first,
+  is dropped, and fewer are reported as `more`. The batch is not refilled.
 
   Args:
     columns, advantage, meta, state, rng: see the module.

@@ -40,16 +40,17 @@ def _named(*axes: str | None) -> jax.sharding.NamedSharding:
       _mesh(), jax.sharding.PartitionSpec(*axes))
 
 
-def divides(rows: int) -> bool:
-  """True if that many prompts can be spread evenly over the devices."""
-  return rows % len(jax.devices()) == 0
+def shards(rows: int) -> int:
+  """Devices that so many prompts are divided over; 1: all are on each."""
+  count = len(jax.devices())
+  return count if rows % count == 0 else 1
 
 
 def spread(tree: Tree) -> Tree:
   """Arrays [N, ...] with N over the devices; on each of them if N does not
   divide, which is right but saves nothing."""
   rows = {x.shape[0] for x in jax.tree.leaves(tree)}
-  even = all(divides(n) for n in rows)
+  even = all(shards(n) > 1 for n in rows)
   return jax.device_put(tree, _named(_DATA) if even else _named())
 
 

@@ -7,6 +7,7 @@ never an exception for any text. Evaluation cards quote `PARSER_VERSION`.
 
 import dataclasses
 import fractions
+import itertools
 import re
 import unicodedata
 
@@ -169,30 +170,29 @@ _MINUS = str.maketrans({
 def fold(text: str) -> str:
   """Unicode variants to one form, without changing what is meant.
 
-  NFKC character by character, except that it would read 5\u00b2 as 52 and
-  3\u00bd as 31/2: superscripts become ^{..}, subscripts _{..}, fractions get a
-  space in front; circled and squared characters stay as they are. The minus
-  signs become '-', curly quotes straight.
+  NFKC, except that it reads 5\u00b2 as 52 and 3\u00bd as 31/2: superscripts
+  become ^{..}, subscripts _{..}, fractions get a space in front; circled and
+  squared characters stay. The minus signs become '-', curly quotes straight.
   """
   if text.isascii():
     return text
-  text = ''.join(c if c < '\x80' else _fold_char(c) for c in text)
-  text = text.replace('}^{', '').replace('}_{', '')
+  runs = itertools.groupby(text, _tag)
+  text = ''.join(_fold_run(tag, ''.join(run)) for tag, run in runs)
   return unicodedata.normalize('NFC', text).translate(_MINUS)
 
 
-def _fold_char(c: str) -> str:
-  tag = unicodedata.decomposition(c).partition(' ')[0]
-  plain = unicodedata.normalize('NFKC', c)
-  if tag == '<super>':
-    return '^{' + plain + '}'
-  if tag == '<sub>':
-    return '_{' + plain + '}'
-  if tag == '<fraction>':
-    return ' ' + plain.replace('\u2044', '/')
+def _tag(c: str) -> str:
+  return '' if c < '\x80' else unicodedata.decomposition(c).partition(' ')[0]
+
+
+def _fold_run(tag: str, run: str) -> str:
   if tag in ('<circle>', '<square>'):
-    return c
-  return plain
+    return run
+  plain = [unicodedata.normalize('NFKC', c) for c in run]
+  if tag == '<fraction>':
+    return ''.join(' ' + c.replace('\u2044', '/') for c in plain)
+  mark = {'<super>': '^', '<sub>': '_'}.get(tag)
+  return f'{mark}{{{"".join(plain)}}}' if mark else ''.join(plain)
 
 
 _COMMANDS = ('\\boxed', '\\text', '\\textbf', '\\mathrm', '\\mathbf')
@@ -253,6 +253,7 @@ _RATIO = re.compile(
 _TEX_RATIO = re.compile(
     rf'(?P<sign>[+-]?)\s*\\[dt]?frac\s*\{{\s*(?P<top>-?\s*{_DECIMAL})\s*\}}'
     rf'\s*\{{\s*(?P<bottom>{_DECIMAL})\s*\}}')
+_THOUSANDS = re.compile(r'(?<=[0-9])(?:\{,}|\\,|,\\!)(?=[0-9]{3}(?![0-9]))')
 _MIXED = re.compile(
     r'(?P<sign>[+-]?)\s*(?P<whole>[0-9]+)\s+(?P<top>[0-9]+)/(?P<bottom>[0-9]+)')
 
@@ -261,14 +262,14 @@ def parse_number(text: str) -> fractions.Fraction | None:
   r"""The exact value of a plain number, or None.
 
   Read are integers and decimals in ASCII or full-width digits with a sign
-  (also the unicode minus), thousands commas, an exponent, a percent sign
-  (50% = 1/2), ratios (1/2, \frac{1}{2}) and mixed numbers (3 1/2). Not numbers:
-  inf, nan, other scripts' digits, decimal commas, expressions, a zero
+  (also the unicode minus), thousands commas (or 1\,234), an exponent, a percent
+  sign (50% = 1/2), ratios (1/2, \frac{1}{2}) and mixed numbers (3 1/2). Not
+  numbers: inf, nan, other scripts' digits, decimal commas, expressions, a zero
   denominator, and anything past MAX_DIGITS or MAX_EXPONENT.
   """
   if len(text) > _LONGEST_NUMBER:
     return None
-  text = unwrap(fold(text)).replace('{,}', ',').replace('\\,', '')
+  text = _THOUSANDS.sub(',', unwrap(fold(text)))
   found = _PLAIN.fullmatch(text)
   if found:
     value = _decimal(found['digits'])

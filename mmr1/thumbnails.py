@@ -72,5 +72,7 @@ def _write(image: Image.Image, folder: epath.Path) -> str:
     buffer = io.BytesIO()
     small.save(buffer, 'PNG')
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    temporary = folder / f'.{path.name}.tmp'  # a kill leaves no half of it
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
   return path.name

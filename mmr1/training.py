@@ -1,10 +1,11 @@
 """What sft and rl share: where a stage starts, and its jitted update."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmr1 import context
 from mmr1 import forward
@@ -118,3 +119,37 @@ def make_update(
 def traced(knobs: Mapping[str, float]) -> dict[str, Array]:
   """Knobs as f32[] arrays: a Python float would be weakly typed."""
   return {name: jnp.float32(value) for name, value in knobs.items()}
+
+
+def combine(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The metrics of a step's updates as one row.
+
+  Updates that were skipped as not finite are left out, unless all were: they
+  changed nothing, and their nan would hide the others.
+
+    'update/skipped'  how many were skipped
+    'update/...'      the largest; of skips in a row the longest run
+    'sampler/...'     that of the first update: sampler and trainer agree only
+                      while they have the same parameters
+    '.../max'         the largest
+    the rest          the mean over updates
+  """
+  if len(seen) == 1:
+    return dict(seen[0])
+  # On the host: small programs over several CPU devices, one after the other,
+  # can wait for each other for ever.
+  seen = jax.device_get(list(seen))
+  used = [row for row in seen if not row['update/skipped']] or seen
+  result = {}
+  for name, first in seen[0].items():
+    every = [row[name] for row in seen]
+    if name == 'update/skipped':
+      result[name] = np.sum(every)
+    elif name.startswith('update/'):
+      result[name] = np.max(every)
+    elif name.startswith('sampler/'):
+      result[name] = first
+    else:
+      pool = np.max if name.endswith('/max') else np.mean
+      result[name] = pool([row[name] for row in used])
+  return result

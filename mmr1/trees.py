@@ -37,11 +37,6 @@ def count(tree: Tree) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def size_bytes(tree: Tree) -> int:
-  """Bytes of all leaves."""
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 def select(
     tree: Tree, patterns: Iterable[str], where: str = 'select') -> Tree:
   """A tree of bools: True where a pattern matches the whole name.
@@ -82,13 +77,6 @@ def cast(tree: Tree, dtype: Any) -> Tree:
   return jax.tree.map(
       lambda x: x.astype(dtype)
       if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
-def all_finite(tree: Tree) -> Array:
-  """bool[], no leaf holds nan or inf. True for an empty tree."""
-  checks = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)
-            if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-  return jnp.stack(checks).all() if checks else jnp.bool_(True)
 
 
 def partition(tree: Tree, mask: Tree) -> tuple[Tree, Tree]:

@@ -92,7 +92,7 @@ class Completions:
     positions: i32[N, G, T, 3], rotary positions.
     turn: i8[N, G, T] | None, index of the assistant turn; None: one turn.
     segment: i32[N, G, T] | None, packed documents; None: one document a row.
-    media: images inserted on the way | None.
+    media: images inserted on the way | None. No pass reads them yet: refused.
   """
   tokens: Array
   kind: Array

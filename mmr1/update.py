@@ -66,6 +66,9 @@ def split(block: types.Block, chunks: int) -> types.Block:
   """A block whose [N, G, ...] leaves became [chunks, N, G / chunks, ...].
 
   Prompts stay as they are: every chunk shares them.
+
+  Raises:
+    ValueError: G does not split.
   """
   def part(x):
     n, g = x.shape[:2]
@@ -78,6 +81,25 @@ def split(block: types.Block, chunks: int) -> types.Block:
   return jax.tree.map(part, block.replace(prompts=None))
 
 
+def split_rows(block: types.Block, chunks: int) -> types.Block:
+  """A block whose leaves [N, ...] became [chunks, N / chunks, ...].
+
+  Chunk c has rows c, c + chunks, ...: where N lies over devices, each keeps
+  its own rows.
+
+  Raises:
+    ValueError: N does not split.
+  """
+  def part(x):
+    n = x.shape[0]
+    if n % chunks:
+      raise ValueError(
+          f'update: {n} rows with one completion each do not split into '
+          f'{chunks} chunks; take a divisor of the number of rows.')
+    return jnp.moveaxis(x.reshape((n // chunks, chunks) + x.shape[1:]), 1, 0)
+  return jax.tree.map(part, block)
+
+
 def _add(a: Any, b: Any) -> Any:
   return jax.tree.map(jnp.add, a, b)
 
@@ -88,6 +110,18 @@ def _full(shapes: Any, value: float) -> Any:
 
 def _merge(sums: Any, maxima: Any, new_sums: Any, new_maxima: Any):
   return _add(sums, new_sums), jax.tree.map(jnp.maximum, maxima, new_maxima)
+
+
+def _accumulate(fn: Callable[..., Any], pieces: Any) -> tuple[Any, Any]:
+  """fn(piece) -> (gradients, (sums, maxima)), added up over pieces [c, ...]."""
+  # Only shapes: a first piece outside the scan would compile the model twice.
+  gradients, (sums, maxima) = jax.eval_shape(
+      fn, jax.tree.map(lambda x: x[0], pieces))
+  start = _full(gradients, 0.0), (_full(sums, 0.0), _full(maxima, -jnp.inf))
+  def step(carry, piece):
+    grads, aux = fn(piece)
+    return (_add(carry[0], grads), _merge(*carry[1], *aux)), None
+  return jax.lax.scan(step, start, pieces)[0]
 
 
 def block_gradient(
@@ -107,9 +141,13 @@ def block_gradient(
     join: trainable parameters -> all parameters (adds the frozen ones).
     block: N prompts, G completions each.
     loss: (all params, prefix, block) -> (f32[], (sums, maxima)).
-    chunks: pieces the group is processed in; memory falls with it, the
-      result stays the same.
+    chunks: pieces that each group is processed in, or the rows where a group
+      is one completion; memory falls with it, the result stays the same.
   """
+  if chunks > 1 and block.mask.shape[1] == 1:
+    return _accumulate(
+        lambda piece: block_gradient(policy, params, join, piece, loss),
+        split_rows(block, chunks))
   prompts = block.prompts
   prefix, pull = jax.vjp(
       lambda p: policy.prompt_pass(join(p), prompts), params)
@@ -122,20 +160,53 @@ def block_gradient(
         value, argnums=(0, 1), has_aux=True)(params, prefix)
     return grads, aux
 
-  if chunks == 1:
-    (grads, prefix_grads), aux = piece_gradient(block)
-  else:
-    pieces = split(block, chunks)
-    # Only shapes: a first piece outside the scan would compile the model twice.
-    gradients, (sums, maxima) = jax.eval_shape(
-        piece_gradient, jax.tree.map(lambda x: x[0], pieces))
-    start = _full(gradients, 0.0), (_full(sums, 0.0), _full(maxima, -jnp.inf))
-    def step(carry, piece):
-      grads, aux = piece_gradient(piece)
-      return (_add(carry[0], grads), _merge(*carry[1], *aux)), None
-    carry, _ = jax.lax.scan(step, start, pieces)
-    (grads, prefix_grads), aux = carry
+  (grads, prefix_grads), aux = (
+      piece_gradient(block) if chunks == 1
+      else _accumulate(piece_gradient, split(block, chunks)))
   return _add(grads, pull(prefix_grads)[0]), aux
+
+
+def log_probs(
+    policy: forward.Policy,
+    params: Any,
+    block: types.Block,
+    temperature: Array,
+    *,
+    chunks: int = 1,
+    hidden: bool = False,
+) -> tuple[Array, Array | None]:
+  """A pass without gradient over the kept tokens: old, or the reference.
+
+  Args:
+    policy: the model and its constants.
+    params: all parameters.
+    block: N prompts, G completions each; reads completions and mask.
+    temperature: f32[].
+    chunks: pieces that each group is processed in, as in `gradient`.
+    hidden: return the hidden states too.
+
+  Returns:
+    f32[N, G, T], 0 where masked, and the hidden states [N, G, T, D], aligned
+    to the token they predict, or None.
+  """
+  if chunks == 1:
+    logp, states = forward.logp_and_hidden(
+        policy, params, block.prompts, block.completions, block.mask,
+        temperature)
+    return logp, states if hidden else None
+  prefix = policy.prompt_pass(params, block.prompts)
+
+  def one(piece):
+    states = forward.hidden_states(
+        policy, params, prefix, block.prompts, piece.completions)
+    logp, _, _ = forward.token_scores(
+        policy, params, states, piece.completions.tokens, piece.mask,
+        temperature)
+    return jax.lax.stop_gradient((logp, states if hidden else None))
+
+  return jax.tree.map(
+      lambda x: jnp.moveaxis(x, 0, 1).reshape(block.mask.shape + x.shape[4:]),
+      jax.lax.map(one, split(block, chunks)))
 
 
 def gradient(
@@ -160,7 +231,7 @@ def gradient(
     knobs: traced values: 'temperature', 'coef/<term>', and what terms read.
     ref_params: the reference's parameters where a term needs the whole
       vocabulary.
-    chunks: pieces per block.
+    chunks: pieces per block, see `block_gradient`.
 
   Returns:
     Gradient tree like `params`, and metrics: 'loss', 'loss/<term>' (what was

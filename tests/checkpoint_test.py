@@ -230,6 +230,37 @@ def test_keep_and_best(tmp_path):
       tmp_path, higher_is_better=False).best('s') == 5
 
 
+def test_a_metric_may_come_later(tmp_path):
+  tree = {'a': jnp.ones(2)}
+  c = checkpoint.Checkpoints(tmp_path, keep=1)
+  for step, metric in enumerate([0.1, 0.9, 0.3]):
+    c.save('s', step, tree, {'at': step})
+    c.score('s', step, metric)
+    assert c.metric('s', step) == metric
+  assert c.steps('s') == [1, 2]
+  c = checkpoint.Checkpoints(tmp_path, keep=1)
+  assert c.best('s') == 1 and c.metric('s', 2) == 0.3
+  assert c.restore('s', tree, step='best').extra == {'at': 1}
+  c.save('s', 2, tree, {})  # a replaced checkpoint has no metric yet
+  assert c.metric('s', 2) is None
+
+
+def test_m15_what_could_not_be_read_does_not_displace_what_is_saved(tmp_path):
+  """After falling back from 9 to 3, step 4 must stay."""
+  tree = {'a': jnp.ones(2)}
+  c = checkpoint.Checkpoints(tmp_path, keep=1)
+  c.save('s', 3, tree, {}, metric=0.5)
+  c.save('s', 9, tree, {}, metric=0.1)
+  for path in (tmp_path / 'checkpoints' / 's_9').rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'')
+  c = checkpoint.Checkpoints(tmp_path, keep=1)
+  with pytest.warns(UserWarning, match='Unreadable checkpoint'):
+    assert c.restore('s', tree).step == 3
+  c.save('s', 4, tree, {})
+  assert checkpoint.Checkpoints(tmp_path).restore('s', tree).step == 4
+
+
 def test_done(tmp_path):
   c = checkpoint.Checkpoints(tmp_path, keep=3)
   for step in range(4):
@@ -338,3 +369,27 @@ def test_remote_workdir(remote):
   assert len(list((remote / 'runs/x/samples/images').iterdir())) == 1
   workdir_lib.Workdir(path, config(seed=1), fresh=True)
   assert [p.name for p in (remote / 'runs/x').iterdir()] == ['config.json']
+
+
+def test_m23_a_remote_that_fails_loses_no_rows(remote, monkeypatch):
+  path, console = 'gs://bucket/runs/x', rich_console.Console(file=io.StringIO())
+  first = log.Logger(path, console=console, tensorboard=False)
+  first.write('s', 1, {'loss': 1.0})
+  first.close()
+  def down(*_):
+    raise OSError('no network')
+  # Reading fails: what is there must not be replaced by less.
+  with monkeypatch.context() as patch:
+    patch.setattr(log, '_copy', down)
+    with pytest.raises(OSError, match='no network'):
+      log.Logger(path, console=console)
+  # Writing fails: the run goes on, and says where the rows are.
+  second = log.Logger(path, console=console, tensorboard=False)
+  second.write('s', 2, {'loss': 1.0})
+  monkeypatch.setattr(log, '_copy', down)
+  second.close()
+  said = console.file.getvalue().replace('\n', '')
+  kept = pathlib.Path(said.split('upload from ')[1].split(')')[0])
+  assert [r['step'] for r in log.read_rows(kept / 'metrics.jsonl')] == [1, 2]
+  assert len(log.read_rows(f'{path}/metrics.jsonl')) == 1
+  epath.Path(kept).rmtree()

@@ -20,7 +20,7 @@ FLOORS = (
     # F2
     ('sharding', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
      'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
-     'sampling', 'context', 'loop', 'training', 'rl_setup'),
+     'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover'),
     # F3
     ('papers',),
     # F4
@@ -105,8 +105,16 @@ def closure(start):
 
 
 def members(*names):
+  assert set(names) <= {m.removeprefix('mmr1.') for m in sources()}
   return [m for m in sources() for n in names
           if m == f'mmr1.{n}' or m.startswith(f'mmr1.{n}.')]
+
+
+def ways(start, banned):
+  """'a -> b -> c' for every c of `banned` that a module of `start` reaches."""
+  return [' -> '.join((*way, other))
+          for name in members(*start) for other, way in closure(name).items()
+          if any(other == b or other.startswith(f'{b}.') for b in banned)]
 
 
 def unit(module):
@@ -166,11 +174,7 @@ def test_no_cycles():
 
 def test_host_modules_never_import_jax():
   """Second law: reward and data workers stay without jax."""
-  wrong = []
-  for name in members(*NO_JAX):
-    for other, way in closure(name).items():
-      if other.split('.')[0] in JAX:
-        wrong.append(' -> '.join((*way, other)))
+  wrong = ways(NO_JAX, JAX)
   assert not wrong, '\n'.join(wrong)
 
 
@@ -187,11 +191,7 @@ def test_host_modules_bring_no_jax_when_run():
 
 def test_device_modules_never_import_host_code():
   """Second law: losses, advantages and models."""
-  wrong = []
-  for name in members(*DEVICE):
-    for other, way in closure(name).items():
-      if any(other == h or other.startswith(f'{h}.') for h in HOST):
-        wrong.append(' -> '.join((*way, other)))
+  wrong = ways(DEVICE, HOST)
   assert not wrong, '\n'.join(wrong)
 
 
@@ -285,6 +285,42 @@ def test_the_walk_sees(code, is_package, expected):
   known = {'mmr1.data.x', 'mmr1.data.b', 'mmr1.data.a.b', 'mmr1.types'}
   assert imported_modules(
       'mmr1.data.a', ast.parse(code), is_package, known) == expected
+
+
+@pytest.fixture
+def changed(monkeypatch):
+  """(module, line) -> the code base with that line at its end."""
+  original = sources()
+  def change(name, line):
+    path, tree = original[name]
+    more = ast.parse(ast.unparse(tree) + f'\n{line}')
+    monkeypatch.setitem(
+        globals(), 'sources', lambda: {**original, name: (path, more)})
+    edges.cache_clear()
+  yield change
+  edges.cache_clear()
+
+
+@pytest.mark.parametrize('name, line, start, banned, way', [
+    # Directly, inside a function, and three modules away.
+    ('mmr1.text', 'import jax.numpy as jnp', NO_JAX, JAX,
+     'mmr1.text -> jax'),
+    ('mmr1.select', 'def f():\n  from mmr1 import trees', NO_JAX, JAX,
+     'mmr1.select -> mmr1.trees -> jax'),
+    ('mmr1.sections', 'import flax.struct', NO_JAX, JAX,
+     'mmr1.resolve -> mmr1.overlays -> mmr1.sections -> flax'),
+    # By way of the package that every module of it imports.
+    ('mmr1.rewards', 'import grain', NO_JAX, JAX,
+     'mmr1.rewards.math -> mmr1.rewards -> grain'),
+    ('mmr1.masked', 'from mmr1.rewards import text', DEVICE, HOST,
+     'mmr1.losses.kl -> mmr1.masked -> mmr1.rewards'),
+])
+def test_a_violation_is_found(changed, name, line, start, banned, way):
+  assert not ways(start, banned)
+  changed(name, line)
+  found = ways(start, banned)
+  head, tail = way.split(' -> ')[0], way.split(' -> ')[-1]
+  assert any(w.startswith(head) and w.endswith(tail) for w in found), found
 
 
 def test_the_walk_follows_chains():

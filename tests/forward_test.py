@@ -137,6 +137,42 @@ def test_m3_chunks_of_the_head_change_nothing(params, block, head_chunk):
     np.testing.assert_allclose(a, b, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize('head_chunk', [7, 5000])
+def test_gradient_through_the_chunks_of_the_head(params, block, head_chunk):
+  """Of parameters and states, against one dense head without chunks."""
+  policy, mask = small.policy(head_chunk=head_chunk), real(block)
+  ref, tokens = small.params(1), block.completions.tokens
+  weight = np.random.default_rng(3).normal(size=(3, *mask.shape))
+  states = small.logp(policy, params, block.prompts, block.completions, mask,
+                      1.0)[1]
+
+  def chunked(params, hidden):
+    return forward.token_scores(
+        policy, params, hidden, tokens, mask, jnp.float32(0.7),
+        ref_params=ref, ref_hidden=states)
+
+  def dense(params, hidden):
+    words = np.setdiff1d(np.arange(small.VOCAB), small.BANNED)
+    def logp(params, hidden):
+      return jax.nn.log_softmax(
+          hidden @ params['language']['embed'][words].T / 0.7)
+    p, q = logp(params, hidden), logp(ref, states)
+    place = np.clip(np.searchsorted(words, tokens), 0, len(words) - 1)
+    chosen = jnp.take_along_axis(p, place[..., None], -1)[..., 0]
+    return (chosen, -jnp.sum(jnp.exp(p) * p, -1),
+            jnp.sum(jnp.exp(p) * (p - q), -1))
+
+  def gradient(scores):
+    def loss(params, hidden):
+      return sum(jnp.sum(jnp.where(mask, x, 0) * w)
+                 for x, w in zip(scores(params, hidden), weight))
+    return small.jit(jax.grad(loss, argnums=(0, 1)))(params, states)
+
+  got, expected = gradient(chunked), gradient(dense)
+  assert np.abs(got[0]['language']['embed']).max() > 1
+  small.close(got, expected, 1e-4)
+
+
 def exact(params, hidden, ref_params, ref_hidden, block, mask):
   """logp, entropy and KL over the vocabulary, in float64, all at once."""
   def softmax(params, hidden):
@@ -199,6 +235,50 @@ def test_m2_masked_placeholders_leave_gradients_finite(params, block):
   assert (embed[list(small.BANNED)] == 0).all()
   assert (np.abs(embed[small.WORDS[0]:small.WORDS[1]]).max(1) > 0).all()
   assert (np.asarray(hidden_grad)[~mask] == 0).all()
+
+
+def test_bfloat16_gradient_is_near_float32(params, block):
+  """All terms, tower included; bf16 has 8 bits, so a few per cent."""
+  expected, _ = small.gradient(params, [block])
+  got, _ = small.gradient(
+      params, [block], policy_=small.policy(compute_dtype='bfloat16'))
+  for (path, a), (_, b) in zip(*map(
+      jax.tree_util.tree_leaves_with_path, (got, expected))):
+    assert a.dtype == np.float32
+    error = np.linalg.norm(a - b) / np.linalg.norm(b)
+    assert 1e-5 < error < 0.15, (jax.tree_util.keystr(path), error)
+
+
+def test_m3_packed_documents_score_as_in_rows_of_their_own(params):
+  """P = 0, two documents in a row: every token but the first of each."""
+  empty = small.prompts((([], [], []),), p=0, media=False)
+  a, b = [3, 14, 15, 9, 26], [5, 35, 8]
+  both = np.asarray([[a + b]], np.int32)
+  alone = np.asarray([[a + [0] * 3, b + [0] * 5]], np.int32)
+
+  def scores(tokens, place, segment):
+    completions = types.Completions(
+        tokens=jnp.asarray(tokens), kind=jnp.asarray(tokens > 0, jnp.int8),
+        positions=jnp.broadcast_to(
+            jnp.asarray(place)[..., None], (*tokens.shape, 3)),
+        segment=segment)
+    return np.asarray(small.logp(
+        small.policy(), params, empty, completions, tokens > 0, 1.0)[0])[0]
+  packed = scores(both, [0, 1, 2, 3, 4, 0, 1, 2],
+                  jnp.asarray([[[1] * 5 + [2] * 3]]))[0]
+  first, second = scores(alone, np.arange(8), None)
+  np.testing.assert_allclose(packed[1:5], first[1:5], atol=1e-5)
+  np.testing.assert_allclose(packed[6:], second[1:3], atol=1e-5)
+
+
+def test_images_inside_completions_are_refused_not_dropped(params, block):
+  with pytest.raises(ValueError, match=r"media of \['vision'\].*prompt"):
+    logp(params, changed(block, media=block.prompts.media))
+
+
+def test_m22_a_chunk_of_no_tokens():
+  with pytest.raises(ValueError, match='head_chunk: got 0'):
+    dataclasses.replace(small.policy(), head_chunk=0)
 
 
 def test_m6_no_media_equals_media_of_padding(params):

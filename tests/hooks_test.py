@@ -51,12 +51,21 @@ def test_adaptive_kl():
   value, state = adaptive(state, {'kl': 0.5}, {'coef/kl': 9.0})
   assert value == pytest.approx(0.1155)
   # Error -1, clipped to -.2: x .9.
-  assert adaptive(state, {'kl': 0.0})[0] == pytest.approx(0.10395)
+  value, state = adaptive(state, {'kl': 0.0})
+  assert value == pytest.approx(0.10395)
+  # A skipped update measured nothing.
+  assert adaptive(state, {'kl': None}) == (value, state)
 
 
 def test_errors_say_what_is_wrong():
   with pytest.raises(ValueError, match="'coef/k'.*'coef/kl', 'temperature'"):
     hooks.constant(KNOBS, {}, {}, {}, 0, knob='coef/k', value=1.0)
+  # A controller that never sees its metric would never move (M22).
+  with pytest.raises(ValueError, match="no metric 'kl'.*'kl_ref', 'loss'"):
+    adaptive({'coef/kl': 0.1}, {'loss': 1.0, 'kl_ref': 0.1})
+  with pytest.raises(ValueError, match='target=0.0, horizon=8.0.*above 0'):
+    hooks.adaptive_kl(KNOBS, {}, {}, {}, 0, knob='coef/kl', metric='kl',
+                      target=0.0, horizon=8.0, samples=4)
   with pytest.raises(ValueError, match='steps >= 1, got 0'):
     hooks.linear(KNOBS, {}, {}, {}, 0, knob='coef/kl', start=1.0, end=0.0,
                  steps=0)

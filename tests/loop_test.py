@@ -156,6 +156,76 @@ def test_m15_rows_past_the_checkpoint_are_cut_and_done_again(begun):
   assert rows(ctx) == [(k + 1, float(k)) for k in range(6)]
 
 
+@pytest.mark.parametrize('killed_in', ['evaluate', 'score', 'finish'])
+@pytest.mark.parametrize('at', [4, 6])
+def test_m15_m16_killed_around_an_evaluation_nothing_is_lost_or_twice(
+    begun, monkeypatch, killed_in, at):
+  """At step 4 in the middle of the stage, and at its end."""
+  if (at, killed_in) == (4, 'finish'):
+    pytest.skip('a stage finishes once')
+  accuracies = {4: 0.9, 6: 0.4}
+  args = section(eval_every=4, checkpoint_every=100)
+  ctx, position = begun(accuracies), Position()
+  class Killed(BaseException):
+    pass
+  def dying(name, original):
+    def call(*args):
+      if name == 'finish' or at in args:
+        raise Killed
+      return original(*args)
+    return call
+  owner = ctx if killed_in == 'evaluate' else ctx.checkpoints
+  monkeypatch.setattr(
+      owner, killed_in, dying(killed_in, getattr(owner, killed_in)))
+  with pytest.raises(Killed):
+    loop.train(ctx, 's', args, fresh(), position, counting(ctx, position))
+  # The steps were saved before the evaluation that may take long.
+  assert ctx.checkpoints.steps('s')[-1] == at
+  ctx, position = begun(accuracies), Position()
+  step = counting(ctx, position)
+  state = loop.train(ctx, 's', args, fresh(), position, step)
+  assert step.taken == list(range(at, 6))
+  assert float(state.params['policy']['w'][0]) == 6 and position.at == 60
+  assert rows(ctx) == [(k + 1, float(k)) for k in range(6)]
+  assert rows(ctx, 'eval/seen') == [(4, 4.0), (6, 6.0)]
+  assert ctx.checkpoints.best('s') == 4
+  assert ctx.checkpoints.done('s')['eval']['eval/accuracy'] == 0.4
+
+
+def test_m15_the_rows_are_safe_before_their_checkpoint(begun, monkeypatch):
+  """On a remote workdir a row exists from the next flush on."""
+  ctx, position = begun({3: 0.5}), Position()
+  calls = []
+  def noting(owner, name, note):
+    original = getattr(owner, name)
+    def call(*args, **kwargs):
+      calls.append(note(*args))
+      return original(*args, **kwargs)
+    monkeypatch.setattr(owner, name, call)
+  noting(ctx.logger, 'write', lambda stage, step, metrics: step)
+  noting(ctx.logger, 'flush', lambda: 'flush')
+  for name in ('save', 'score', 'finish'):
+    noting(ctx.checkpoints, name, lambda *_, name=name: name)
+  loop.train(ctx, 's', section(steps=4, eval_every=3, checkpoint_every=2),
+             fresh(), position, counting(ctx, position))
+  assert calls == [
+      1, 2, 'flush', 'save', 3, 'flush', 'save', 3, 'flush', 'score',
+      4, 'flush', 'save', 4, 'flush', 'score', 'finish']
+
+
+def test_m16_a_signal_during_an_evaluation_stops_after_it(begun):
+  ctx, position = begun(), Position()
+  evaluate = ctx.evaluate
+  def asked(params, stage, step):
+    ctx.interrupt.requested, ctx.interrupt.signal = True, 'SIGTERM'
+    return evaluate(params, stage, step)
+  ctx.evaluate = asked
+  step = counting(ctx, position)
+  with pytest.raises(context.Preempted):
+    loop.train(ctx, 's', section(eval_every=3), fresh(), position, step)
+  assert step.taken == [0, 1, 2] and ctx.checkpoints.steps('s')[-1] == 3
+
+
 def test_eval_every_keeps_the_best_and_restore_best_ends_with_it(begun):
   # Best at step 3, which checkpoint_every=4 alone would not have kept.
   ctx, position = begun({3: 0.9, 6: 0.4}), Position()

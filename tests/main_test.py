@@ -56,6 +56,8 @@ def refused(shell, cwd, *args):
     (['forkme', '--config.rewards.format.kwargs={}', '--config.grpo.rewards='
       "('result',)", '--config.rewards.format.weight=0.5'],
      ['rewards.format.weight']),
+    (['forkme', '--config.data.holdout=5'],
+     ['data.holdout', 'no effect without data.path']),
     (['forkme', 'steps=3'], ["'steps=3'", '--config.key=value']),
 ], ids=lambda value: ' '.join(value)[-40:] if isinstance(value, list) else '')
 def test_m22_an_error_names_the_key_and_leaves_no_workdir(
@@ -64,6 +66,22 @@ def test_m22_an_error_names_the_key_and_leaves_no_workdir(
   said = refused(shell, tmp_path, args[0], *flags, *args[1:])
   for part in named:
     assert part in said, said
+
+
+def test_m22_a_data_key_that_the_file_makes_idle(shell, flags, tmp_path):
+  fifty(tmp_path)
+  said = refused(shell, tmp_path, 'forkme', *flags,
+                 '--config.data.path=mine.jsonl', '--config.data.train_size=9')
+  assert '--config.data.train_size has no effect with data.path' in said
+
+
+def test_an_error_of_ones_own_code_keeps_its_traceback(
+    shell, flags, tmp_path):
+  result = shell.run(
+      'forkme', *flags, '--config.tasks.digits.fn=tests.own:no_number',
+      '--workdir=run', cwd=tmp_path)
+  assert result.code == 1
+  assert "in no_number" in result.err and 'ValueError' in result.err
 
 
 def test_m22_no_config_at_all(shell, tmp_path):
@@ -138,8 +156,8 @@ def test_m26_fifty_images_of_ones_own_with_ten_broken(
   rows = [row for row in log.read_rows(folder / 'metrics.jsonl')
           if 'loss' in row]
   assert len(rows) == 20
-  # 45 records train, and 80 good prompts are two passes over them, begun
-  # anywhere: each was seen. The evaluation counts those that are held out.
+  # 45 records train, and 80 good prompts are more than one pass over them:
+  # each was seen. The evaluation counts those that are held out.
   card = json.loads((folder / 'eval' / 'base_0.json').read_text())
   assert rows[-1]['data/broken'] + card['broken'] == 10
   assert card['n'] + card['broken'] == 5
@@ -159,7 +177,7 @@ def test_m26_past_the_fraction_it_refuses(shell, flags, tmp_path):
   assert 'data.max_broken_frac' in result.err and 'mine.jsonl:' in result.err
 
 
-def test_parquet_of_ones_own(shell, flags, tmp_path):
+def test_m26_parquet_with_bytes_through_two_workers(shell, flags, tmp_path):
   import pyarrow as pa
   from pyarrow import parquet
   rows = [dict(image=dict(bytes=picture((i * 9, 5, 5)), path=None),
@@ -169,9 +187,18 @@ def test_parquet_of_ones_own(shell, flags, tmp_path):
       pa.Table.from_pylist(rows), tmp_path / 'mine.parquet')
   result = shell.run(
       'forkme', *flags, *QUICK, '--config.grpo.steps=8',
+      '--config.data.worker_count=2', '--config.grpo.samples_every=1',
       '--config.data.path=mine.parquet', '--workdir=run', cwd=tmp_path)
   assert result.code == 0, result.err
   assert result.err.count('skipped mine.parquet:row 5') == 1
+  # 22 records train, one of them broken: the first 5 steps of 4 prompts are
+  # 20 different ones (two of each step's groups are in the samples file).
+  seen = {}
+  for row in log.read_rows(tmp_path / 'run' / 'samples' / 'grpo.jsonl'):
+    seen.setdefault(row['step'], set()).add(row['uid'])
+    assert row['images'] and row['answer'] == str(row['uid'])
+  first = [uid for step in range(1, 6) for uid in seen[step]]
+  assert len(first) == len(set(first)) == 10
 
 
 def test_m26_the_symbolic_engine_says_what_to_do_with_own_data(

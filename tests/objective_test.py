@@ -94,6 +94,16 @@ def test_kl_by_hand():
     assert call(built, 'kl', **args) == pytest.approx((value, 2))
 
 
+def test_kl_with_bias_correction_is_multiplied_by_the_ratio():
+  """d = 1: k3 = e - 2; r = exp(-2 + 2.5) = 1.649; and without old r = 1."""
+  built = build(kl__coefficient=0.1, kl__kwargs=dict(bias_correction=True))
+  assert set(built.knobs) == {'coef/policy', 'coef/kl'}
+  args = dict(logp=[-2.0], ref=[-1.0])
+  assert call(built, 'kl', old=[-2.5], **args) == pytest.approx(
+      (math.exp(0.5) * (math.e - 2), 1))
+  assert call(built, 'kl', **args) == pytest.approx((math.e - 2, 1))
+
+
 def test_entropy_is_rewarded():
   built = build(entropy__coefficient=0.1)
   assert call(built, 'entropy', logp=[-1.0, -3.0], entropy=[0.5, 0.25]) == (
@@ -122,6 +132,7 @@ def test_reduce(changes, count):
 
 @pytest.mark.parametrize('changes, said', [
     (dict(policy__ratio='tokens'), 'rl.policy.ratio.*sequence_token'),
+    (dict(policy__sequence='sum'), 'rl.policy.sequence.*geometric.*product'),
     (dict(policy__surrogate='clipp'), "'clipp'.*Nearest: clip"),
     (dict(policy__surrogate='_unclipped'), '_unclipped'),
     (dict(policy__kwargs=dict(eps=0.2)), r'rl.policy.kwargs.eps:.*eps_'),
@@ -137,6 +148,10 @@ def test_reduce(changes, count):
     (dict(policy__clamp=-2.0), 'rl.policy.clamp.*more than 0'),
     (dict(kl__estimator='k33'), "'k33'.*Nearest: k3"),
     (dict(kl__kwargs=dict(clamp=1.0)), 'rl.kl.kwargs.clamp'),
+    (dict(kl__kwargs=dict(bias_correction=1)),
+     'rl.kl.kwargs.bias_correction: got 1'),
+    (dict(kl__estimator='full', kl__kwargs=dict(bias_correction=True)),
+     'rl.kl.kwargs.bias_correction'),
     (dict(kl__estimator='full', kl__kwargs=dict(value_clamp=1.0)),
      'rl.kl.kwargs.value_clamp'),
     (dict(entropy__source='some'), 'rl.entropy.source.*full'),

@@ -260,6 +260,7 @@ class TestGuard:
     (dict(decay_mask='kernels'), 'decay_mask'),
     (dict(moment_dtype='float16'), 'moment_dtype'),
     (dict(freeze=('vison/.*',)), 'vison'),
+    (dict(freeze=('vision/.*', 'language/.*')), 'nothing to train'),
     (dict(lr_multipliers=('vision/.*',)), 'lr_multipliers'),
     (dict(lr_multipliers=('vision/.*:0',)), 'freeze'),
     (dict(lr_multipliers=('x/.*:2',)), 'x/'),

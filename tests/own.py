@@ -42,6 +42,17 @@ def nothing(sample, knobs):
 nothing.range = (0.0, 1.0)
 
 
+def sometimes(sample, knobs):
+  """Fails on one sample of four."""
+  del knobs
+  if sample.slot == 1:
+    raise RuntimeError('slot 1 is odd')
+  return float(sample.slot % 2)
+
+
+sometimes.range = (0.0, 1.0)
+
+
 def infinite(sample, knobs):
   """A value that no reward may have."""
   del sample, knobs
@@ -59,3 +70,9 @@ def poisoned(rewards, tokens=None):
   advantage = np.broadcast_to(
       np.arange(g)[:, None] % 2, (n, g, 1)).astype(np.float32)
   return advantage * np.inf if calls[0] in bad_steps else advantage
+
+
+def no_number(seed, split, i, **kwargs):
+  """A task with a mistake in it."""
+  del seed, split, i, kwargs
+  return int('seven')

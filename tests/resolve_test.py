@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 import pytest
 
+from configs import common
 from mmr1 import resolve
 
 ConfigDict = ml_collections.ConfigDict
@@ -213,6 +214,17 @@ class TestFinalise:
       with pytest.raises(ValueError, match=word):
         resolve.finalise(paper(), [path], ('evaluate',))
 
+  def test_m22_an_argument_of_a_function_that_no_stage_calls(self):
+    c = base()
+    c.rl.advantage = dict(fn='grpo', kwargs=dict(eps=1e-6))
+    c.one = resolve.overlay(c.rl, advantage=dict(fn='dr_grpo'))
+    c.stages = ('one',)
+    with pytest.raises(ValueError, match='one name another function'):
+      resolve.finalise(c, ['rl.advantage.kwargs.eps'])
+    c.two = resolve.overlay(c.rl)
+    c.stages = ('one', 'two')
+    resolve.finalise(c, ['rl.advantage.kwargs.eps'])
+
   def test_m22_an_override_that_all_stages_hide(self):
     c = paper()
     c.stages = ('short',)
@@ -367,3 +379,11 @@ def test_command_line(tmp_path):
        'rl.length'], '3e-06', False, ['x', 'y'], 7, 100, 2.0]
   typo = run('--config.long.stepz=3')
   assert typo.returncode != 0 and 'stepz' in typo.stderr
+
+
+def test_m22_a_section_is_not_replaced_by_the_command_line():
+  c = common.get_base()
+  c.stages = ('rl',)
+  with pytest.raises(ValueError, match=(
+      r'--config.rewards.format.kwargs is a section.*<key>=<value>')):
+    resolve.finalise(c, ['rewards.format.kwargs'])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from mmr1 import columns
 from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import types
@@ -92,6 +93,13 @@ def reward(**values):
 
 @pytest.mark.parametrize('flat, said', [
     (dict(samples_per_prompt=1), 'samples_per_prompt=1.*grpo.*at least 2'),
+    (dict(samples_per_prompt=1, advantage__fn='mmr1.advantages:rloo'),
+     'samples_per_prompt=1.*mmr1.advantages:rloo.*at least 2'),
+    (dict(samples_per_prompt=1,
+          advantage__fn='mmr1.returns:reinforce_pp_baseline'),
+     'samples_per_prompt=1.*reinforce_pp_baseline.*at least 2'),
+    (dict(advantage__fn='mmr1.returns:remax'), "rl.advantage.fn.*'.*greedy"),
+    (dict(advantage__fn='mmr1.returns:gae'), "rl.advantage.fn.*critic's"),
     (dict(samples_per_prompt=0), 'rl.samples_per_prompt: got 0'),
     (dict(minibatches_per_step=2), "rl.old: 'self' with 2.*recompute"),
     (dict(epochs_per_step=3), "rl.old: 'self' with 3.*recompute"),
@@ -133,6 +141,8 @@ def test_m22_contradictions_and_typos_are_refused(flat, said):
     (hook('policy/eps_low'), "rl.hooks.*'policy/eps_low'"),
     (lambda c: c.rl.advantage.kwargs.update(epsilon=1.0),
      'rl.advantage.kwargs.epsilon.*eps'),
+    (lambda c: c.rl.combine.kwargs.update(weight=1.0),
+     'rl.combine.kwargs.weight'),
 ])
 def test_m22_unknown_functions_and_keywords_are_refused(change, said):
   with pytest.raises(ValueError, match=said):
@@ -145,6 +155,65 @@ def test_a_group_of_one_may_have_another_advantage():
   assert setup(change, samples_per_prompt=1).advantage.func.__name__ == 'floor'
 
 
+def test_advantages_per_token_are_config_values():
+  """REINFORCE++ over two groups: see `returns_test`."""
+  plan = setup(advantage__fn='mmr1.returns:reinforce_pp', samples_per_prompt=1)
+  mask = np.asarray([[[1, 1, 0]], [[1, 1, 1]]], bool)
+  got = plan.advantage(
+      np.asarray([[[1.0]], [[0.0]]]), columns.Tokens(mask=mask))
+  np.testing.assert_allclose(
+      got[:, 0], [[1.095445, 1.095445, 0], [-0.730297] * 3], atol=1e-5)
+
+
 def test_several_updates_with_recomputed_old():
   assert setup(minibatches_per_step=4, epochs_per_step=2, old='recompute')
   assert setup(minibatches_per_step=4, old='sampler')
+
+
+def test_limit_s_reaches_the_worker_or_the_reward():
+  def in_process(c):
+    c.rewards.result.limit_s = 2.5
+  reward = setup(in_process).scorer.rewards['result']
+  assert reward.kwargs['limit_s'] == 2.5 and not reward.in_pool
+  def pooled(c):
+    c.rewards.result.limit_s, c.rewards.result.in_pool = 2.5, True
+  reward = setup(pooled).scorer.rewards['result']
+  assert reward.limit_s == 2.5 and 'limit_s' not in reward.kwargs
+
+
+@pytest.mark.parametrize('given', [False, True])
+@pytest.mark.parametrize('written', [False, True])
+def test_m12_rewards_agree_with_the_prompts_about_who_opens_think(
+    given, written):
+  c = common.get_base()
+  c.stages, c.rl.rewards = ('rl',), ('format',)
+  c.rewards.format.kwargs = dict(prefilled=given)
+  final = resolve.finalise(c)
+  if given == written:
+    rl_setup.check_prefilled(final, written)
+  else:
+    with pytest.raises(ValueError, match=(
+        rf'rewards.format.kwargs.prefilled: got {given}.*prefilled={written}')):
+      rl_setup.check_prefilled(final, written)
+
+
+def test_gdpo_normalises_each_reward_by_itself():
+  def change(c):
+    c.rl.rewards = ('result', 'format')
+    c.rl.combine.fn = 'combine.separate'
+    c.rl.advantage.fn = 'normalize_then_sum'
+  plan = setup(change)
+  scored = np.asarray([[[1.0, 10.0], [0.0, 10.0], [1.0, 30.0], [0.0, 30.0]]])
+  rewards, _ = plan.combine(scored, plan.scorer.names, {}, {})
+  np.testing.assert_array_equal(rewards, scored)
+  # Both columns are +-sqrt(3)/2 by their group, whatever their scale: sums
+  # 0, -sqrt(3), sqrt(3), 0 with mean 0 and unbiased deviation sqrt(2).
+  np.testing.assert_allclose(
+      plan.advantage(rewards, None)[0, :, 0],
+      [0, -1.5**0.5, 1.5**0.5, 0], atol=1e-3)
+  with pytest.raises(ValueError, match='advantage.kwargs.weights'):
+    def weigh(c):
+      change(c)
+      c.rewards.format.weight = 0.5
+    plan = setup(weigh)
+    plan.combine(scored, plan.scorer.names, {}, {})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,35 @@ def saved(folder, stage):
   return arrays, extra
 
 
+def assert_the_same(folder, straight):
+  """Two runs left the same rows, states, markers and samples, bit for bit."""
+  expected, got = rows(straight), rows(folder)
+  assert set(got) == {
+      (stage, step + 1) for stage, n in TRAINS.items() for step in range(n)}
+  clean = lambda found: {
+      key: {k: v for k, v in row.items() if k not in NOT_NUMBERS}
+      for key, row in found.items()}
+  assert clean(got) == clean(expected)
+  # `rows` refuses an evaluation that is there twice.
+  evaluations = [clean(rows(path, 'eval/accuracy'))
+                 for path in (folder, straight)]
+  assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 4
+  for stage in TRAINS:
+    (a, extra_a), (b, extra_b) = saved(straight, stage), saved(folder, stage)
+    assert a.keys() == b.keys() and any('opt/' in name for name in a)
+    for name in a:
+      assert a[name].dtype == b[name].dtype, name
+      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    assert extra_a == extra_b
+  done = lambda path: {
+      file.name: file.read_text() for file in (path / 'DONE').iterdir()}
+  assert done(folder) == done(straight)
+  for stage in TRAINS:
+    samples = [[(row['step'], row['completion']) for row in log.read_rows(
+        path / 'samples' / f'{stage}.jsonl')] for path in (straight, folder)]
+    assert samples[0] == samples[1], stage
+
+
 def kill_from_outside(args, cwd, folder, stage, step):
   """`python -m mmr1.main`, killed when the row of (stage, step) appears."""
   root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -103,6 +133,13 @@ def test_m15_m16_killed_at_five_moments_it_ends_the_same(
     result = shell.run('vision_r1', *args, cwd=tmp_path,
                        moment=command.Moment(*moment))
     assert result.code == -signal.SIGKILL, result.err
+  # SIGTERM while the base is evaluated: its marker is left, nothing is begun.
+  result = shell.run(
+      'vision_r1', *args, cwd=tmp_path, moment=command.Moment(
+          'finish', 'base', None, signal.SIGTERM))
+  assert result.code == 0, result.err
+  assert [file.name for file in (folder / 'DONE').iterdir()] == ['base.json']
+  assert not (folder / 'data').exists()
   # In sft, from outside, while the checkpoint of step 2 is being written.
   kill_from_outside(args, tmp_path, folder, 'cold_start', 2)
   # After the last checkpoint of a stage and before it is marked as done.
@@ -128,28 +165,7 @@ def test_m15_m16_killed_at_five_moments_it_ends_the_same(
   result = shell.run('vision_r1', *args, cwd=tmp_path)
   assert result.code == 0, result.err
 
-  straight, _ = whole
-  expected, got = rows(straight), rows(folder)
-  assert set(got) == {
-      (stage, step + 1) for stage, n in TRAINS.items() for step in range(n)}
-  clean = lambda found: {
-      key: {k: v for k, v in row.items() if k not in NOT_NUMBERS}
-      for key, row in found.items()}
-  assert clean(got) == clean(expected)
-  for stage in TRAINS:
-    (a, extra_a), (b, extra_b) = saved(straight, stage), saved(folder, stage)
-    assert a.keys() == b.keys() and any('opt/' in name for name in a)
-    for name in a:
-      assert a[name].dtype == b[name].dtype, name
-      np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    assert extra_a == extra_b
-  done = lambda path: {
-      file.name: file.read_text() for file in (path / 'DONE').iterdir()}
-  assert done(folder) == done(straight)
-  for stage in TRAINS:
-    samples = [[(row['step'], row['completion']) for row in log.read_rows(
-        path / 'samples' / f'{stage}.jsonl')] for path in (straight, folder)]
-    assert samples[0] == samples[1], stage
+  assert_the_same(folder, whole[0])
 
 
 def test_the_run_it_was_compared_with_did_train(whole):
@@ -274,6 +290,26 @@ def test_another_config_in_the_same_workdir_is_refused(whole, shell, flags):
   assert state_of(folder) == before
 
 
+def test_fresh_leaves_nothing_of_the_run_before(
+    whole, shell, flags, tmp_path):
+  shutil.copytree(whole[0], tmp_path / 'run')
+  args = [flag for flag in SHRUNK if not any(
+      name in flag for name in ('think_', 'config.rl.', 'rewards.'))]
+  result = shell.run(
+      'vision_r1:ci', '--workdir=run', '--fresh', *flags, *args, cwd=tmp_path)
+  assert result.code == 0, result.err
+  folder = tmp_path / 'run'
+  assert {key for key in rows(folder)} == {
+      ('cold_start', step) for step in (1, 2, 3)}
+  left = {str(path.relative_to(folder)) for path in folder.rglob('*')}
+  assert not [name for name in left if 'think_' in name]
+  assert {'FINISHED', 'DONE/cold_start.json', 'data/bridge/train.jsonl'} < left
+  # The same stages from the same seed: the same parameters as before.
+  (a, _), (b, _) = saved(whole[0], 'cold_start'), saved(folder, 'cold_start')
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
 # In this process.
 
 
@@ -309,6 +345,10 @@ def test_a_notebook_runs_it_off_the_main_thread(one_step, tmp_path):
 
 @pytest.mark.parametrize('flat, message', [
     (dict(stages=()), 'stages: empty'),
+    (dict(seed=-1), 'seed: got -1'),
+    (dict(data__max_broken_frac=2.0), 'data.max_broken_frac: got 2.0'),
+    (dict(data__worker_count=-1), 'data.worker_count: got -1'),
+    (dict(data__eval_size=0), 'data.eval_size: got 0'),
     (dict(grpo__max_new_tokens=449), 'grpo.max_new_tokens: got 449'),
     (dict(evaluation__max_new_tokens=500), 'evaluation.max_new_tokens'),
     (dict(grpo__optimizer__lr=-1.0), r'grpo.optimizer.lr: got -1.0'),

@@ -48,7 +48,7 @@ def test_bounds_on_the_mean():
       'select/surplus_groups': 0}
 
 
-def test_asks_for_more_and_drops_the_surplus():
+def test_says_when_groups_are_short_and_drops_the_surplus():
   kw = dict(column='accuracy')
   assert call(select.drop_zero_std, groups=3, **kw)[2]
   keep, counts, more = call(select.drop_zero_std, groups=2, **kw)

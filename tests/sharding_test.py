@@ -67,7 +67,7 @@ def test_images_and_completions_are_divided(found):
 def test_rows_that_do_not_divide_are_on_every_device():
   eight = [mock.sentinel.device] * 8
   with mock.patch.object(jax, 'devices', lambda: eight):
-    assert sharding.divides(16) and not sharding.divides(12)
+    assert sharding.shards(16) == 8 and sharding.shards(12) == 1
   # One device divides everything; nothing is changed on the way.
   tree = {'a': np.arange(6).reshape(3, 2), 'b': np.ones(3)}
   spread = sharding.spread(tree)

@@ -113,6 +113,7 @@ def test_lenient_extraction_in_its_documented_order(source, answer):
     ('\u00bd', F(1, 2)), ('50%', F(1, 2)), (r'50\%', F(1, 2)),
     ('1.5e3', F(1500)), ('2E-2', F(1, 50)), ('1e00002', F(100)),
     ('1,234,567', F(1234567)), ('1{,}234', F(1234)), ('1,234.5', F(12345, 10)),
+    (r'1\,234', F(1234)), (r'1,\!234{,}567', F(1234567)),
     ('$15$', F(15)), (r'\boxed{15}', F(15)), ('**15**', F(15)),
     ('\uff11\uff15', F(15)),           # full-width digits mean the same
     ('9' * 60, F(10**60 - 1)),
@@ -126,7 +127,7 @@ def test_numbers_are_read_exactly(source, value):
     '1.2.3', '1,23', '0,123', '12,34,567', '3 4', '1 234', '1e', 'e5', '0x10',
     '1_000', '3+4', '5\u00b2', '3 5/2', '\u0661\u0665', '\u2460', '1\u2460',
     '9' * 61, '1e61', '1e-61', '1e999999999', '1' + '0' * 100000, '3 cm',
-    '3..', 'True', '1/2/3',
+    '3..', 'True', '1/2/3', r'1\,5', '1{,}5', r'15\,', r'1\,2345',
 ])
 def test_m11_not_numbers(source):
   assert text.parse_number(source) is None
@@ -143,6 +144,9 @@ def test_normalise_answer():
   # What plain NFKC would get wrong: 5 squared is not 52.
   assert text.normalise_answer('x\u00b2') == 'x^{2}'
   assert text.normalise_answer('2\u00b9\u2070') == '2^{10}'
+  # Braces that were written stay apart: root of 3, squared, is not root of 32.
+  assert text.normalise_answer('\\sqrt{3}^{2}\u03c0') == '\\sqrt{3}^{2}\u03c0'
+  assert text.normalise_answer('x\u00b2\u2081\u2082\u00b3') == 'x^{2}_{12}^{3}'
   assert text.normalise_answer('\u0410') != 'a'  # Cyrillic A stays itself
   assert text.normalise_answer('X', keep_case=True) == 'X'
 

@@ -207,6 +207,47 @@ def test_m22_0_is_not_unlimited(key):
     training.check(stage, 'rl', python_types.SimpleNamespace(stages=('rl',)))
 
 
+def rows(**columns):
+  """{name: values over updates}; slashes of names as __."""
+  count = len(next(iter(columns.values())))
+  return [{name.replace('__', '/'): jnp.asarray(values[i])
+           for name, values in columns.items()} for i in range(count)]
+
+
+def test_m24_metrics_of_several_updates_by_hand():
+  got = training.combine(rows(
+      loss=[1.0, 2.0, 6.0], kl=[0.1, 0.2, 0.6], ratio__max=[1.0, 3.0, 2.0],
+      ratio__mean=[1.0, 1.1, 1.2], clip_frac__low=[0.0, 0.2, 0.1],
+      sampler__logp_diff_max=[1e-5, 0.3, 0.4], update__skipped=[0, 0, 0],
+      update__skipped_in_a_row=[0, 0, 0], update__skipped_total=[2, 2, 2]))
+  assert got == pytest.approx({
+      'loss': 3.0, 'kl': 0.3, 'ratio/max': 3.0, 'ratio/mean': 1.1,
+      'clip_frac/low': 0.1, 'sampler/logp_diff_max': 1e-5,
+      'update/skipped': 0, 'update/skipped_in_a_row': 0,
+      'update/skipped_total': 2}, rel=1e-6)
+
+
+def test_m8_skipped_updates_are_counted_and_hide_no_others():
+  nan = float('nan')
+  values = dict(
+      loss=[nan, 2.0, nan, 4.0], ratio__max=[9.0, 1.0, nan, 2.0],
+      update__skipped=[1, 0, 1, 0], update__skipped_in_a_row=[3, 0, 1, 0],
+      update__skipped_total=[3, 3, 4, 4])
+  got = training.combine(rows(**values))
+  assert got == {
+      'loss': 3.0, 'ratio/max': 2.0, 'update/skipped': 2,
+      'update/skipped_in_a_row': 3, 'update/skipped_total': 4}
+  # Where none was applied, their own numbers are shown.
+  got = training.combine(rows(**{k: [v[0]] * 2 for k, v in values.items()}))
+  assert np.isnan(got['loss']) and got['update/skipped'] == 2
+
+
+def test_metrics_of_one_update_stay_as_they_are():
+  (only,) = rows(loss=[1.0], ratio__max=[2.0], update__skipped=[1])
+  got = training.combine([only])
+  assert got == only and got is not only
+
+
 def test_knobs_are_traced_arrays():
   traced = training.traced({'a': 1, 'b': 0.5})
   for value in traced.values():

@@ -146,6 +146,24 @@ def test_m3_chunks_of_completions_change_nothing(params, block, base):
   same(base, small.gradient(params, (block,), chunks=4), 2e-6)
 
 
+def test_m3_old_and_reference_in_chunks(params, block):
+  """The same log-probs and hidden states; none of those unless asked for."""
+  run = small.jit(
+      update.log_probs, static_argnames=('policy', 'chunks', 'hidden'))
+  bare = block.replace(old=None, ref=None)
+  logp, states = run(small.policy(), params, bare, 1.0, chunks=2, hidden=True)
+  want, expected = small.logp(
+      small.policy(), params, block.prompts, block.completions, block.mask, 1.0)
+  np.testing.assert_allclose(logp, want, atol=1e-5)
+  assert (np.asarray(logp)[~np.asarray(block.mask)] == 0).all()
+  np.testing.assert_allclose(states, expected, atol=1e-4)
+  for chunks in (1, 2):
+    logp, states = jax.eval_shape(
+        lambda p, b: update.log_probs(
+            small.policy(), p, b, 1.0, chunks=chunks), params, bare)
+    assert logp.shape == block.mask.shape and states is None
+
+
 def test_m3_m9_blocks_of_other_shapes_change_nothing(params, block, base):
   """Rows 0, 1 as they are; rows 2, 3 with P + 9, T + 3, another window of
   patches and a longer prompt whose completions are all masked; in two chunks.
@@ -286,9 +304,27 @@ def test_kl_over_the_vocabulary_is_optimised(params):
   assert np.abs(grads['language']['embed']).max() > 1e-3
 
 
+def test_m3_m9_chunks_of_rows_change_nothing(params):
+  """Groups of one (sft) are cut along the rows: row 0 and 2, row 1 and 3. A
+  mean per chunk would weigh their tokens differently."""
+  rows = tuple(small.row(k, seed=k) for k in (5, 7, 6, 3))
+  alone = small.block(small.prompts(rows, media=False, p=8), 1, 3, seed=4)
+  lengths = np.asarray([3, 1, 2, 0])[:, None, None]  # 5 tokens against 1
+  alone = alone.replace(mask=jnp.arange(3) < lengths)
+  whole, pieces = (
+      small.gradient(params, (alone,), chunks=chunks) for chunks in (1, 2))
+  assert np.abs(whole[0]['language']['embed']).max() > 0.1
+  same(whole, pieces, 2e-6)
+  parts = update.split_rows(alone, 2)
+  np.testing.assert_array_equal(parts.mask[1], alone.mask[1::2])
+  np.testing.assert_array_equal(parts.prompts.uid[1], alone.prompts.uid[1::2])
+
+
 def test_chunks_must_divide_the_group(block):
   with pytest.raises(ValueError, match='4 completions .* 3'):
     update.split(block, 3)
+  with pytest.raises(ValueError, match='4 rows .* 3'):
+    update.split_rows(block, 3)
 
 
 class TestLaw1:

@@ -1,4 +1,4 @@
-"""Encoded prompts to fixed shapes: who fits, which shapes fit, stacking."""
+"""Encoded prompts to fixed shapes: who fits, stacking."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from mmr1 import types
 from mmr1.data import encode
-from mmr1.data import processor as processor_lib
 
 TOWER = 'vision'
 
@@ -25,23 +24,6 @@ def misfit(
     return (f'too many patches: {len(encoded.patches)} with window padding, '
             f'allowed are {patches}')
   return None
-
-
-def fit_shapes(
-    sample: Sequence[encode.Encoded],
-    processor: processor_lib.Processor,
-    *,
-    multiple: int = 32,
-) -> tuple[int, int]:
-  """Smallest (P, S) that hold a sample; P a multiple of `multiple`.
-
-  S counts window padding. Shapes are fixed inside a stage (law 7), so take a
-  sample that stands for the data.
-  """
-  longest = max(len(encoded.tokens) for encoded in sample)
-  patches = max(len(encoded.patches) for encoded in sample)
-  unit = processor.window_patches
-  return -(-longest // multiple) * multiple, -(-patches // unit) * unit
 
 
 def collate(

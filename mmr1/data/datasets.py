@@ -52,9 +52,12 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
   """How prompts are written and what fits.
 
   Raises:
-    ValueError: `patches` is not whole attention windows.
+    ValueError: no room at all, `patches` is not whole attention windows.
   """
   unit = processor.window_patches
+  for key in ('prompt_tokens', 'patches'):
+    if data[key] < 1:
+      raise ValueError(f'data.{key}: got {data[key]}; allowed: at least 1.')
   if data.patches % unit:
     raise ValueError(
         f'data.patches: got {data.patches}; it must be a multiple of {unit} '
@@ -73,11 +76,24 @@ def _form(data: Any, *, completions: bool) -> rows.RowFormat:
       require_answer=not completions, require_completion=completions)
 
 
-def _worlds(
-    config: Any, split: str, size: int) -> list[sources.Source]:
+def check(data: Any) -> None:
+  """Refuses what only a stage would stumble over, hours later."""
+  if not 0 <= data.max_broken_frac <= 1:
+    raise ValueError(f'data.max_broken_frac: got {data.max_broken_frac}; '
+                     'allowed: 0 to 1.')
+  if data.worker_count < 0:
+    raise ValueError(f'data.worker_count: got {data.worker_count}; allowed: 0 '
+                     '(in this process) or more.')
+
+
+def _worlds(config: Any, split: str) -> list[sources.Source]:
   """The procedural worlds of `data.mixture`."""
-  result = []
-  for name in config.data.mixture:
+  data, result = config.data, []
+  size = data.train_size if split == 'train' else data.eval_size
+  if size < 1:
+    raise ValueError(
+        f'data.{split}_size: got {size}; allowed: at least 1.')
+  for name in data.mixture:
     section = config.tasks[name].as_dict()
     fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
     resolve.check_kwargs(fn, section, f'tasks.{name}', ('uid_offset',))
@@ -86,11 +102,17 @@ def _worlds(
   return result
 
 
-def open_split(config: Any, split: str) -> sources.Mixture:
+def open_split(
+    config: Any, split: str, *, order: int = 0) -> sources.Mixture:
   """The mixture of the run's data, split 'train' or 'eval'.
 
   `data.path` (and `data.eval_path`) replace the worlds; without `eval_path`
-  every `data.holdout`-th record of the file is kept for evaluation.
+  one of every `data.holdout` records of the file is kept for evaluation.
+
+  Args:
+    config: the resolved config.
+    split: which.
+    order: see `sources.Mixture`.
   """
   data = config.data
   train, seed = split == 'train', config.seed
@@ -99,9 +121,13 @@ def open_split(config: Any, split: str) -> sources.Mixture:
       raise ValueError(
           f'data.eval_path: got {data.eval_path!r} without data.path; the '
           'procedural worlds have held-out problems of their own.')
-    size = data.train_size if train else data.eval_size
+    if len(data.mixture) != len(data.weights) or not data.mixture or not all(
+        0 < weight < float('inf') for weight in data.weights):
+      raise ValueError(
+          f'data.weights: got {data.weights} for data.mixture={data.mixture}; '
+          'needed is at least one world and one positive number for each.')
     return sources.Mixture(
-        _worlds(config, split, size), data.weights, seed=seed)
+        _worlds(config, split), data.weights, seed=seed, order=order)
   form = _form(data, completions=False)
   if not train and data.eval_path is not None:
     return sources.Mixture(
@@ -110,13 +136,13 @@ def open_split(config: Any, split: str) -> sources.Mixture:
   source = files.open_path(data.path, form=form)
   if data.eval_path is None:
     source = sources.holdout(source, every=data.holdout)[0 if train else 1]
-  return sources.Mixture([source], seed=seed, shuffle=train)
+  return sources.Mixture([source], seed=seed, order=order, shuffle=train)
 
 
-def open_completions(path: str) -> sources.Mixture:
+def open_completions(path: str, seed: int = 0) -> sources.Mixture:
   """A file of examples with completions, as `collect` writes it."""
   form = rows.RowFormat(require_answer=False, require_completion=True)
-  return sources.Mixture([files.open_path(path, form=form)], seed=0)
+  return sources.Mixture([files.open_path(path, form=form)], seed=seed)
 
 
 def open_expert(config: Any, data: str = 'train') -> sources.Mixture:

@@ -102,6 +102,18 @@ def prompt_length(
   return len(_expand(ids, ordered, processor))
 
 
+def prefilled(
+    processor: processor_lib.Processor,
+    *,
+    template: template_lib.Template,
+    prefix: str = '',
+) -> bool:
+  """True if prompts end with an open `<think>` that completions go on from."""
+  ids = _text_ids(
+      records.Example(uid=0, question='?'), processor, template, prefix)
+  return processor.tokenizer.decode(ids).rstrip().endswith('<think>')
+
+
 def encode_completion(
     text: str, processor: processor_lib.Processor) -> np.ndarray:
   """Ids i32[t] of an assistant text, closed by eos exactly once.

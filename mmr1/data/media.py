@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import ExifTags
 from PIL import Image
+from PIL import ImageOps
 from PIL import ImageSequence
 
 from mmr1 import records
@@ -21,6 +23,7 @@ from mmr1 import records
 _MAX_ASPECT = 200
 _DEFAULT_FPS = 2.0
 _ANIMATED = ('.gif', '.webp', '.png', '.apng')
+_SHOWN = 200  # characters of a value in a message
 
 
 class RecordError(ValueError):
@@ -28,18 +31,23 @@ class RecordError(ValueError):
 
 
 def image(value: Any, folder: str, *, load: bool = True) -> Image.Image:
-  """Opens an image.
+  """Opens an image, upright as its EXIF says (as transformers opens files).
+
+  Gray of 16 bits becomes gray of 8, white staying white: a later conversion
+  to RGB would cut it at 255 and leave almost everything white.
 
   Args:
     value: see the module's docstring.
     folder: where relative paths start.
-    load: False reads the header only; the pixels are decoded at first use.
+    load: False reads the header only; the pixels are decoded at first use,
+      or now if EXIF turns them.
 
   Raises:
-    RecordError: missing, corrupt, truncated, empty or absurdly long.
+    RecordError: missing, corrupt, truncated, empty, absurdly long, or of 32
+      bits a channel.
   """
   if isinstance(value, Image.Image):
-    return _checked(value, 'image')
+    return _eight_bits(_checked(value, 'image'))
   if isinstance(value, np.ndarray):
     return _checked(_from_array(value), 'image')
   data, name = _read(value, folder)
@@ -48,26 +56,46 @@ def image(value: Any, folder: str, *, load: bool = True) -> Image.Image:
   except Exception as error:  # PIL plugins raise anything: named, not hidden
     raise RecordError(f'corrupt image: {name}: {_why(error)}') from error
   _checked(picture, name)
-  if not load:
-    return picture
-  return _loaded(picture, name)
+  if load or _turned(picture, name):
+    return _loaded(picture, name)
+  return picture
+
+
+def _turned(picture: Image.Image, name: str) -> bool:
+  """True if EXIF asks for another orientation; decodes no pixels."""
+  if picture.format == 'PNG' and 'exif' not in picture.info:
+    return False  # getexif would read on, through the pixels
+  try:
+    return picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+  except Exception as error:
+    raise RecordError(f'corrupt image: {name}: {_why(error)}') from error
 
 
 def _loaded(picture: Image.Image, name: str) -> Image.Image:
   """The picture with all its pixels; a truncated file is an error."""
   try:
     picture.load()
-    return picture.copy()  # drops the file, keeps palette and transparency
+    # Turned or copied: drops the file, keeps palette and transparency.
+    return _eight_bits(ImageOps.exif_transpose(picture))
   except Exception as error:
     raise RecordError(f'corrupt image: {name}: {_why(error)}') from error
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+  """65535, white in 16 bits, becomes 255."""
+  if not picture.mode.startswith('I;16'):
+    return picture
+  deep = np.asarray(picture).astype(np.uint32)
+  return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
 
 
 def clip(value: Any, folder: str, *, load: bool = True) -> records.Video:
   """Opens a clip: a list of images, `{'frames', 'fps'}`, or an animated file.
 
   Args:
-    value: a list of image values at 2 Hz, a dict with `frames` (a list, or a
-      path to an animated image) and `fps`, or a path to a GIF, WebP or APNG.
+    value: a list of image values at 2 Hz, a dict with `frames` (a list, or an
+      animated image) and `fps`, or an animated image: a path to a GIF, WebP or
+      APNG, its bytes or a `data:` URL.
     folder: where relative paths start.
     load: False reads the headers of frames only.
 
@@ -101,10 +129,11 @@ def clip(value: Any, folder: str, *, load: bool = True) -> records.Video:
 def _animated(value: Any, folder: str) -> tuple[
     tuple[Image.Image, ...], float]:
   """Frames and rate of a GIF, WebP or APNG."""
-  if isinstance(value, str) and not value.lower().endswith(_ANIMATED):
+  if isinstance(value, str) and not value.startswith('data:') and (
+      not value.lower().endswith(_ANIMATED)):
     raise RecordError(
-        f'bad video: {value}: only animated {", ".join(_ANIMATED)} and lists '
-        'of frames are read; extract the frames of other formats first')
+        f'bad video: {_short(value)}: only animated {", ".join(_ANIMATED)} and '
+        'lists of frames are read; extract the frames of other formats first')
   data, name = _read(value, folder)
   try:
     with Image.open(io.BytesIO(data)) as picture:
@@ -139,10 +168,11 @@ def _read(value: Any, folder: str) -> tuple[bytes, str]:
     except (binascii.Error, IndexError) as error:
       raise RecordError(f'corrupt image: data URL: {error}') from error
   if value.startswith(('http://', 'https://')):
-    raise RecordError(f'missing image: {value}: download it first')
-  name = value if '://' in value else str(epath.Path(folder) / value)
+    raise RecordError(f'missing image: {_short(value)}: download it first')
+  path = value if '://' in value else str(epath.Path(folder) / value)
+  name = _short(path)
   try:
-    return epath.Path(name).read_bytes(), name
+    return epath.Path(path).read_bytes(), name
   except FileNotFoundError as error:
     raise RecordError(f'missing image: {name}: no such file') from error
   except Exception as error:  # remote back ends raise anything: named
@@ -161,6 +191,10 @@ def _from_array(value: np.ndarray) -> Image.Image:
 
 
 def _checked(picture: Image.Image, name: str) -> Image.Image:
+  if picture.mode in ('I', 'F'):  # no range of its own: what is white?
+    raise RecordError(
+        f'wrong type: {name}: pixels of 32 bits (mode {picture.mode!r}); '
+        'convert the image to 8 bits first')
   width, height = picture.size
   if min(width, height) < 1:
     raise RecordError(f'bad image size: {name}: {width} x {height}')
@@ -172,4 +206,11 @@ def _checked(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _why(error: Exception) -> str:
-  return f'{type(error).__name__}: {error}'.rstrip(': ')
+  return _short(f'{type(error).__name__}: {error}'.rstrip(': '))
+
+
+def _short(text: str) -> str:
+  """The start of a text: base64 in place of a path must not fill the log."""
+  if len(text) <= _SHOWN:
+    return text
+  return f'{text[:_SHOWN]}... ({len(text)} characters)'

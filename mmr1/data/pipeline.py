@@ -42,12 +42,21 @@ class Shape:
     prompt_length: P; longer prompts are dropped.
     patches: S; prompts with more patches are dropped.
     prefix: start of the assistant's turn.
+    completions: items must have one that can be trained on, else they are
+      Broken.
   """
   processor: processor_lib.Processor
   template: template_lib.Template
   prompt_length: int
   patches: int
   prefix: str = ''
+  completions: bool = False
+
+  @property
+  def prefilled(self) -> bool:
+    """True if prompts end with an open `<think>`."""
+    return encode.prefilled(
+        self.processor, template=self.template, prefix=self.prefix)
 
   def encode(self, item: sources.Item, index: int) -> Pair | records.Broken:
     """Encodes item `index` of a source; what is unusable becomes Broken."""
@@ -58,6 +67,8 @@ class Shape:
     try:
       encoded = encode.encode(
           item, self.processor, template=self.template, prefix=self.prefix)
+      if self.completions:
+        encode.encode_completion(item.completions[0], self.processor)
     except ValueError as error:
       return records.Broken(where=where, reason=f'cannot encode: {error}')
     reason = collate.misfit(
@@ -126,7 +137,6 @@ class Stream:
     self.worker_count = worker_count
     self.worker_buffer = worker_buffer
     self.broken: list[records.Broken] = []
-    self._start = 0
     self._position = 0
     self._known: dict[tuple[int, int], int] = {}  # place -> index in broken
     self._iterator = None
@@ -157,21 +167,15 @@ class Stream:
   def state(self) -> dict[str, Any]:
     """JSON-able state: what was consumed and which records were broken."""
     return {
-        'start': self._start,
         'position': self._position,
         'broken': [[*place, self.broken[i].where, self.broken[i].reason]
                    for place, i in self._known.items()],
     }
 
   def restore(self, state: dict[str, Any]):
-    """Goes on from a saved state. The mixture must be the same.
-
-    A state of `position` and no broken records, without `start`, makes the
-    stream begin there.
-    """
+    """Goes on from a saved state. The mixture must be the same."""
     self.close()
     self._position = int(state['position'])
-    self._start = int(state.get('start', self._position))
     self.broken, self._known = [], {}
     for member, index, where, reason in state['broken']:
       self._known[member, index] = len(self.broken)
@@ -207,8 +211,7 @@ class Stream:
     self.broken.append(broken)
     _LOG.warning('skipped %s: %s', broken.where, broken.reason)
     size = len(self.mixture.sources[place.member])
-    before = self.mixture.counts(self._start)[place.member]
-    seen = min(place.seen + 1 - before, size)
+    seen = min(place.seen + 1, size)
     mine = [i for (m, _), i in self._known.items() if m == place.member]
     allowed = self.max_broken_frac * max(seen, min(size, _AT_LEAST))
     if len(mine) > allowed or len(mine) == seen == size:
@@ -229,31 +232,41 @@ def _refusal(broken, seen, size, member, fraction) -> str:
 
 
 def all_examples(
-    source: sources.Source, shape: Shape, n: int | None = None) -> tuple[
-        list[Pair], list[records.Broken]]:
+    source: sources.Source,
+    shape: Shape,
+    n: int | None = None,
+    *,
+    max_broken_frac: float = 1.0,
+) -> tuple[list[Pair], list[records.Broken]]:
   """The first n usable items of a source, in its order, for evaluation.
 
   Args:
     source: any source.
     shape: how to encode.
-    n: how many; None: all. Fewer come back when the source is shorter.
+    n: how many; None: all. Fewer come back when the source is shorter. None
+      comes twice.
+    max_broken_frac: more broken records, as a fraction of those seen (counted
+      as 100 at least, or all of a smaller source), are refused.
 
   Returns:
     (example, encoded) pairs, and the records that were skipped on the way.
 
   Raises:
-    ValueError: not one record is usable.
+    ValueError: not one record is usable, or too many are not.
   """
-  pairs, broken = [], []
+  pairs, broken, uids, seen = [], [], set(), 0
   for i in range(len(source)):
     if n is not None and len(pairs) == n:
       break
-    item = shape.encode(source[i], i)
+    item, seen = shape.encode(source[i], i), i + 1
     if isinstance(item, records.Broken):
       broken.append(item)
       _LOG.warning('skipped %s: %s', item.where, item.reason)
-    else:
+    elif item[0].uid not in uids:  # weights make a mixture repeat a member
+      uids.add(item[0].uid)
       pairs.append(item)
-  if not pairs:
-    raise ValueError(_refusal(broken, len(broken), len(source), 0, 0.0))
+  allowed = max_broken_frac * max(seen, min(len(source), _AT_LEAST))
+  if not pairs or len(broken) > allowed:
+    raise ValueError(
+        _refusal(broken, seen, len(source), 0, max_broken_frac))
   return pairs, broken

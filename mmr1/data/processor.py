@@ -165,7 +165,7 @@ def _open(folder, path, min_pixels, max_pixels, video_fps, video_max_frames,
       path=path, family=family, tokenizer=tokenizer,
       image_processor=image_processor,
       video=_video_config(
-          folder, image_processor, video_fps, video_max_frames),
+          folder, path, image_processor, video_fps, video_max_frames),
       patch=patch, merge=merge, temporal=vision['temporal_patch_size'],
       window_cells=(
           vision['window_size'] // patch // merge if windows else 1),
@@ -246,19 +246,28 @@ def _image_processor(folder, path, vision, min_pixels, max_pixels):
   return result
 
 
-def _video_config(folder, images, fps, max_frames) -> video.VideoConfig:
+def _video_config(folder, path, images, fps, max_frames) -> video.VideoConfig:
   """Video settings: their own file where there is one, else Qwen's budget."""
   factor = images.patch_size * images.merge_size
   own = epath.Path(folder) / 'video_preprocessor_config.json'
   given = json.loads(own.read_text()) if own.exists() else {}
+  # transformers writes null for what it leaves open.
+  given = {key: x for key, x in given.items() if x is not None}
   size = given.get('size', {})
   low = given.get('min_pixels', size.get('shortest_edge', 128 * factor ** 2))
   high = given.get('max_pixels', size.get('longest_edge', 768 * factor ** 2))
+  rate = given.get('fps', 2.0) if fps is None else fps
+  most = given.get('max_frames', 768) if max_frames is None else max_frames
+  if not rate > 0 or most < images.temporal_patch_size:
+    raise ValueError(
+        f'{path}: video_fps={rate}, video_max_frames={most}: needed is a rate '
+        f'above 0 and at least the {images.temporal_patch_size} frames of one '
+        'patch (temporal_patch_size).')
   return video.VideoConfig(
       patch=images.patch_size, merge=images.merge_size,
       temporal=images.temporal_patch_size, min_pixels=low, max_pixels=high,
-      fps=fps or given.get('fps') or 2.0,
+      fps=rate,
       min_frames=given.get('min_frames', 4),
-      max_frames=max_frames or given.get('max_frames', 768),
+      max_frames=most,
       mean=tuple(given.get('image_mean', images.image_mean)),
       std=tuple(given.get('image_std', images.image_std)))

@@ -110,7 +110,8 @@ def holdout(
   size = len(source)
   if not 2 <= every <= size:
     raise ValueError(
-        f'holdout: every={every} over {size} records; allowed is 2..{size}.')
+        f'data.holdout: every={every} over {size} records; allowed is 2..'
+        f'{size}. Or give a file of its own with data.eval_path.')
   chosen = [
       block * every + int(np.random.default_rng([seed, block]).integers(every))
       for block in range(size // every)]
@@ -157,10 +158,10 @@ class Place:
 class Mixture:
   """An endless, weighted, shuffled stream with random access.
 
-  Item k depends only on (seed, k). Members alternate in exactly the proportion
-  of their weights (off by less than one item each at any k, for two members;
-  no draw is involved); a member's items come once per epoch, in another order
-  each epoch.
+  Item k depends only on (seed, order, k). Members alternate in exactly the
+  proportion of their weights (off by less than one item each at any k, for two
+  members; no draw is involved); a member's items come once per epoch, in
+  another order each epoch.
   """
 
   def __init__(
@@ -169,6 +170,7 @@ class Mixture:
       weights: Sequence[float] | None = None,
       *,
       seed: int,
+      order: int = 0,
       shuffle: bool = True,
   ):
     """Makes the mixture.
@@ -179,6 +181,7 @@ class Mixture:
       weights: positive, any scale; None: by size, so that one pass over the
         mixture is one pass over each member.
       seed: 0 <= seed < 2^32.
+      order: which of the seed's shuffles; each stage has its own.
       shuffle: False keeps each member's own order.
 
     Raises:
@@ -196,6 +199,7 @@ class Mixture:
       raise ValueError(f'Mixture: seed={seed}; allowed is 0..2^32-1.')
     self.sources = tuple(sources)
     self.seed = seed
+    self.order = order
     self.shuffle = shuffle
     exact = [Fraction(repr(float(w))) for w in weights]  # 0.1 is 1/10
     self._shares = [
@@ -215,7 +219,7 @@ class Mixture:
     size = len(self.sources[member])
     epoch, index = divmod(rank, size)
     if self.shuffle:
-      index = _shuffled(index, size, (self.seed, member, epoch))
+      index = _shuffled(index, size, (self.seed, member, epoch, self.order))
     return Place(member=member, index=index, epoch=epoch, seen=rank)
 
   def counts(self, k: int) -> tuple[int, ...]:
@@ -266,11 +270,11 @@ def _check_members(sources: Sequence[Source]):
 
 
 @functools.lru_cache(maxsize=64)
-def _round_keys(key: tuple[int, int, int]) -> tuple[int, ...]:
+def _round_keys(key: tuple[int, ...]) -> tuple[int, ...]:
   return tuple(int(x) for x in np.random.SeedSequence(key).generate_state(6))
 
 
-def _shuffled(index: int, size: int, key: tuple[int, int, int]) -> int:
+def _shuffled(index: int, size: int, key: tuple[int, ...]) -> int:
   """Position `index` of a permutation of 0..size-1 that `key` draws.
 
   A Feistel network over the next power of four, walked until it falls inside:

@@ -12,6 +12,7 @@ before the first gradient and splitting the update changes nothing.
 | seq_mean, live     | seq-mean-token-mean               | -                |
 | seq_mean, all      | -                                 | grpo, sapo       |
 | seq_sum, live      | seq-mean-token-sum                | -                |
+| seq_sum, all       | -                                 | luspo            |
 | constant, live     | seq-mean-token-sum-norm, mid 2026 | -                |
 | constant, all      | -                                 | dr_grpo          |
 | constant, none     | seq-mean-token-sum-norm, Jan 2026 | -                |

@@ -13,6 +13,7 @@ from mmr1.models import weights
 
 # model_type of config.json: (code of the family, its weight table).
 _FAMILIES = {'qwen2_5_vl': (qwen2_5_vl, qwen2_5_vl_weights)}
+_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def _family(model_type: str | None, where: Any):
@@ -54,7 +55,7 @@ def load(
 
   Args:
     path: a Hugging Face folder, local or in a bucket.
-    param_dtype: of the parameters.
+    param_dtype: of the parameters: 'float32', 'bfloat16' or 'float16'.
     compute_dtype: of activations.
     layers: 'unrolled' or 'scan'.
     remat: 'none' or 'layer'.
@@ -66,8 +67,12 @@ def load(
     tensor at a time: put them on devices with their shardings.
 
   Raises:
-    ValueError: an unsupported family, or tensors that do not fit config.json.
+    ValueError: an unsupported family or dtype, or tensors that do not fit
+      config.json.
   """
+  if param_dtype not in _DTYPES:
+    raise ValueError(
+        f'param_dtype={param_dtype!r}: allowed are {_DTYPES}.')
   config = read_config(
       path, compute_dtype=compute_dtype, layers=layers, remat=remat,
       precision=precision, query_chunk=query_chunk)

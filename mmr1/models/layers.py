@@ -43,7 +43,43 @@ def dense(features: int, name: str, *, bias: bool, dtype: Any,
   """A linear layer, kernel [inputs, outputs], initialised N(0, 0.02)."""
   return nn.Dense(
       features, use_bias=bias, dtype=dtype, precision=precision, name=name,
-      kernel_init=nn.initializers.normal(0.02))
+      kernel_init=nn.initializers.normal(0.02), dot_general=_project)
+
+
+def _project(x: Array, kernel: Array, dimensions: Any, precision: Any = None,
+             preferred_element_type: Any = None) -> Array:
+  """`x @ kernel`, in the signature of `jax.lax.dot_general`."""
+  del dimensions, preferred_element_type
+  return _product(x, kernel, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, kernel: Array, precision: Any) -> Array:
+  return jnp.einsum('...i,io->...o', x, kernel, precision=precision)
+
+
+def _product_forward(x, kernel, precision):
+  return _product(x, kernel, precision), (x, kernel)
+
+
+def _product_backward(precision, kept, slope):
+  """The gradient of the kernel transposes the narrower of its two factors.
+
+  It sums over all rows, so one factor is copied transposed; jax always takes
+  `slope`, which for a widening layer is several times larger than `x`.
+  """
+  x, kernel = kept
+  dx = jnp.einsum('...o,io->...i', slope, kernel, precision=precision)
+  rows, slopes = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
+  rows_first = (((0,), (0,)), ((), ()))
+  if x.shape[-1] < slope.shape[-1]:
+    dk = jax.lax.dot_general(rows, slopes, rows_first, precision=precision)
+  else:
+    dk = jax.lax.dot_general(slopes, rows, rows_first, precision=precision).T
+  return dx, dk
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class SwiGLU(nn.Module):
@@ -192,7 +228,6 @@ def _over_keys(reduce: Callable[..., Array], xs: Sequence[Array],
   reduced = [reduce(x, axis=-1, initial=initial) for x in xs]
   return [_swap(x) if source[0].ndim == 4 else x
           for x, source in zip(reduced, sources)]
-
 
 
 def stacked_init(block: nn.Module, count: int,

@@ -283,7 +283,7 @@ class Qwen2_5VL(nn.Module):
 
   def completion_pass(
       self, prefix: types.Prefix, prompt_mask: Array, tokens: Array,
-      positions: Array, mask: Array, *, segment: Array | None = None,
+      positions: Array, mask: Array, segment: Array | None = None,
   ) -> Array:
     """Reads G completions of every prompt.
 

@@ -17,15 +17,15 @@ _VISION_DEFAULTS = {
     'num_heads': 16, 'in_channels': 3, 'patch_size': 14,
     'spatial_merge_size': 2, 'temporal_patch_size': 2, 'window_size': 112,
     'out_hidden_size': 3584, 'fullatt_block_indexes': (7, 15, 23, 31),
-    'tokens_per_second': 4, 'hidden_act': 'silu'}
-_TOP_DEFAULTS = {
-    'image_token_id': 151655, 'video_token_id': 151656,
-    'vision_start_token_id': 151652, 'vision_end_token_id': 151653}
+    'hidden_act': 'silu'}
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """The vision tower. Sizes in patches or pixels as transformers has them."""
+  """The vision tower. Sizes in patches or pixels as transformers has them.
+
+  Token ids and the rate of videos are the processor's.
+  """
   depth: int
   width: int
   mlp_width: int
@@ -37,7 +37,6 @@ class VisionConfig:
   window_cells: int
   full_layers: tuple[int, ...]
   out_width: int
-  tokens_per_second: int | float
 
   @property
   def patch_values(self) -> int:
@@ -70,10 +69,6 @@ class Config:
   sections: tuple[int, ...]
   tied: bool
   max_positions: int
-  image_token: int
-  video_token: int
-  vision_start_token: int
-  vision_end_token: int
   vision: VisionConfig
   hf: str
   compute_dtype: str = 'float32'
@@ -119,7 +114,6 @@ class Config:
       raise ValueError(f"config.json: rotary type {kind!r} is not supported, "
                        "only 'mrope' ('default').")
     _check_text(text)
-    top = {**_TOP_DEFAULTS, **hf}
     result = cls(
         vocab=text['vocab_size'], width=text['hidden_size'],
         mlp_width=text['intermediate_size'], depth=text['num_hidden_layers'],
@@ -128,9 +122,6 @@ class Config:
         theta=float(rope.get('rope_theta', text['rope_theta'])),
         sections=tuple(rope.get('mrope_section', (16, 24, 24))), tied=tied,
         max_positions=text['max_position_embeddings'],
-        image_token=top['image_token_id'], video_token=top['video_token_id'],
-        vision_start_token=top['vision_start_token_id'],
-        vision_end_token=top['vision_end_token_id'],
         vision=_vision_config(hf.get('vision_config')),
         hf=json.dumps(hf, sort_keys=True), **run)
     if 2 * sum(result.sections) != result.head_width:
@@ -181,5 +172,4 @@ def _vision_config(hf: Mapping[str, Any] | None) -> VisionConfig:
       temporal_patch=vision['temporal_patch_size'],
       merge=vision['spatial_merge_size'], window_cells=cells,
       full_layers=tuple(vision['fullatt_block_indexes']),
-      out_width=vision['out_hidden_size'],
-      tokens_per_second=vision['tokens_per_second'])
+      out_width=vision['out_hidden_size'])

@@ -52,6 +52,7 @@ def hard_format_result(
 
 
 hard_format_result.range = (0.0, 1.0)
+hard_format_result.perfect = 1.0
 
 
 def soft_format_result(
@@ -78,3 +79,4 @@ def soft_format_result(
 
 
 soft_format_result.range = (0.0, 1.0)
+soft_format_result.perfect = 1.0

@@ -53,7 +53,7 @@ REPLACEMENTS = (
     (r'\b(is|are|was|were) described as\b', r'\1'),
 )
 REFLECTIVE = ('Wait', 'Hmm', 'Mistake', 'Alternatively', 'Check')
-DROPPED = ('no_reply', 'unparsed', 'wrong_answer', 'inconsistent')
+DROPPED = ('unusable', 'no_reply', 'unparsed', 'wrong_answer', 'inconsistent')
 _NUMBER = r'(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?'
 # '= 7' but not the 3 of '= 3 + 4', '= 3x' or '= 3/4'.
 _EQUATION = re.compile(
@@ -62,7 +62,7 @@ _PLAIN = re.compile(rf'-?{_NUMBER}')
 _CHECKING = re.compile(r'\b(?:check|verif)', re.IGNORECASE)
 # Where a reply without a think block announces its answer.
 _MARK = re.compile(
-    r'(?:<answer>\s*)?\**\b(?:final\s+)?answer\b\**\s*:\**\s*|<answer>',
+    r'(?:<answer>\s*)?(?<!\*)\**\b(?:final\s+)?answer\b\**\s*:\**\s*|<answer>',
     re.IGNORECASE)
 
 
@@ -170,9 +170,7 @@ def _ask(
 
 def plain(example: records.Example) -> str:
   """The question, or the user's turns, without media placeholders."""
-  said = [example.question] + [
-      turn['content'] for turn in example.messages if turn['role'] == 'user']
-  return re.sub(r'<(?:image|video)>', '', '\n'.join(said)).strip()
+  return re.sub(r'<(?:image|video)>', '', example.asked).strip()
 
 
 def keep(
@@ -188,9 +186,9 @@ def keep(
 
   Returns:
     Kept examples with their completion, and counts: 'examples' = kept +
-    'no_reply' + 'unparsed' + 'wrong_answer' + 'inconsistent', and
-    'words/<word>' over the kept chains (the paper's table of reflective
-    words).
+    'unusable' (no answer could match the gold one) + 'no_reply' + 'unparsed' +
+    'wrong_answer' + 'inconsistent', and 'words/<word>' over the kept chains
+    (the paper's table of reflective words).
   """
   counts = dict.fromkeys(
       ('examples', *DROPPED, *(f'words/{w.lower()}' for w in REFLECTIVE)), 0)
@@ -218,6 +216,8 @@ def judge(
     example: records.Example, reply: str | None,
 ) -> tuple[str, str, str]:
   """(one of `DROPPED` or '', chain, answer) of one reasoner's reply."""
+  if answer_lib.unusable(example):
+    return 'unusable', '', ''
   if reply is None or not reply.strip():
     return 'no_reply', '', ''
   thought, final = split(reply)
@@ -252,7 +252,7 @@ def split(reply: str) -> tuple[str, str]:
 def _right(final: str, example: records.Example) -> bool:
   try:
     return bool(answer_lib.match(final, example))
-  except (pool.TimedOut, pool.WorkerDied):
+  except (pool.TimedOut, pool.WorkerDied, pool.RemoteError):
     return False  # an answer that cannot be checked is wrong
 
 

@@ -11,6 +11,7 @@ from mmr1.rewards import number
 from mmr1.rewards import quantity
 
 TYPES = ('number', 'choice', 'math', 'text')
+_LONGEST = 1000  # characters, beside those of the gold answer
 _LETTER = re.compile(r'\(?[A-J]\)?\.?')
 _PROSE = re.compile(
     r'(?<![\\A-Za-z])(?!sqrt|theta|infinity)[A-Za-z]{4,}')
@@ -20,10 +21,10 @@ _SYMBOLS = re.compile(r'[0-9\\=+*/^<>{}\[\]√π∞]')
 def kind(example: records.Example) -> str:
   """How an example's answer is compared: one of `TYPES`.
 
-  `meta['answer_type']` if given. Otherwise 'choice' when meta has 'choices' or
-  the gold answer is one letter A-J; 'math' when it is a number (a unit may
-  follow) or holds a digit or a mathematical symbol and no word of four
-  letters; else 'text'.
+  `meta['answer_type']` if given. Otherwise 'choice' when meta has 'choices'
+  (an empty column is none) or the gold answer is one letter A-J; 'math' when it
+  is a number (a unit may follow) or holds a digit or a mathematical symbol and
+  no word of four letters; else 'text'.
 
   Raises:
     ValueError: an unknown answer type, or no gold answer.
@@ -39,13 +40,28 @@ def kind(example: records.Example) -> str:
     raise ValueError(
         f"{example.source or 'example'} {example.uid} has no gold answer")
   gold = text.unwrap(text.fold(example.answer))
-  if example.meta.get('choices') is not None or _LETTER.fullmatch(gold):
+  if choice.given(example.meta.get('choices')) or _LETTER.fullmatch(gold):
     return 'choice'
   if quantity.parse(gold) is not None:
     return 'math'
   if _SYMBOLS.search(gold) and not _PROSE.search(gold):
     return 'math'
   return 'text'
+
+
+def unusable(example: records.Example) -> str:
+  """Why no answer to the example can be judged, or '' where it can."""
+  try:
+    type_ = kind(example)
+    if example.answer is None:
+      return 'no gold answer'
+    if type_ == 'number':
+      number.within(example.answer, '')
+    elif type_ == 'choice':
+      choice.equal(example.answer, '', example.meta.get('choices'))
+  except ValueError as error:
+    return str(error)
+  return ''
 
 
 def match(
@@ -82,9 +98,10 @@ def match(
     return choice.equal(gold, answer, example.meta.get('choices'))
   if type_ == 'math':
     return math.equal(
-        gold, answer, question=example.question, limit_s=limit_s)
-  return bool(answer.strip()) and (
-      text.normalise_answer(gold) == text.normalise_answer(answer))
+        gold, answer, question=example.asked, limit_s=limit_s)
+  if not answer.strip() or len(answer) > _LONGEST + 4 * len(gold):
+    return False
+  return text.normalise_answer(gold) == text.normalise_answer(answer)
 
 
 def correct(
@@ -111,3 +128,4 @@ def correct(
 
 
 correct.range = (0.0, 1.0)
+correct.perfect = 1.0

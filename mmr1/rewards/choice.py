@@ -16,6 +16,7 @@ _BARE = re.compile(
 _LABELLED = re.compile(
     r'(?:\((?P<round>[a-z])\)\s*[.:]?|(?P<plain>[a-z])\s*[.:)])\s*(?P<rest>.+)',
     re.IGNORECASE | re.DOTALL)
+_LONGEST = 1000  # characters, beside a choice's text, that are looked at
 _WORD = re.compile(r'(?:option|choice)\s+(?=\(?[a-z]\b)', re.IGNORECASE)
 _OTHER = re.compile(r'(?<![^\W_])[A-Z](?![^\W_])')
 
@@ -31,6 +32,8 @@ def labels(choices: Choices) -> dict[str, str]:
       raise ValueError(
           f'choices {choices!r}: expected 1 to 26 texts, or {{letter: text}}')
     choices = dict(zip(string.ascii_uppercase, choices))
+  # Columns of parquet structs hold None for the letters a record lacks.
+  choices = {key: value for key, value in choices.items() if value is not None}
   table = {str(key).strip().upper(): str(value)
            for key, value in choices.items()}
   if not table or not all(key in string.ascii_uppercase and len(key) == 1
@@ -40,18 +43,28 @@ def labels(choices: Choices) -> dict[str, str]:
   return table
 
 
+def given(choices: Choices | None) -> bool:
+  """False where a record's column of choices is empty: an open question."""
+  if isinstance(choices, Mapping):
+    choices = [value for value in choices.values() if value is not None]
+  return choices is not None and len(choices) > 0
+
+
 def pick(answer: str, choices: Choices | None) -> str | None:
   """The one letter an answer stands for, or None.
 
   Read are 'B', 'b', '(B)', '[B]', 'B.', 'B)', 'option B', 'B: text', 'B. text',
   '(B) text' and the text of one choice. A text behind a letter must be that
-  choice's text. Without known choices it may be anything that names no other
-  letter. None for several letters, an unknown letter, and a text that fits
-  no choice or more than one.
+  choice's text. Without known choices (None, or empty) it may be anything that
+  names no other letter. None for several letters, an unknown letter, and a text
+  that fits no choice or more than one.
   """
+  table = labels(choices) if given(choices) else None
+  longest = max(map(len, table.values())) if table else 0
+  if len(answer) > _LONGEST + 4 * longest:
+    return None
   plain = text.unwrap(text.fold(answer))
   plain = _WORD.sub('', plain, count=1) if _WORD.match(plain) else plain
-  table = None if choices is None else labels(choices)
   found = _BARE.fullmatch(plain)
   if found:
     letter = (found['round'] or found['square'] or found['plain']).upper()
@@ -59,7 +72,8 @@ def pick(answer: str, choices: Choices | None) -> str | None:
       return letter
   # A choice's own text goes first: it may itself look like 'A. Smith'.
   if table is not None:
-    fits = [key for key, value in table.items() if _same(value, plain)]
+    fits = _written(table, plain) or [
+        key for key, value in table.items() if _same(value, plain)]
     if fits:
       return fits[0] if len(fits) == 1 else None
   found = _LABELLED.fullmatch(plain)
@@ -72,6 +86,13 @@ def pick(answer: str, choices: Choices | None) -> str | None:
   if letter in table and _same(table[letter], found['rest']):
     return letter
   return None
+
+
+def _written(table: Mapping[str, str], answer: str) -> list[str]:
+  """Letters of the choices that read like the answer: 7 is not '7 cm' too."""
+  said = text.normalise_answer(answer)
+  return [key for key, value in table.items()
+          if text.normalise_answer(value) == said]
 
 
 def _same(choice: str, answer: str) -> bool:
@@ -93,8 +114,8 @@ def equal(gold: str, answer: str, choices: Choices | None) -> bool:
   if expected is None:
     raise ValueError(
         f'gold answer {gold[:80]!r} is no letter'
-        + (" and the example's meta has no 'choices'" if choices is None else
-           f' or text of one of the choices {labels(choices)}'))
+        + (f' or text of one of the choices {labels(choices)}'
+           if given(choices) else " and the example's meta has no 'choices'"))
   return pick(answer, choices) == expected
 
 
@@ -124,3 +145,4 @@ def letter(
 
 
 letter.range = (0.0, 1.0)
+letter.perfect = 1.0

@@ -6,6 +6,33 @@ from typing import Any
 import numpy as np
 
 
+def separate(
+    columns: np.ndarray,
+    names: Sequence[str],
+    knobs: Mapping[str, float],
+    state: Any,
+    *,
+    weights: Mapping[str, float],
+) -> tuple[np.ndarray, Any]:
+  """The columns of non-zero weight as they are, K' of them.
+
+  For advantages that normalise each reward by itself and are summed, or weigh
+  them afterwards (`normalize_then_sum`, GDPO). Other weights than 0 and 1 would
+  be lost there, so they are refused.
+
+  Args, Returns, Raises: as `weighted_sum`, with f64[N, G, K'].
+  """
+  del knobs
+  _check(columns, names, weights)
+  odd = {name: w for name, w in weights.items() if w not in (0, 1)}
+  if odd or not any(weights.values()):
+    raise ValueError(
+        f'separate: got weights {dict(weights)}; allowed are 0 (logged only) '
+        'and 1, one of them at least. Weights of normalised rewards belong to '
+        'advantage.kwargs.weights.')
+  return columns[..., [weights[name] == 1 for name in names]], state
+
+
 def weighted_sum(
     columns: np.ndarray,
     names: Sequence[str],
@@ -33,6 +60,14 @@ def weighted_sum(
     ValueError: names and weights differ, or shapes do not fit.
   """
   del knobs
+  _check(columns, names, weights)
+  weight = np.asarray([weights[name] for name in names], np.float64)
+  present = ~np.isnan(columns) & (weight != 0)
+  total = np.where(present, columns * weight, 0.0).sum(-1, keepdims=True)
+  return np.where(present.any(-1, keepdims=True), total, np.nan), state
+
+
+def _check(columns, names, weights):
   if columns.ndim != 3 or columns.shape[-1] != len(names):
     raise ValueError(
         f'columns have shape {columns.shape}; expected [N, G, {len(names)}] '
@@ -40,9 +75,5 @@ def weighted_sum(
   if set(weights) != set(names):
     raise ValueError(
         f'weights are for {sorted(weights)}, the columns are {sorted(names)}')
-  weight = np.asarray([weights[name] for name in names], np.float64)
-  if not np.isfinite(weight).all():
+  if not np.isfinite(list(weights.values())).all():
     raise ValueError(f'weights must be finite, got {dict(weights)}')
-  present = ~np.isnan(columns) & (weight != 0)
-  total = np.where(present, columns * weight, 0.0).sum(-1, keepdims=True)
-  return np.where(present.any(-1, keepdims=True), total, np.nan), state

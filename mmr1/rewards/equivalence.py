@@ -51,8 +51,8 @@ def _parse(expression: str):
 def equal(gold: str, answer: str) -> bool:
   """True when both are the same mathematical object.
 
-  Decimals may stand for irrational numbers (relative error at most 1e-6).
-  False when one of the two cannot be read.
+  Decimals may stand for irrational numbers where both agree to six decimals and
+  the relative error is at most 1e-6. False when one of the two cannot be read.
   """
   _bound_process()
   ours, theirs = _parse(gold), _parse(answer)
@@ -68,6 +68,8 @@ def _near(gold, answer) -> bool:
   for value in (gold, answer):
     if not isinstance(value, sympy.Expr) or value.free_symbols:
       return True
+  if gold.is_infinite or answer.is_infinite:
+    return gold == answer  # infinity minus itself is not a number
   difference = abs(sympy.N(gold - answer, 30))
   scale = abs(sympy.N(gold, 30))
   return bool(difference <= scale * sympy.Rational(1, 10**6))

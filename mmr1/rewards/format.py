@@ -27,3 +27,4 @@ def think_answer(
 
 
 think_answer.range = (0.0, 1.0)
+think_answer.perfect = 1.0

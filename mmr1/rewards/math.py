@@ -1,9 +1,9 @@
 r"""Mathematical answers: exact where that decides, else math-verify.
 
 `decide` settles most answers in the calling process: equal texts, and every
-gold answer that is a plain number, which only a plain number of the same exact
-value satisfies (so that '3+4' is no answer to 'what is 3+4', and '1.5' none to
-15). The rest goes to math-verify in a killable process, behind guards against
+gold answer that is a plain number, which only a number of the same exact value
+satisfies (so that '3+4' is no answer to 'what is 3+4', and '1.5' none to 15).
+The rest goes to math-verify in a killable process, behind guards against
 answers that would fool it (tried: it takes '\sqrt{3} = \sqrt{2}' for \sqrt{2},
 'BA' for 'AB', and the set {1, 2} for the point (1, 2)).
 """
@@ -18,12 +18,12 @@ from mmr1.rewards import quantity
 
 LIMIT_S = 5.0
 _LONGEST = 1000  # characters of an answer that is still looked at
-_ASSIGNED = re.compile(
-    r'(?:\\angle\s*|\\triangle\s*|∠\s*)?'
-    r"(?:[A-Za-z]{1,4}'?|\\[a-z]+)(?:_\{?[A-Za-z0-9]{1,3}\}?)?"
-    r'(?:\([a-z]\))?\s*=(?!=)\s*')
 _EQUALS = re.compile(r'(?<![<>!\\])=')
 _WORD = re.compile(r'[^\W\d_]{2,}(?:[ -][^\W\d_]+)*')
+# Standard form, which is read with the algebra: 1.2 \times 10^3.
+_SCIENTIFIC = re.compile(
+    r'[+-]?[0-9](?:\.[0-9]+)?\s*(?:\\times|\\cdot|×|·)\s*10\s*\^\s*'
+    r'\{?\s*[+-]?[0-9]{1,2}\s*\}?')
 # A clock time, a date, a score: math-verify would divide or subtract them.
 _CODE = re.compile(r'[0-9]+(?:\s*[:/-]\s*[0-9]+)+')
 
@@ -47,7 +47,9 @@ def decide(gold: str, answer: str) -> bool | None:
     return True
   expected = quantity.parse(ours)
   if expected is not None:
-    got = quantity.parse(theirs)
+    got = quantity.named(answer)
+    if got is None and _SCIENTIFIC.fullmatch(theirs):
+      return None
     return got is not None and quantity.equal(expected, got)
   if _CODE.fullmatch(ours):
     return re.sub(r'\s', '', ours) == re.sub(r'\s', '', theirs)
@@ -60,10 +62,10 @@ def _forms(gold: str, answer: str) -> tuple[str, str]:
   """Both normalised; a name in front ('x =') goes where only one has it."""
   ours = text.normalise_answer(gold, keep_case=True)
   theirs = text.normalise_answer(answer, keep_case=True)
-  if _ASSIGNED.match(theirs) and not _EQUALS.search(ours):
-    theirs = _ASSIGNED.sub('', theirs, count=1)
-  elif _ASSIGNED.match(ours) and not _EQUALS.search(theirs):
-    ours = _ASSIGNED.sub('', ours, count=1)
+  if quantity.NAME.match(theirs) and not _EQUALS.search(ours):
+    theirs = quantity.NAME.sub('', theirs, count=1)
+  elif quantity.NAME.match(ours) and not _EQUALS.search(theirs):
+    ours = quantity.NAME.sub('', ours, count=1)
   return ours, theirs
 
 
@@ -166,8 +168,9 @@ def verify(
   answer = text.extract_answer(
       sample.text, strict=strict, prefilled=prefilled)
   return float(answer is not None and equal(
-      sample.example.answer, answer, question=sample.example.question,
+      sample.example.answer, answer, question=sample.example.asked,
       limit_s=limit_s))
 
 
 verify.range = (0.0, 1.0)
+verify.perfect = 1.0

@@ -26,14 +26,15 @@ def within(
     raise ValueError(
         f'tolerances relative={relative}, absolute={absolute}: both must be '
         'finite and at least 0')
-  got = quantity.parse(answer)
-  if got is None or not quantity.same_unit(expected, got):
+  got = quantity.named(answer)
+  if got is None:
     return False
   # str() first: 0.1 means one tenth and not its binary neighbour.
   allowed = max(
       fractions.Fraction(str(relative)) * abs(expected.value),
       fractions.Fraction(str(absolute)))
-  return abs(got.value - expected.value) <= allowed
+  return any(abs(value - expected.value) <= allowed
+             for value in quantity.values(expected, got))
 
 
 def close(
@@ -66,3 +67,4 @@ def close(
 
 
 close.range = (0.0, 1.0)
+close.perfect = 1.0

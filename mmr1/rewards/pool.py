@@ -63,7 +63,7 @@ class _Worker:
       raise TimedOut(f'{self.target} ran past its limit of {limit_s:g} s')
     try:
       status, value = self._pipe.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # OSError: it ended in the middle of a reply
       self._process.wait()
       raise WorkerDied(
           f'the worker of {self.target} ended with code '

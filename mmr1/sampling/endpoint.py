@@ -5,13 +5,15 @@ endpoint that answers nothing raises.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
-from concurrent import futures
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import hashlib
 import http.client
 import io
 import json
 import os
+import queue
+import threading
 import time
 from typing import Any
 import urllib.error
@@ -27,6 +29,7 @@ _ATTEMPTS = 4
 _BACKOFF_S = 1.0  # before the second attempt; doubles
 _IN_A_ROW = 20  # so many failures, one after the other, end the run
 _NOTE_S = 30.0
+_POLL_S = 0.5  # how soon a request to stop is seen
 _PNG_MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')
 
 
@@ -87,14 +90,12 @@ class Endpoint:
     total = len(wanted)
     done, errors, in_a_row = total - len(todo), [], 0
     noted = time.monotonic()
-    executor = futures.ThreadPoolExecutor(self._workers)
-    try:
-      running = [executor.submit(self._one, *item) for item in todo.items()]
-      for future in futures.as_completed(running):
-        error = future.result()
-        done += 1
-        in_a_row = in_a_row + 1 if error else 0
-        errors += [error] if error else []
+    with contextlib.closing(self._answers(todo)) as answers:
+      for error in answers:
+        if error is not None:
+          done += 1
+          in_a_row = in_a_row + 1 if error else 0
+          errors += [error] if error else []
         if in_a_row >= max(_IN_A_ROW, 2 * self._workers):
           raise ValueError(
               self._refusal(f'{in_a_row} requests in a row', errors))
@@ -106,14 +107,50 @@ class Endpoint:
         # Other hosts wait at the barrier and cannot agree on a stop.
         if self._ctx.interrupt.requested and jax.process_count() == 1:
           self._ctx.stop()
-    finally:
-      executor.shutdown(cancel_futures=True)
     if errors and len(errors) == total:
       raise ValueError(self._refusal(f'all {total} requests', errors))
     if errors:
       self._ctx.logger.warn(
           f'{self._model}: {len(errors)} of {total} requests gave no reply; '
           f'the first: {errors[0]}')
+
+  def _answers(self, todo: Mapping[Any, Any]) -> Iterator[str | None]:
+    """'' or what went wrong for each as it is answered; None while waiting.
+
+    Daemon threads: one that waits for a slow server must keep neither a
+    preempted run nor the exit of the process (M16).
+    """
+    waiting, results = queue.SimpleQueue(), queue.SimpleQueue()
+    for item in todo.items():
+      waiting.put(item)
+
+    def work():
+      while True:
+        try:
+          results.put(self._one(*waiting.get_nowait()))
+        except queue.Empty:
+          return
+        except Exception as error:  # raised by whoever reads the results
+          results.put(error)
+
+    for _ in range(min(self._workers, len(todo))):
+      threading.Thread(target=work, name='endpoint', daemon=True).start()
+    left = len(todo)
+    try:
+      while left:
+        try:
+          result = results.get(timeout=_POLL_S)
+        except queue.Empty:
+          yield None
+          continue
+        if isinstance(result, Exception):
+          raise result
+        left -= 1
+        yield result
+    finally:  # nothing more is asked
+      with contextlib.suppress(queue.Empty):
+        while True:
+          waiting.get_nowait()
 
   def _refusal(self, what: str, errors: Sequence[str]) -> str:
     given = 'is set' if os.environ.get(KEY) else 'is not set'
@@ -123,15 +160,15 @@ class Endpoint:
         f'variable {KEY} where the server wants a key (it {given}). Replies '
         'that came are kept: the same command goes on from them.')
 
-  def _one(self, file: Any, request: Any) -> str | None:
-    """Asks and keeps the reply; returns what went wrong, or None."""
+  def _one(self, file: Any, request: Any) -> str:
+    """Asks and keeps the reply; returns what went wrong, or ''."""
     try:
       reply = self._ask(self._body(request))
     except Failed as error:
       return str(error)
     workdir_lib.write_whole(file, json.dumps({
         'model': self._model, 'prompt': request.prompt, 'reply': reply}))
-    return None
+    return ''
 
   def _ask(self, body: bytes) -> str:
     """The reply; retries what may pass: 429, 5xx, time-outs, lost lines."""

@@ -24,14 +24,19 @@ def step_key(
 def row_keys(key: Array, uid: Array, group: int) -> Array:
   """Keys [N, G] of the samples of each prompt.
 
+  A prompt that is there again, as where a small file starts over inside a
+  step, goes on counting samples: its groups are not copies of each other.
+
   Args:
     key: from `step_key`.
     uid: i32[N], uids of the prompts.
     group: samples per prompt, G.
   """
   prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, uid)
+  before = jnp.sum(jnp.tril(uid[:, None] == uid, -1), 1, dtype=jnp.int32)
+  sample = before[:, None] * group + jnp.arange(group, dtype=jnp.int32)
   fold = jax.vmap(jax.random.fold_in, (None, 0))
-  return jax.vmap(fold, (0, None))(prompt, jnp.arange(group))
+  return jax.vmap(fold)(prompt, sample)
 
 
 def gumbel(keys: Array, position: Array, size: int) -> Array:

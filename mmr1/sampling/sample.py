@@ -4,6 +4,7 @@ Temperature, top-k, top-p and the length are traced values; only N, G and the
 array length T shape the program.
 """
 
+import math
 from typing import Any
 
 import flax.struct
@@ -39,10 +40,10 @@ def knobs(
     max_new_tokens: int,
 ) -> Knobs:
   """Checked knobs. Errors name the value; 0 tokens is not 'unlimited'."""
-  if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
+  if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or top_k < 0:
     raise ValueError(
         f'sampling: got temperature={temperature}, top_p={top_p}, '
-        f'top_k={top_k}; allowed are temperature >= 0 (0 is greedy), '
+        f'top_k={top_k}; allowed are finite temperature >= 0 (0 is greedy), '
         '0 < top_p <= 1 (1 keeps all), top_k >= 0 (0 keeps all).')
   if max_new_tokens < 1:
     raise ValueError(
@@ -79,12 +80,24 @@ def _draw(
   truncated = truncation.truncate(logits, knobs.top_k, knobs.top_p)
   noise = keys_lib.gumbel(keys, t, logits.shape[-1])
   noise = jnp.where(knobs.temperature > 0, noise, 0.0)
-  token = jnp.argmax(truncated + noise, axis=-1).astype(jnp.int32)
+  token = _argmax(truncated + noise)
 
   def logp_of(x):
     chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(x, axis=-1)
   return token, logp_of(logits), logp_of(truncated)
+
+
+def _argmax(x: Array) -> Array:
+  """i32[...], first index of the largest of x [..., V]; a valid id for nan.
+
+  Two plain reductions: XLA's CPU backend runs `jnp.argmax`, one reduction over
+  pairs, several times slower.
+  """
+  last = x.shape[-1] - 1
+  top = jnp.max(x, axis=-1, keepdims=True)
+  index = jnp.where(x == top, jnp.arange(last + 1, dtype=jnp.int32), last)
+  return jnp.min(index, axis=-1)
 
 
 def _record(
@@ -129,16 +142,18 @@ def sample(
     length: T, the array length (a bound on `knobs.max_new_tokens`).
 
   Returns:
-    A Rollout; rows that ran into the cap have done = False and no eos.
+    A Rollout; rows that ran into the cap have done = False and no eos. Rows
+    without a prompt (padding) sample nothing and keep no one waiting.
   """
   prefix = policy.prompt_pass(params, prompts)
   n = prompts.tokens.shape[0]
   keys = keys_lib.row_keys(key, prompts.uid, group)
   temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
   shape = (n, group, length)
+  real = jnp.any(prompts.mask, axis=1)
   state = State(
       t=jnp.int32(0),
-      live=jnp.ones((n, group), bool),
+      live=jnp.broadcast_to(real[:, None], (n, group)),
       tokens=jnp.full(shape, policy.pad_id, jnp.int32),
       kind=jnp.zeros(shape, jnp.int8),
       logp=jnp.zeros(shape, jnp.float32),
@@ -170,8 +185,8 @@ def sample(
       completions=types.Completions(
           tokens=state.tokens, kind=state.kind,
           positions=text_positions(prompts.next_position, shape)),
-      logp=state.logp, behaviour=state.behaviour, done=~state.live,
-      version=version)
+      logp=state.logp, behaviour=state.behaviour,
+      done=real[:, None] & ~state.live, version=version)
 
 
 def text_positions(next_position: Array, shape: tuple[int, ...]) -> Array:

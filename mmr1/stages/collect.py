@@ -77,6 +77,7 @@ def run(
   ctx.logger.samples(stage, 0, [
       {'prompt': e.question, 'images': list(e.images), 'answer': e.answer,
        'completion': e.completions[0]} for e in made[:16]])
+  ctx.logger.flush()  # before DONE: a marker promises the rows
   ctx.checkpoints.finish(stage, {'counts': counts, 'kept': len(made)})
 
 
@@ -125,7 +126,8 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
         'images': [f'images/{name}' for name in names], **asked,
         'answer': example.answer, 'completion': example.completions[0],
         'uid': example.uid, 'source': example.source,
-        **{key: example.meta[key] for key in ('answer_type', 'choices')
+        **{key: records.thawed(example.meta[key])
+           for key in ('answer_type', 'choices')
            if key in example.meta}}) + '\n')
   workdir_lib.write_whole(folder / 'train.jsonl', ''.join(lines))
 

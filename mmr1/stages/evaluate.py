@@ -5,11 +5,11 @@ that two of them differ by the parameters alone. Each leaves a card and one
 record per sample in `eval/` (M19).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +59,14 @@ def _sampling(section: Any) -> sample.Knobs:
       top_p=section.top_p, max_new_tokens=section.max_new_tokens)
 
 
+class Grade(NamedTuple):
+  """One answer: what was extracted, whether it is right, and why it could not
+  be checked ('' where it could; otherwise it counts as wrong)."""
+  extracted: str | None
+  right: bool
+  error: str = ''
+
+
 class Evaluation:
   """Held-out problems, opened once and used by every evaluation of a run."""
 
@@ -78,16 +86,39 @@ class Evaluation:
   ) -> dict[str, float]:
     """Metrics of these parameters, and the card and records on disk."""
     if not self._pairs:
-      self._pairs, self._broken = pipeline.all_examples(
-          datasets.open_split(self._ctx.config, 'eval'), self._ctx.shape(),
-          self._section.examples)
+      self._open()
     greedy = self._samples(params, _GREEDY)
     sampled = self._samples(params, _SAMPLED)
     graded = [[self._grade(s) for s in part] for part in (greedy, sampled)]
+    errors = [grade.error for part in graded for grade in part if grade.error]
+    if errors:
+      self._ctx.logger.warn(
+          f'evaluation of {stage}: {len(errors)} answers could not be checked '
+          f'and count as wrong; the first: {errors[0]}')
     metrics = summary(graded[0], greedy, '')
     metrics |= summary(graded[1], sampled, '_sampled')
     self._write(stage, step, metrics, (greedy, sampled), graded)
     return metrics
+
+  def _open(self) -> None:
+    """Reads the problems; those no answer could match are broken too (M26)."""
+    self._prefilled = self._ctx.shape().prefilled
+    pairs, self._broken = pipeline.all_examples(
+        datasets.open_split(self._ctx.config, 'eval'), self._ctx.shape(),
+        self._section.examples,
+        max_broken_frac=self._ctx.config.data.max_broken_frac)
+    for pair in pairs:
+      reason = answer.unusable(pair[0])
+      if reason:
+        where = pair[0].source or f'uid {pair[0].uid}'
+        self._broken.append(records.Broken(where, f'bad answer: {reason}'))
+        self._ctx.logger.warn(f'skipped {where}: bad answer: {reason}')
+      else:
+        self._pairs.append(pair)
+    if not self._pairs:
+      raise ValueError(
+          f'evaluation: none of {len(pairs)} problems has an answer to compare '
+          f'with; the first: {self._broken[-1].reason}')
 
   def _samples(self, params: Any, view: int) -> list[records.Sample]:
     section, ctx = self._section, self._ctx
@@ -107,24 +138,25 @@ class Evaluation:
           read.to_host(rollout), [e for e, _ in part], ctx.processor)
     return result
 
-  def _grade(self, s: records.Sample) -> tuple[str | None, bool]:
-    """The extracted answer and whether it is right."""
+  def _grade(self, s: records.Sample) -> Grade:
     extracted = text.extract_answer(
-        s.text, strict=self._section.parser == 'strict')
+        s.text, strict=self._section.parser == 'strict',
+        prefilled=self._prefilled)
     try:
-      return extracted, bool(answer.match(extracted, s.example))
-    except (pool.TimedOut, pool.WorkerDied):
-      return extracted, False  # an answer that cannot be checked is wrong
+      return Grade(extracted, bool(answer.match(extracted, s.example)))
+    except (pool.TimedOut, pool.WorkerDied, pool.RemoteError) as error:
+      return Grade(extracted, False, str(error))
 
   def _write(self, stage, step, metrics, parts, graded) -> None:
     section, ctx = self._section, self._ctx
     samples = parts[_GREEDY]
-    uids = json.dumps([s.uid for s in samples]).encode()
-    asked = b''.join(s.example.question.encode() for s in samples)
+    asked = hashlib.sha256(json.dumps([s.uid for s in samples]).encode())
+    for _, encoded in self._pairs:  # instruction and chat template included
+      asked.update(encoded.tokens.tobytes())
     card = {
         'stage': stage, 'step': step, 'n': len(samples),
-        'broken': len(self._broken),
-        'prompt_hash': hashlib.sha256(uids + asked).hexdigest()[:16],
+        'broken': len(self._broken), 'subset': self._subset(),
+        'prompt_hash': asked.hexdigest()[:16],
         'parser': f'mmr1.text.extract_answer {section.parser}, version '
                   f'{text.PARSER_VERSION}',
         'matcher': 'mmr1.rewards.answer.match', 'judge': None,
@@ -132,8 +164,9 @@ class Evaluation:
         'sampling': section.as_dict(), 'interval': 'Wilson, 95%',
         'metrics': metrics}
     rows = [{'uid': s.uid, 'source': s.example.source, 'decoding': name,
-             'text': s.text, 'extracted': grade[0], 'gold': s.example.answer,
-             'correct': grade[1], 'length': s.length,
+             'text': s.text, 'extracted': grade.extracted,
+             'gold': s.example.answer, 'correct': grade.right,
+             'error': grade.error, 'length': s.length,
              'truncated': s.truncated}
             for name, part, grades in zip(('greedy', 'sampled'), parts, graded)
             for s, grade in zip(part, grades)]
@@ -145,6 +178,17 @@ class Evaluation:
         ''.join(json.dumps(row) + '\n' for row in rows))
 
 
+  def _subset(self) -> dict[str, Any]:
+    """Which problems: the first usable ones of what."""
+    data = self._ctx.config.data
+    if data.path is None:
+      return {'split': 'eval', 'mixture': list(data.mixture),
+              'weights': list(data.weights), 'seed': self._ctx.config.seed}
+    if data.eval_path is not None:
+      return {'file': data.eval_path}
+    return {'file': data.path, 'one of every': data.holdout}
+
+
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
   """95% interval of a proportion (Wilson 1927, eq. for the score interval).
 
@@ -153,16 +197,16 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
   p, z2 = correct / n, z * z
   centre = (p + z2 / (2 * n)) / (1 + z2 / n)
   half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-  return centre - half, centre + half
+  return max(0.0, centre - half), min(1.0, centre + half)  # of rounding
 
 
 def summary(
-    grades: list[tuple[str | None, bool]],
-    samples: list[records.Sample],
+    grades: Sequence[Grade],
+    samples: Sequence[records.Sample],
     suffix: str,
 ) -> dict[str, float]:
   """Metrics of one way of decoding; `suffix` is '' (greedy) or '_sampled'."""
-  n, correct = len(grades), sum(right for _, right in grades)
+  n, correct = len(grades), sum(grade.right for grade in grades)
   low, high = wilson(correct, n)
   return {
       f'eval/accuracy{suffix}': correct / n,
@@ -173,7 +217,9 @@ def summary(
       f'eval/truncated_frac{suffix}': float(
           np.mean([s.truncated for s in samples])),
       f'eval/unparsed_frac{suffix}': float(
-          np.mean([extracted is None for extracted, _ in grades])),
+          np.mean([grade.extracted is None for grade in grades])),
+      f'eval/unchecked_frac{suffix}': float(
+          np.mean([bool(grade.error) for grade in grades])),
       'eval/n': n,
   }
 
@@ -192,4 +238,5 @@ def run(ctx: context.Context, stage: str, section: Any, plan: Any) -> None:
   result = Evaluation(ctx, section)(ctx.params(section.init), stage, 0)
   ctx.logger.truncate(stage, -1)
   ctx.logger.write(stage, 0, result)
+  ctx.logger.flush()  # before DONE: a marker promises the row
   ctx.checkpoints.finish(stage, {'eval': result})

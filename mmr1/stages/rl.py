@@ -19,7 +19,6 @@ from mmr1 import context
 from mmr1.data import collate
 from mmr1.data import datasets
 from mmr1.data import pipeline
-from mmr1 import forward
 from mmr1 import loop
 from mmr1 import objective as objective_lib
 from mmr1 import records
@@ -31,6 +30,7 @@ from mmr1.sampling import read as read_lib
 from mmr1.sampling import sample as sample_lib
 from mmr1 import training
 from mmr1 import types
+from mmr1 import update as update_lib
 
 setup = rl_setup.setup
 
@@ -73,12 +73,11 @@ class Trainer:
     self._section, self._plan = section, plan
     self._shape = ctx.shape()
     self._stream = pipeline.Stream(
-        datasets.open_split(ctx.config, 'train'), self._shape,
+        # Stages do not see the same prompts first: each has its own order.
+        datasets.open_split(ctx.config, 'train', order=ctx.index(stage)),
+        self._shape,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
-    # Stages do not see the same prompts first: each starts its own pass.
-    self._stream.restore({
-        'position': ctx.index(stage) * 1_000_003, 'broken': []})
     self._updates = section.epochs_per_step * section.minibatches_per_step
     self.start = training.start(
         ctx, stage, section, section.steps * self._updates)
@@ -98,7 +97,7 @@ class Trainer:
 
   def state(self) -> dict[str, Any]:
     return {'stream': self._stream.state(), 'host': self._host_state,
-            'last_metrics': _finite(self._last_metrics)}
+            'last_metrics': _numbers(self._last_metrics)}
 
   def restore(self, state: Mapping[str, Any]) -> None:
     self._stream.restore(state['stream'])
@@ -141,6 +140,12 @@ class Trainer:
     samples = read_lib.read(
         host, [example for example, _ in pairs], self._ctx.processor)
     scored = plan.scorer.score(samples, n, g, plan.objective.knobs)
+    if scored.failures:
+      first = scored.failures[0]
+      self._ctx.logger.warn(
+          f'{self._stage} step {k + 1}: {len(scored.failures)} reward calls '
+          f'failed; the first, of {first.name!r} ({first.kind}): '
+          f'{first.message}')
     rewards, self._host_state['combine'] = plan.combine(
         scored.columns, scored.names, plan.objective.knobs,
         self._host_state['combine'])
@@ -150,9 +155,15 @@ class Trainer:
              for i, name in enumerate(scored.names)}
     rng = np.random.default_rng(
         [self._ctx.config.seed, self._ctx.index(self._stage), k])
-    keep, counts, _, self._host_state['select'] = plan.select(
+    keep, counts, more, self._host_state['select'] = plan.select(
         named, advantage, {'truncated': ~host.done},
         self._host_state['select'], rng)
+    if keep.dtype != bool or keep.shape != (n, g):
+      raise ValueError(
+          f'{self._stage}.select: {section.select.fn!r} gave keep '
+          f'{keep.dtype}{list(keep.shape)}; needed is bool[{n}, {g}].')
+    if more:  # a step is one rollout: the wish is counted, not granted
+      counts = {**counts, 'select/short': 1}
     # A sample without any reward has nothing to say.
     keep = keep & ~np.isnan(rewards).all(-1)
     return Judged(samples, scored, rewards, advantage, keep, counts)
@@ -162,7 +173,7 @@ class Trainer:
     knobs = dict(self._plan.objective.knobs)
     named = {name: judged.scored.columns[..., i]
              for i, name in enumerate(judged.scored.names)}
-    last = _finite(self._last_metrics) if self._plan.hooks else {}
+    last = _numbers(self._last_metrics) if self._plan.hooks else {}
     for name, hook in self._plan.hooks.items():
       state = self._host_state['hooks'].get(name, {})
       knobs, self._host_state['hooks'][name] = hook(
@@ -172,38 +183,43 @@ class Trainer:
 
   def _assemble(
       self, rollout, host, judged, knobs, state) -> types.Block:
-    """The block of this step; old and reference log-probs where needed."""
+    """The block of this step; old and reference log-probs where needed.
+
+    With old='sampler' the ratio pi / pi_sampler is itself the importance
+    correction between sampler and trainer. All log-probs are those before
+    truncation (law 5): no `old` corrects for what top-k and top-p cut off.
+    """
     mask, advantage = sharding.spread(
         (host.sampled & judged.keep[..., None], judged.advantage))
     extra = {'sampler_logp': rollout.logp}
     block = types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
         advantage=advantage, extra=extra)
+    score = functools.partial(
+        _log_probs, self._ctx.policy, temperature=knobs['temperature'],
+        chunks=self._section.chunks_per_minibatch)
+    old, ref, ref_hidden = None, None, None
     if self._section.old == 'sampler':
-      block = block.replace(old=rollout.logp)
+      old = rollout.logp
     elif self._section.old == 'recompute':
-      old, _ = _logp(self._ctx.policy, state.params['policy'], block,
-                     knobs['temperature'])
-      block = block.replace(old=old)
+      old, _ = score(state.params['policy'], block, hidden=False)
     if self._reference is not None:
-      ref, hidden = _logp(
-          self._ctx.policy, self._reference, block, knobs['temperature'])
-      block = block.replace(ref=ref)
-      if self._plan.objective.reference_hidden:
-        block = block.replace(ref_hidden=hidden)
-    return block
+      ref, ref_hidden = score(
+          self._reference, block, hidden=self._plan.objective.reference_hidden)
+    return block.replace(old=old, ref=ref, ref_hidden=ref_hidden)
 
   def _update(self, state, block, knobs, k):
-    """Epochs of minibatches; metrics are means, maxima are maxima."""
+    """Epochs of minibatches; metrics as `training.combine` makes them."""
     section, seen = self._section, []
     size = section.prompts_per_step // section.minibatches_per_step
     ref = self._reference if self._plan.objective.reference_hidden else None
     for epoch in range(section.epochs_per_step):
       order = np.arange(section.prompts_per_step)
       if self._updates > 1:
-        order = np.random.default_rng(
-            [self._ctx.config.seed, self._ctx.index(self._stage), k, epoch]
-        ).permutation(order)
+        # 1 + epoch: a trailing 0 seeds what select had (M27).
+        order = np.random.default_rng([
+            self._ctx.config.seed, self._ctx.index(self._stage), k, 1 + epoch
+        ]).permutation(order)
       for start in range(0, section.prompts_per_step, size):
         part = block
         if section.minibatches_per_step > 1:
@@ -211,24 +227,27 @@ class Trainer:
               _rows(block, jnp.asarray(order[start:start + size])))
         state, metrics = self._train_step(state, (part,), knobs, ref)
         seen.append(metrics)
-    return state, _combine_metrics(seen)
+    metrics = training.combine(seen)
+    if 'ratio/max' in metrics:
+      metrics['ratio/first'] = seen[0]['ratio/max']
+    return state, metrics
 
   # What is logged.
 
   def _report(self, host, judged: Judged) -> dict[str, float]:
     """Host-side metrics: what was used, by the field's names."""
-    total = judged.rewards.sum(-1)
-    valid = ~np.isnan(total)
-    # As the advantage decides it: by the extremes of the group.
-    spread = np.where(valid, total, -np.inf).max(1) > np.where(
-        valid, total, np.inf).min(1)
+    _, valid, values = columns_lib.split(judged.rewards)
+    total = values.sum(-1)[valid.any(-1)]
+    # Without any value there is none to log; 0.0 would be one (M13).
+    reward = {'reward/mean': total.mean(),
+              'reward/std': total.std()} if total.size else {}
+    # As the advantage decides it.
+    flat = columns_lib.flat(np, values, valid, 1).all(-1)
     cap = self._section.max_new_tokens
     lengths = host.lengths
     return {
-        **judged.scored.metrics, **judged.counts,
-        'reward/mean': np.mean(total[valid]) if valid.any() else 0.0,
-        'reward/std': np.std(total[valid]) if valid.any() else 0.0,
-        'group/zero_std_frac': np.mean(~spread),
+        **judged.scored.metrics, **judged.counts, **reward,
+        'group/zero_std_frac': flat.mean(),
         'response_length/mean': lengths.mean(),
         'response_length/max': lengths.max(),
         'response_length/clip_frac': np.mean((lengths >= cap) & ~host.done),
@@ -250,43 +269,16 @@ class Trainer:
     return rows
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logp(policy: forward.Policy, params, block: types.Block, temperature):
-  return forward.logp_and_hidden(
-      policy, params, block.prompts, block.completions, block.mask,
-      temperature)
+_log_probs = jax.jit(
+    update_lib.log_probs, static_argnames=('policy', 'chunks', 'hidden'))
 
 
-def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """On the host; a skipped update's nan is no value."""
-  values = {name: float(value)
-            for name, value in jax.device_get(dict(metrics)).items()}
-  return {name: x for name, x in values.items() if np.isfinite(x)}
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+  """On the host; None where a number is not finite (a skipped update)."""
+  return {name: float(x) if x is not None and np.isfinite(x) else None
+          for name, x in jax.device_get(dict(metrics)).items()}
 
 
 @jax.jit
 def _rows(block: types.Block, index: jax.Array) -> types.Block:
   return jax.tree.map(lambda x: x[index], block)
-
-
-def _combine_metrics(seen: list[Mapping[str, Any]]) -> dict[str, Any]:
-  """One row of several updates.
-
-  The sampler and the trainer agree only while they have the same parameters:
-  'sampler/...' is that of the first update, as is 'ratio/first'.
-  """
-  if len(seen) > 1:
-    # On the host: small programs over several CPU devices, one after the
-    # other, can wait for each other for ever.
-    seen = jax.device_get(seen)
-  first = seen[0]
-  result = dict(first)
-  for name in first if len(seen) > 1 else ():
-    values = [metrics[name] for metrics in seen]
-    if name.endswith('/max') or name.startswith('update/'):
-      result[name] = np.max(values)
-    elif not name.startswith('sampler/'):
-      result[name] = np.mean(values)
-  if 'ratio/max' in first:
-    result['ratio/first'] = first['ratio/max']
-  return result

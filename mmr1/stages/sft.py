@@ -1,6 +1,7 @@
 """Stage `sft`: cross-entropy on given completions, groups of one."""
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,6 +12,7 @@ from mmr1.data import collate
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import pipeline
+from mmr1 import handover
 from mmr1 import loop
 from mmr1.losses import reduce
 from mmr1.losses import terms
@@ -30,6 +32,10 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
     if section[key] < 1:
       raise ValueError(
           f'{stage}.{key}: got {section[key]}; allowed: at least 1.')
+  if section.rows_per_step % section.chunks_per_step:
+    raise ValueError(
+        f'{stage}.chunks_per_step: {section.rows_per_step} rows (rows_per_step)'
+        f' do not split into {section.chunks_per_step} chunks.')
   if section.reduce not in reduce.MODES or section.reduce == 'constant':
     raise ValueError(
         f'{stage}.reduce: got {section.reduce!r}; allowed are token_mean, '
@@ -68,9 +74,10 @@ class Rows:
           pair[0].completions[0], self._ctx.processor)
       if len(ids) <= self._cap:
         rows.append((pair, ids))
+        since = 0
         continue
       self.dropped += 1
-      since += 1
+      since += 1  # in a row: more than there are means all of them
       if since > len(self._stream.mixture):
         raise ValueError(
             f'sft: every completion is longer than max_new_tokens='
@@ -123,10 +130,11 @@ def run(
 ) -> None:
   """Trains; the stage's last checkpoint is its model."""
   del plan
-  mixture = (datasets.open_completions(ctx.files[section.data])
+  mixture = (datasets.open_completions(ctx.files[section.data], ctx.config.seed)
              if section.data in ctx.files
              else datasets.open_expert(ctx.config, section.data))
-  shape = ctx.shape()
+  shape = dataclasses.replace(ctx.shape(), completions=True)
+  handover.check(ctx, stage, mixture, section.max_new_tokens)
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
       worker_count=ctx.config.data.worker_count), section.max_new_tokens)

@@ -121,8 +121,11 @@ def test_imitation_does_not_see_what_is_held_out(config, tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(mixture=('digts',)), "tasks.digts.*Nearest: digits"),
-    (dict(weights=(1.0, 2.0)), 'weights'),
-    (dict(weights=(-1.0,)), 'weights'),
+    (dict(weights=(1.0, 2.0)), r"data.weights: got \(1.0, 2.0\) .*'digits'"),
+    (dict(weights=(-1.0,)), r'data.weights: got \(-1.0,\)'),
+    (dict(weights=(float('nan'),)), 'data.weights: got'),
+    (dict(weights=(), mixture=()), 'data.weights: got .*at least one world'),
+    (dict(train_size=0), 'data.train_size: got 0'),
     (dict(path='no/such.jsonl'), 'no/such.jsonl: no such file.*data.path'),
     (dict(path='a.csv'), r'a.csv: known are files ending in .jsonl'),
     (dict(eval_path='b.jsonl'), r"data.eval_path: got 'b.jsonl' without"),
@@ -141,7 +144,8 @@ def test_m22_arguments_of_tasks_are_checked(config):
 
 def test_holdout_of_a_short_file(config, tmp_path):
   config.data.path = write(tmp_path / 'a.jsonl', 5)
-  with pytest.raises(ValueError, match='every=10 over 5 records'):
+  with pytest.raises(ValueError, match=(
+      'data.holdout: every=10 over 5 records.*data.eval_path')):
     datasets.open_split(final(config), 'train')
 
 
@@ -168,6 +172,35 @@ def test_the_shape_is_checked_and_the_template_bound(config):
   config.data.template, config.data.system = 'plain', None
   with pytest.raises(ValueError, match='instruction'):
     datasets.shape(final(config).data, processor)
+
+
+@pytest.mark.parametrize('key, value', [
+    ('prompt_tokens', 0), ('patches', 0), ('max_broken_frac', 1.5),
+    ('max_broken_frac', -0.1), ('worker_count', -1)])
+def test_m22_numbers_out_of_range(config, key, value):
+  config.data[key] = value
+  c = final(config)
+  with pytest.raises(ValueError, match=f'data.{key}: got {value}; allowed'):
+    datasets.check(c.data)
+    datasets.shape(c.data, datasets.open_processor(c.model, c.data))
+
+
+def test_stages_have_orders_of_their_own_over_the_same_records(
+    config, tmp_path):
+  config.data.path = write(tmp_path / 'a.jsonl', 40)
+  c = final(config)
+  orders = [answers(datasets.open_split(c, 'train', order=i)) for i in (0, 1)]
+  assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_the_seed_shuffles_what_collect_wrote(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text(''.join(
+      f'{{"problem": "{i}", "completion": "y"}}\n' for i in range(20)))
+  order = lambda seed: [
+      m[k].question for m in [datasets.open_completions(str(path), seed)]
+      for k in range(20)]
+  assert order(0) == order(0) != order(1)
 
 
 def test_pixels_are_a_budget_of_the_config(config):

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -180,6 +181,12 @@ def _cases(noise):
 @pytest.mark.parametrize('name', [
     'text', 'image', 'transparent', 'three', 'video', 'long video',
     'two videos, one image', 'turns'])
+def test_m12_prompts_that_open_think_are_recognised(proc):
+  assert not encode.prefilled(proc, template=template.think_answer)
+  assert encode.prefilled(
+      proc, template=template.think_answer, prefix='<think>\n')
+
+
 def test_m4_equals_transformers(name, folder, proc, oracle, noise):
   example = _cases(noise)[name]
   v5 = processor_lib.Processor.open(str(folder), position_rule='v5')
@@ -302,12 +309,11 @@ def test_m5_over_long_is_refused_never_cut(proc, noise):
       collate.collate([row], prompt_length=p, patches=s)
 
 
-def test_collate_pads_left_and_keeps_every_row(proc, noise):
+def test_m5_collate_pads_left_and_keeps_the_images_of_every_row(proc, noise):
   cases = _cases(noise)
   rows = [_encode(cases[k], proc) for k in ('text', 'three', 'image')]
-  p, s = collate.fit_shapes(rows, proc, multiple=32)
-  assert p % 32 == 0 and p - 32 < max(len(r.tokens) for r in rows) <= p
-  assert s == max(len(r.patches) for r in rows)
+  p = max(len(r.tokens) for r in rows) + 5
+  s = max(len(r.patches) for r in rows)
   batch = collate.collate(
       rows, prompt_length=p, patches=s, pad_id=proc.pad_id, pad_rows=1)
   media = batch.media['vision']
@@ -337,6 +343,14 @@ def test_m6_text_only_with_and_without_room_for_images(proc):
   media = collate.collate([row], prompt_length=128, patches=16).media['vision']
   assert media.patches.shape == (1, 16, proc.channels)
   assert not media.segment.any() and (media.slot == -1).all()
+  # To jit it is one program: the tree and shapes of a batch with images.
+  image = _encode(records.Example(
+      uid=2, question='<image>?', images=(Image.new('RGB', (32, 32)),)), proc)
+  batches = [collate.collate(rows, prompt_length=160, patches=16)
+             for rows in ([row], [image])]
+  a, b = (jax.tree_util.tree_leaves_with_path(x) for x in batches)
+  assert [(path, x.shape, x.dtype) for path, x in a] == [
+      (path, x.shape, x.dtype) for path, x in b]
 
 
 def test_completion_ends_in_one_eos(proc):

@@ -173,7 +173,7 @@ def test_images_in_every_form(tmp_path, noise):
   for item in (*(source[i] for i in range(2)), *(lines[i] for i in range(3))):
     np.testing.assert_array_equal(
         np.asarray(item.images[0]), np.asarray(picture))
-  assert source[1].uid == 8 and source[1].meta['boxes'] == [3, 4]
+  assert source[1].uid == 8 and source[1].meta['boxes'] == (3, 4)
   assert source[1].source == f'{tmp_path / "a.parquet"}:row 1'
 
 

@@ -136,16 +136,22 @@ def test_m26_one_bad_member_of_a_large_mixture_refuses(proc):
     _stream(proc, [Flawed(100_000, range(100_000))]).take(1)
 
 
-def test_a_stream_may_begin_anywhere(proc):
-  stream = _stream(proc)
-  stream.restore({'position': 1000, 'broken': []})
-  assert [e.uid for e, _ in stream.take(5)] == [
-      stream.mixture[k].uid for k in range(1000, 1005)]
-  # Records before the start do not count as seen.
-  bad = _stream(proc, [Flawed(100_000, range(100_000))])
-  bad.restore({'position': 90_000, 'broken': []})
-  with pytest.raises(ValueError, match='51 of the 51 records seen'):
-    bad.take(1)
+def test_each_order_is_whole_epochs_in_an_order_of_its_own(proc):
+  orders = []
+  for order in range(3):
+    stream = pipeline.Stream(
+        sources.Mixture([_tasks(11), _tasks(5)], seed=3, order=order),
+        _shape(proc), max_broken_frac=0.5)
+    uids = [e.uid for e, _ in stream.take(32)]
+    for epoch in (uids[:16], uids[16:]):
+      assert sorted(epoch) == sorted(
+          [*range(11), *range(sources.UID_STRIDE, sources.UID_STRIDE + 5)])
+    orders.append(tuple(uids))
+  assert len(set(orders)) == 3
+  # A stage that made no order of its own reads the seed's first.
+  assert orders[0] == tuple(e.uid for e, _ in pipeline.Stream(
+      sources.Mixture([_tasks(11), _tasks(5)], seed=3), _shape(proc),
+      max_broken_frac=0.5).take(32))
 
 
 def test_m5_over_long_prompts_are_dropped_and_counted(proc):
@@ -187,6 +193,10 @@ def test_all_examples_keeps_order_and_skips(proc):
   assert [b.where for b in broken] == ['file:0', 'file:3']
   pairs, broken = pipeline.all_examples(Flawed(8, {0, 3}), _shape(proc))
   assert len(pairs) == 6 and len(broken) == 2
+  # 11 items, 7 of them from a member of 2: each problem is asked once.
+  twice = sources.Mixture([_tasks(2), _tasks(9)], (2, 1), seed=0)
+  pairs, _ = pipeline.all_examples(twice, _shape(proc))
+  assert len({e.uid for e, _ in pairs}) == len(pairs) == 2 + 4
   with pytest.raises(ValueError, match='file:0'):
     pipeline.all_examples(Flawed(3, range(3)), _shape(proc))
 
@@ -197,3 +207,12 @@ def test_all_examples_keeps_order_and_skips(proc):
 def test_arguments_in_range(proc, bad):
   with pytest.raises(ValueError, match='Stream'):
     _stream(proc, **bad)
+
+
+def test_m26_an_evaluation_split_may_be_too_broken(proc):
+  source = Flawed(8, {0, 1, 2})
+  pairs, _ = pipeline.all_examples(source, _shape(proc), max_broken_frac=0.4)
+  assert len(pairs) == 5
+  with pytest.raises(ValueError, match=(
+      r'(?s)3 of the 8 records.*max_broken_frac=0.3.*file:0')):
+    pipeline.all_examples(source, _shape(proc), max_broken_frac=0.3)

@@ -58,6 +58,16 @@ def test_defaults_of_a_folder_without_video_settings(copy, tmp_path):
   assert opened.video.fps == 2.0
 
 
+def test_null_in_the_video_settings_is_the_default(copy):
+  opened = open_folder(copy(
+      'video_preprocessor_config.json', fps=None, max_frames=None,
+      min_frames=None, max_pixels=None, image_mean=None,
+      size=dict(longest_edge=1024)))
+  assert (opened.video.fps, opened.video.max_frames) == (2.0, 768)
+  assert (opened.video.min_frames, opened.video.max_pixels) == (4, 1024)
+  assert opened.video.mean == tuple(opened.image_processor.image_mean)
+
+
 def test_old_chat_template_file(copy, tmp_path, proc):
   path = copy('tokenizer_config.json', chat_template=None)
   with pytest.raises(ValueError, match='chat template'):
@@ -88,6 +98,15 @@ def test_pad_eos_and_vision_ids_are_distinct(copy):
 def test_refuses_contradictions(copy, name, changes, words):
   with pytest.raises(ValueError, match=words):
     open_folder(copy(name, **changes))
+
+
+@pytest.mark.parametrize('kw', [
+    dict(video_fps=0.0), dict(video_fps=-1.0), dict(video_max_frames=0),
+    dict(video_max_frames=1)], ids=str)
+def test_m22_no_frames_is_not_as_many_as_the_checkpoint_says(folder, kw):
+  (key, value), = kw.items()
+  with pytest.raises(ValueError, match=f'{key}={value}.*needed'):
+    open_folder(str(folder), **kw)
 
 
 def test_refuses_folders_that_are_none(tmp_path, folder):

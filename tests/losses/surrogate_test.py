@@ -80,6 +80,7 @@ def test_cispo_worked_numbers():
       RATIOS, adv, logp, ROW, ratio_low=0.8, ratio_high=1.28)
   np.testing.assert_allclose(
       loss[0, 0], [0.612991, 1.083576, 1.541085], atol=1e-5)
+  np.testing.assert_allclose(loss.mean(), 1.079217, atol=1e-5)
   # TRL, only capped at 5: the last is 1.5 * 1.203973 = 1.805959.
   loss, _, _ = surrogate.cispo(RATIOS, adv, logp, ROW)
   np.testing.assert_allclose(loss.mean(), 1.167509, atol=1e-5)

@@ -28,6 +28,7 @@ LENGTH = 9  # TRL's max_completion_length, longer than any row
 SHAPE = (3, 4, 7)
 GRPO = dict(mode='seq_mean', rows='all')
 TOKENS = dict(mode='token_mean')
+SUMS = dict(mode='seq_sum', rows='all')
 CONSTANT = dict(mode='constant', rows='all', length=LENGTH)
 
 
@@ -134,6 +135,9 @@ CASES = {
         dict(importance_sampling_level='sequence', epsilon_low=0.03,
              epsilon_high=0.04),
         dict(level='sequence', eps_low=0.03, eps_high=0.04)),
+    'luspo': (
+        dict(loss_type='luspo', importance_sampling_level='sequence'),
+        dict(level='sequence', reduction=SUMS)),
     'delta': (dict(delta=1.5), dict(delta=1.5)),
     'cispo': (dict(loss_type='cispo', epsilon_high=1.3), CISPO),
     'sapo': (dict(loss_type='sapo'), dict(surrogate=surrogate.sapo)),

@@ -166,6 +166,13 @@ def test_folder_errors(copy, tmp_path):
     checkpoints.load(folder)
 
 
+@pytest.mark.parametrize('name', ['int32', 'fp32'])
+def test_m22_parameters_are_floats(folders, name):
+  """As int32 every weight below 1 would silently be 0."""
+  with pytest.raises(ValueError, match=f"param_dtype='{name}': allowed"):
+    checkpoints.load(folders[True], param_dtype=name)
+
+
 def test_save_refuses_a_strange_tree(loaded, tmp_path):
   module, params = loaded[True]
   with pytest.raises(ValueError, match=r"unknown \['extra'\]"):

@@ -89,13 +89,13 @@ def row(*parts, seed=0):
   return result
 
 
-def row_positions(one):
+def row_positions(one, rule='legacy'):
   return positions.rope_index(
       one.tokens, one.spans, image_id=IMAGE, video_id=VIDEO, merge=MERGE,
-      tokens_per_second=TOKENS_PER_SECOND)
+      tokens_per_second=TOKENS_PER_SECOND, rule=rule)
 
 
-def prompts(rows, *, p=None, s=None, media=True):
+def prompts(rows, *, p=None, s=None, media=True, rule='legacy'):
   """`types.Prompts` of rows, padded to `p` tokens and `s` patch slots."""
   n = len(rows)
   p = p or max(len(one.tokens) for one in rows)
@@ -111,7 +111,7 @@ def prompts(rows, *, p=None, s=None, media=True):
   for i, one in enumerate(rows):
     left = p - len(one.tokens)
     tokens[i, left:], mask[i, left:] = one.tokens, True
-    rope[i, left:], following[i] = row_positions(one)
+    rope[i, left:], following[i] = row_positions(one, rule)
     is_media = np.isin(one.tokens, (IMAGE, VIDEO))
     offset, frames, slots = 0, 0, []
     for x, span, layout in zip(one.patches, one.spans, layouts[i]):

@@ -170,3 +170,52 @@ def test_unstack_gradient_is_one_concatenation():
       jnp.sum(part * i) for i, part in enumerate(layers.unstack(x, 4)))))(x)
   names = [equation.primitive.name for equation in jaxpr.eqns]
   assert names.count('concatenate') == 1 and 'pad' not in names
+
+
+@pytest.mark.parametrize('inputs, outputs', [(8, 32), (32, 8), (8, 8)])
+def test_dense_is_a_product_whose_gradient_copies_the_narrower_factor(
+    inputs, outputs):
+  layer = layers.dense(
+      outputs, 'fc', bias=True, dtype=jnp.float32, precision='highest')
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, inputs)).astype(np.float32)
+  slope = rng.normal(size=(2, 3, outputs)).astype(np.float32)
+  params = layer.init(jax.random.key(0), x)
+  kernel = np.asarray(params['params']['kernel'], np.float64)
+
+  def loss(params, x):
+    return jnp.sum(layer.apply(params, x) * slope)
+
+  np.testing.assert_allclose(layer.apply(params, x), x @ kernel, atol=1e-5)
+  grads, dx = jax.grad(loss, (0, 1))(params, x)
+  rows, slopes = x.reshape(-1, inputs), slope.reshape(-1, outputs)
+  np.testing.assert_allclose(
+      grads['params']['kernel'], rows.T.astype(float) @ slopes, atol=1e-5)
+  np.testing.assert_allclose(grads['params']['bias'], slopes.sum(0), atol=1e-5)
+  np.testing.assert_allclose(dx, slope @ kernel.T, atol=1e-5)
+  # Row by row both factors are [6, ...]; XLA copies the first one transposed.
+  firsts = [eqn.invars[0].aval.shape for eqn in _dots(
+      jax.make_jaxpr(jax.grad(loss))(params, x).jaxpr)
+            if eqn.params['dimension_numbers'][0] == ((0,), (0,))]
+  assert firsts == [(6, min(inputs, outputs))]
+
+
+def _dots(jaxpr):
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      yield eqn
+    for inner in jax.tree.leaves(list(eqn.params.values())):
+      inner = getattr(inner, 'jaxpr', inner)
+      if hasattr(inner, 'eqns'):
+        yield from _dots(inner)
+
+
+def test_dense_keeps_the_dtype_of_activations():
+  layer = layers.dense(
+      4, 'fc', bias=False, dtype=jnp.bfloat16, precision='default')
+  x = jnp.ones((2, 8), jnp.bfloat16)
+  params = layer.init(jax.random.key(0), x)
+  grads = jax.grad(lambda p: layer.apply(p, x).astype(jnp.float32).sum())(
+      params)
+  assert layer.apply(params, x).dtype == jnp.bfloat16
+  assert grads['params']['kernel'].dtype == jnp.float32

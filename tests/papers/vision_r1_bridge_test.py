@@ -1,6 +1,7 @@
 """Vision-R1's data engine on the procedural worlds, and its reading of R1."""
 
 import collections
+import time
 import types
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmr1.data.tasks import geometry
 from mmr1.data.tasks import shapes
 from mmr1.papers import vision_r1
 from mmr1.papers import vision_r1_bridge as bridge_lib
+from mmr1.rewards import pool
 from mmr1.sampling import responders
 
 CTX = types.SimpleNamespace(config=types.SimpleNamespace(seed=3))
@@ -52,7 +54,8 @@ def think(one):
 
 def check_sum(counts, kept):
   """Every example is kept or dropped for one reason."""
-  dropped = ('no_reply', 'unparsed', 'wrong_answer', 'inconsistent')
+  dropped = (
+      'unusable', 'no_reply', 'unparsed', 'wrong_answer', 'inconsistent')
   assert counts['examples'] == len(kept) + sum(counts[d] for d in dropped)
 
 
@@ -266,6 +269,37 @@ def test_replies_are_dropped(reply, why):
       [example(), example()], [reply, 'x. Answer: 7'])
   assert len(kept) == 1 and counts[why] == 1
   check_sum(counts, kept)
+
+
+@pytest.mark.parametrize('meta', [
+    dict(answer_type='letter'), dict(choices=('3', '4'))])
+def test_m26_a_bad_gold_answer_is_counted_and_stops_nothing(meta):
+  kept, counts = bridge_lib.keep(
+      [example(**meta), example()], ['3+4=7. Answer: 7'] * 2)
+  assert len(kept) == 1 and counts['unusable'] == 1
+  check_sum(counts, kept)
+
+
+@pytest.mark.parametrize('failure', [
+    pool.TimedOut, pool.WorkerDied, pool.RemoteError])
+def test_answers_that_cannot_be_checked_are_dropped(failure, monkeypatch):
+  def fail(*args):
+    raise failure('on purpose')
+  monkeypatch.setattr(bridge_lib.answer_lib, 'match', fail)
+  kept, counts = bridge_lib.keep([example()], ['3+4=7. Answer: 7'])
+  assert not kept and counts['wrong_answer'] == 1
+
+
+@pytest.mark.parametrize('part', [
+    '*', '* ', '*a', 'answer', 'answer ', '<answer> ', '**final ', '=1', '1,',
+    'the ', 'the given ', 'description ', ' ', '\n'])
+def test_degenerate_replies_are_read_in_linear_time(part):
+  """A model that repeats itself: 200,000 asterisks once took half an hour."""
+  start = time.monotonic()
+  bridge_lib.keep([example()], [part * (200_000 // len(part))])
+  bridge_lib.replaced(part * (50_000 // len(part)))
+  bridge_lib.consistent(part * (50_000 // len(part)), '7')
+  assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize('chain, final, agrees', [

@@ -1,8 +1,10 @@
 """What each answer reward accepts and refuses (M11, M12, M25)."""
 
 import copy
+import json
 import pickle
 import random
+import time
 
 import pytest
 
@@ -35,6 +37,15 @@ def test_format(make, tagged):
     ('-3', '−3'), ('0.5', '1/2'), ('1/2', r'\frac{1}{2}'), ('0.5', '50%'),
     ('1234', '1,234'), ('3.5', '3½'), ('$5', '5 dollars'),
     ('x', 'x'), ('3:45', '3 : 45'),
+    # As LaTeX has it.
+    ('3.5', r'3\frac{1}{2}'), ('-3.5', r'-3\frac12'), (r'3\frac12', '3.5'),
+    ('0.5', r'\frac12'), ('0.5', r'\dfrac{1}2'), ('7', '$7$ cm'),
+    ('7', r'\(7\) cm'), ('7', r'7\,\text{cm}'), ('7', '$AB = 7$ cm'),
+    ('7', r'$7\ \mathrm{cm}$'),
+    ('1000', r'1\,000'), ('30', r'm\angle ABC = 30^\circ'),
+    # A percent sign names the unit, or divides by 100.
+    ('50', '50%'), ('50%', '50'), ('50%', r'50\%'), ('50', '50 percent'),
+    ('12.5', r'12.5\%'), ('0.5%', '0.005'),
 ])
 def test_math_decides_right_without_a_process(gold, right):
   assert math.decide(gold, right) is True
@@ -54,6 +65,10 @@ def test_math_decides_right_without_a_process(gold, right):
     (ROOT2, r'\sqrt{2}, \sqrt{3}'), (ROOT2, '{' * 500), (ROOT2, r'\sqrt{٢}'),
     ('(1,2)', '1,2'), ('(1,2)', r'\{1,2\}'), ('(1,2)', '[1,2]'),
     ('1,2', '1,2,3'), ('x=2', '1=1, x=2'),
+    ('15', r'1\,5'), ('15', '1$5$'), ('15', r'1\(5\)'), ('15', '$15$ $16$'),
+    ('15', r'1\frac{28}{2}'), ('15', r'1\frac55'), ('3', '-x = 3'),
+    ('15', 'x = y = 15'),
+    ('50', '0.5'), ('0.5', '0.5%'), ('50', '5%'), ('50 cm', '50%'),
 ])
 def test_m11_math_decides_wrong_without_a_process(gold, wrong):
   assert math.decide(gold, wrong) is False
@@ -69,6 +84,10 @@ def test_m11_math_decides_wrong_without_a_process(gold, wrong):
     (r'\frac{\pi}{2}', 'pi/2', True), (r'2\sqrt{3}', r'$2\sqrt 3$ cm', True),
     ('x^2+2x+1', '(x+1)^2', True), ('x^2-1', 'y = (x-1)(x+1)', True),
     ('x=2y', 'x=3y', False), ('(1,x)', '(x,1)', False),
+    ('1200', r'1.2 \times 10^3', True), ('1200', '1.2×10³', True),
+    ('0.012', r'1.2 \cdot 10^{-2}', True), ('120', r'1.2\times10^3', False),
+    (r'\infty', '∞', True), (r'\infty', r'+\infty', True),
+    (r'-\infty', r'\infty', False), (r'(1,\infty)', '(1, ∞)', True),
     # 10^-9 and 0 agree to six decimals; they are not equal.
     ('10^{-9}', '0', False), (r'\frac{\pi}{10^8}', '0', False),
 ])
@@ -83,6 +102,16 @@ def test_m11_echo_of_an_expression():
   assert math.equal(ROOT2, r'\sqrt{8} - \sqrt{2}')
   assert not math.equal(ROOT2, r'\sqrt{8} - \sqrt{2}', question=question)
   assert math.equal(ROOT2, '2^{1/2}', question=question)
+
+
+def test_m11_echo_of_a_conversation_and_of_standard_form():
+  talk = ({'role': 'user', 'content': r'Simplify $\sqrt{8}-\sqrt{2}$.'},)
+  echo = records.Example(uid=0, answer=ROOT2, messages=talk)
+  assert answer.match('2^{1/2}', echo) is True
+  assert answer.match(r'\sqrt{8}-\sqrt{2}', echo) is False
+  question = r'How much is $3 \times 10^2$?'
+  assert math.equal('300', r'3 \times 10^2')
+  assert not math.equal('300', r'3 \times 10^2', question=question)
 
 
 @pytest.mark.parametrize('given, letter', [
@@ -109,12 +138,62 @@ def test_choice_without_and_with_odd_choices():
   assert choice.pick('red', ('red', 'Red', 'blue')) is None
   assert choice.pick('x', {'a': 'x', 'c': 'y'}) == 'A'
   assert choice.pick('B', {'a': 'x', 'c': 'y'}) is None
+  # What reads like one choice is that one, whatever else equals it.
+  assert choice.pick('7', ('7', '7 cm')) == 'A'
+  assert choice.pick('7', ('7 m', '7 cm')) is None
   # The gold answer may be given as a letter or as its text.
   assert choice.equal('Dr. Smith', 'C', CHOICES)
   with pytest.raises(ValueError, match='purple'):
     choice.equal('purple', 'A', CHOICES)
   with pytest.raises(ValueError, match='letters'):
     choice.labels({'1': 'x'})
+
+
+@pytest.mark.parametrize('gold, meta', [
+    ('15', {}), ('15', {'answer_type': 'number'}), ('B', {}),
+    ('B', {'choices': CHOICES}), ('blue', {}), (ROOT2, {})])
+def test_m11_a_million_characters_take_no_time(gold, meta, make, tagged):
+  start = time.monotonic()
+  for part in ('9', '\u00b2', 'é', '$', '{', '\\boxed{', '(', '=1', '*', 'B. ',
+               '\ufdfa', 'answer is ', ' ', '<think', '</answer'):
+    spam = tagged(part * (1_000_000 // len(part)) + 'x')
+    for strict in (True, False):
+      assert answer.correct(make(spam, gold, **meta), {}, strict=strict) == 0.0
+  assert time.monotonic() - start < 8
+
+
+@pytest.mark.parametrize('none', [None, [], (), {}, {'A': None, 'B': None}])
+def test_an_empty_column_of_choices_is_an_open_question(none, make, tagged):
+  open_ = make(tagged('7 cm'), '7', choices=none)
+  assert answer.kind(open_.example) == 'math'
+  assert answer.correct(open_, {}) == 1.0
+  assert choice.pick('B. 30 cm', none) == 'B'
+  # A struct of parquet has all letters; those without text are no choices.
+  some = {'A': '3', 'B': '7', 'C': None}
+  assert choice.labels(some) == {'A': '3', 'B': '7'}
+  assert choice.pick('none', some) is None and choice.pick('C', some) is None
+  assert answer.match('7', make('', 'B', choices=some).example) is True
+
+
+def test_number_with_a_name():
+  assert number.within('7', 'x = 7') and number.within('7', '$AB = 7$ cm')
+  for wrong in ('x = 8', '-x = 7', '6 x = 7', 'x = 7 = 7', 'x == 7',
+                'x =' + ' ' * 196 + '7' + '0' * 9):
+    assert not number.within('7', wrong), wrong
+  assert number.within('50', '51%', absolute=1.0)
+  assert not number.within('50', '52%', absolute=1.0)
+
+
+def test_m26_gold_answers_that_nothing_can_match(make):
+  def unusable(gold, **meta):
+    return answer.unusable(make('', gold, **meta).example)
+  assert not unusable('15') and not unusable('B', choices=CHOICES)
+  assert not unusable('7 cm', answer_type='number')
+  assert 'blue' in unusable('blue', answer_type='number')
+  assert 'nubmer' in unusable('15', answer_type='nubmer')
+  assert 'purple' in unusable('purple', choices=CHOICES)
+  assert unusable('purple', answer_type='choice')
+  assert unusable(None) and unusable(None, answer_type='text')
 
 
 def test_number_tolerance():
@@ -232,6 +311,28 @@ def test_m25_samples_are_frozen_and_unchanged(
     sample.example.answer = 'x'
   with pytest.raises(TypeError):
     sample.example.meta['choices'] = ()
+
+
+def test_m25_nothing_inside_an_example_can_be_changed():
+  deep = {'choices': ['a', 'b'], 'boxes': [{'xyxy': [1, 2, 3, 4]}]}
+  talk = ({'role': 'user', 'content': 'q'},)
+  one = records.Example(uid=0, answer='A', meta=deep, messages=talk)
+  for vandal in (lambda: one.meta['choices'].append('c'),
+                 lambda: one.meta['boxes'][0]['xyxy'].clear(),
+                 lambda: one.meta['boxes'][0].clear()):
+    with pytest.raises(AttributeError):
+      vandal()
+  with pytest.raises(TypeError):
+    one.messages[0]['content'] = 'z'
+  # Nor through the objects that it was made of.
+  deep['boxes'][0]['xyxy'][0] = 9
+  talk[0]['content'] = 'z'
+  assert one.meta['boxes'][0]['xyxy'] == (1, 2, 3, 4) and one.asked == 'q'
+  for copied in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+    assert copied == one
+    with pytest.raises(AttributeError):
+      copied.meta['boxes'][0].clear()
+  json.dumps(records.thawed(one.meta))
 
 
 def test_m10_random_texts_raise_nothing_and_stay_in_range(make):

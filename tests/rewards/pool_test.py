@@ -22,6 +22,9 @@ def double(x): return 2 * x
 def sleep(s): time.sleep(s)
 def fail(x): raise KeyError('no such ' + x)
 def die(): os._exit(3)
+def die_while_replying():
+  os.write(int(sys.argv[1]), b'\\0\\0\\1\\0half of it')
+  os._exit(3)
 def unpicklable(): return lambda: 0
 def has_jax(): return sorted({'jax', 'mmr1.main'} & set(sys.modules))
 
@@ -116,6 +119,8 @@ def test_m10_errors_are_not_swallowed(calls):
     calls('unpicklable')
   with pytest.raises(pool.WorkerDied, match='code 3'):
     calls('die')
+  with pytest.raises(pool.WorkerDied, match='code 3'):
+    calls('die_while_replying')
   with pytest.raises(RuntimeError, match='no_such_module'):
     pool.shared().call('no_such_module:fn', limit_s=1.0)
   for limit in (0, -1.0, float('inf')):

@@ -62,6 +62,15 @@ def test_m27_a_slot_does_not_depend_on_its_neighbours():
   np.testing.assert_array_equal(noise(uid=UID[1:2]), base[1:2])
 
 
+def test_m27_a_prompt_twice_in_a_batch_draws_new_noise():
+  base = noise(uid=jnp.asarray([3, 8]), group=4)
+  twice = noise(uid=jnp.asarray([3, 8, 3]), group=2)
+  # The second group of prompt 3 has its samples 2 and 3.
+  np.testing.assert_array_equal(twice[0], base[0, :2])
+  np.testing.assert_array_equal(twice[2], base[0, 2:])
+  np.testing.assert_array_equal(twice[1], base[1, :2])
+
+
 def test_step_may_be_traced():
   np.testing.assert_array_equal(
       jax.jit(lambda step: noise_of(step))(3), noise_of(3))

@@ -258,6 +258,37 @@ def test_preemption_stops_the_asking(serve, tmp_path):
   assert len(server.asked) < 50
 
 
+def test_m16_preemption_does_not_wait_for_a_slow_server(serve, tmp_path):
+  """A reply may take minutes (timeout_s); what came before it is kept."""
+  server, ctx = serve(lambda prompt, nth: (
+      said('fine') if prompt == 'quick' else (200, [30.0]))), context(tmp_path)
+  def stop():
+    raise SystemExit(0)
+  ctx.stop = stop
+  threading.Timer(
+      0.5, lambda: setattr(ctx.interrupt, 'requested', True)).start()
+  begun = time.monotonic()
+  with pytest.raises(SystemExit):
+    ask(server, ctx, [request('quick'), request('slow'), request('slower')],
+        timeout_s=60.0, workers=2)
+  assert time.monotonic() - begun < 5.0
+  # No thread that the exit of the process would wait for.
+  assert all(t.daemon for t in threading.enumerate()
+             if t is not threading.main_thread() and t.name == 'endpoint')
+  ctx.interrupt.requested = False
+  assert ask(server, ctx, [request('quick')]) == ['fine']
+  assert sum(p == 'quick' for _, _, p in server.asked) == 1
+
+
+def test_an_error_of_a_worker_is_raised(serve, tmp_path, monkeypatch):
+  server = serve(lambda prompt, nth: said('fine'))
+  def full(*args):
+    raise OSError('disk full')
+  monkeypatch.setattr(endpoint.workdir_lib, 'write_whole', full)
+  with pytest.raises(OSError, match='disk full'):
+    ask(server, context(tmp_path), [request('a'), request('b')])
+
+
 @pytest.mark.parametrize('kind, changes, message', [
     ('oracle', {}, 'endpoint, local'),
     ('endpoint', dict(url='localhost:8000'), 'http://host'),

@@ -1,6 +1,9 @@
 """The sampler against the trainer's forward, and what a sample depends on."""
 
+import functools
+
 import jax
+from jax.extend import core as extend_core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -141,6 +144,19 @@ def test_decoding_stops_when_all_rows_have_ended(params, batch):
   np.testing.assert_allclose(rollout.logp, 0, atol=1e-6)
 
 
+def test_rows_of_padding_keep_no_one_waiting(params):
+  """Three prompts that end at once and a row that is not there."""
+  rows = small.prompts((*small.MIXED[:3], ([], [], [])))
+  rollout, steps = small.rollout(
+      small.prefer(params, small.EOS, 11.5), rows, KEY)
+  mask = sampled(rollout)
+  assert steps == mask.sum(-1).max() - 1
+  assert not mask[3].any() and mask[:3].any(-1).all()
+  assert (np.asarray(rollout.completions.tokens)[3] == small.PAD).all()
+  assert (np.asarray(rollout.logp)[3] == 0).all()
+  assert not np.asarray(rollout.done)[3].any()
+
+
 def test_the_cap_ends_rows_without_eos(params, batch):
   never = small.prefer(params, small.EOS, -300.0)
   rollout, steps = small.rollout(never, batch, KEY)
@@ -227,6 +243,27 @@ class TestM27:
     assert (tokens[0] != tokens[1]).any() and (tokens[0] != tokens[3]).any()
 
 
+def test_law_1_prompt_keys_are_never_repeated(params):
+  """Nothing in the sampler has the axes G, P and d (8) at once."""
+  jaxpr = jax.make_jaxpr(functools.partial(
+      sample.sample, small.policy(), group=5, length=7))(
+          params, small.prompts(p=29), KEY, sample.knobs(max_new_tokens=7),
+          jnp.int32(0))
+  shapes = set(shapes_in(jaxpr.jaxpr))
+  assert any({5, 29} <= set(s) for s in shapes)  # the scores
+  assert not [s for s in shapes if {5, 29, 8} <= set(s)]
+  assert not [s for s in shapes if {5 * N, 29, 8} <= set(s)]
+
+
+def shapes_in(jaxpr):
+  """Shapes of every value of a jaxpr, nested ones included."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield variable.aval.shape
+    for inner in extend_core.jaxprs_in_params(equation.params):
+      yield from shapes_in(inner)
+
+
 def test_sampled_tokens_follow_the_model(params, batch):
   """Chi-square of 1,200 first tokens of one prompt, temperature 0.7.
 
@@ -272,7 +309,8 @@ def test_the_version_is_recorded(params, batch):
 
 
 @pytest.mark.parametrize('bad', [
-    dict(temperature=-1.0), dict(top_p=0.0), dict(top_p=1.1),
+    dict(temperature=-1.0), dict(temperature=float('nan')),
+    dict(temperature=float('inf')), dict(top_p=0.0), dict(top_p=1.1),
     dict(top_k=-1), dict(max_new_tokens=0)])
 def test_m22_knobs_out_of_range(bad):
   with pytest.raises(ValueError, match='sampling: got'):

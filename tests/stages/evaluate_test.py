@@ -11,6 +11,7 @@ from mmr1 import log
 from mmr1 import records
 from mmr1 import resolve
 from mmr1 import text
+from mmr1.rewards import pool
 from mmr1.stages import evaluate
 
 
@@ -29,6 +30,18 @@ def test_wilson_by_hand(correct, n, low, high):
       evaluate.wilson(correct, n), (low, high), atol=1e-5)
 
 
+def test_wilson_stays_between_0_and_1_and_covers():
+  for n in range(1, 200):  # rounding once gave -5.6e-17 for 0 of 2
+    assert 0.0 <= evaluate.wilson(0, n)[0] < 1e-15
+    assert 1.0 - 1e-15 < evaluate.wilson(n, n)[1] <= 1.0
+  # Of 4000 draws of 50 at p = .3, 95% intervals hold p; 3 sigma are 1%, and
+  # for this n and p the exact coverage is 95.7%.
+  draws = np.random.default_rng(0).binomial(50, 0.3, 4000)
+  held = [low <= 0.3 <= high for low, high in (
+      evaluate.wilson(int(k), 50) for k in draws)]
+  assert 0.94 < np.mean(held) < 0.97
+
+
 def sample(length, truncated=False):
   return records.Sample(
       text='', tokens=(), kinds=(), length=length, truncated=truncated,
@@ -36,13 +49,16 @@ def sample(length, truncated=False):
 
 
 def test_summary_by_hand():
-  grades = [('7', True), ('8', False), (None, False), ('1', True)]
+  grades = [evaluate.Grade(*grade) for grade in (
+      ('7', True), ('8', False, 'ran out of time'), (None, False),
+      ('1', True))]
   samples = [sample(2), sample(4), sample(8, True), sample(2)]
   result = evaluate.summary(grades, samples, '_sampled')
   assert result['eval/accuracy_sampled'] == 0.5  # 2 of 4
   assert result['eval/response_length_sampled'] == 4.0  # 16 / 4
   assert result['eval/truncated_frac_sampled'] == 0.25
   assert result['eval/unparsed_frac_sampled'] == 0.25
+  assert result['eval/unchecked_frac_sampled'] == 0.25
   assert result['eval/n'] == 4
   assert result['eval/accuracy_sampled_low'] == evaluate.wilson(2, 4)[0]
 
@@ -86,6 +102,8 @@ def test_m19_the_same_parameters_the_same_metrics_and_a_card(
   assert card['sampling']['temperature'] == 1.0
   assert card['pixels'] == [512, 16384] and card['prompt_hash']
   assert card['broken'] == 0
+  assert card['subset'] == {
+      'split': 'eval', 'mixture': ['digits'], 'weights': [1.0], 'seed': 0}
   rows = log.read_rows(tmp_path / 'run' / 'eval' / 'base_0.jsonl')
   assert len(rows) == 12 and len({row['uid'] for row in rows}) == 6
   for row in rows:
@@ -124,9 +142,9 @@ def test_strict_and_lenient(config, open_run, tmp_path):
         for said in ('<answer>7</answer>', 'so the answer is 7', '<think>7',
                      'I like long walks on the beach and 7 of them')]
   assert graded['strict'] == [
-      ('7', True), (None, False), (None, False), (None, False)]
+      ('7', True, ''), (None, False, ''), (None, False, ''), (None, False, '')]
   assert graded['lenient'] == [
-      ('7', True), ('7', True), (None, False), (None, False)]
+      ('7', True, ''), ('7', True, ''), (None, False, ''), (None, False, '')]
 
 
 def test_m6_a_file_of_text_alone(config, open_run, tmp_path):
@@ -146,6 +164,71 @@ def test_m6_a_file_of_text_alone(config, open_run, tmp_path):
   assert card['broken'] == 2
   rows = log.read_rows(tmp_path / 'run' / 'eval' / 'base_0.jsonl')
   assert rows[3]['source'].endswith('text.jsonl:5')  # line 4 is broken
+
+
+def conversations(path, ask, **columns):
+  path.write_text('\n'.join(json.dumps(dict(
+      messages=[{'role': 'user', 'content': f'{ask} {i}'}], answer=i,
+      **columns)) for i in range(4)))
+  return str(path)
+
+
+def test_m19_the_hash_covers_what_was_asked(config, open_run, tmp_path):
+  """Conversations have no question; an instruction changes the prompt."""
+  hashes = []
+  for name, ask, instruction in (
+      ('a', 'plus', ''), ('b', 'plus', ''), ('c', 'minus', ''),
+      ('d', 'plus', 'Be brief.')):
+    config.data.path = conversations(tmp_path / f'{name}.jsonl', ask)
+    config.data.eval_path = config.data.path
+    config.data.instruction = instruction
+    ctx, one = opened(config, open_run, tmp_path / name)
+    one(ctx.base, 'base', 0)
+    card = json.loads((tmp_path / name / 'eval' / 'base_0.json').read_text())
+    assert card['subset'] == {'file': config.data.path}
+    hashes.append(card['prompt_hash'])
+  assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
+def test_m26_a_bad_gold_answer_is_skipped_named_and_counted(
+    config, open_run, tmp_path):
+  path = tmp_path / 'data.jsonl'
+  rows = [dict(problem=f'{i}+1=?', answer=i + 1) for i in range(4)]
+  rows[1] |= dict(answer='blue', answer_type='number')
+  rows[2] |= dict(answer='purple', choices=['red', 'green'])
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  config.data.path = config.data.eval_path = str(path)
+  ctx, one = opened(config, open_run, tmp_path / 'run')
+  warned = []
+  ctx.logger.warn = warned.append
+  assert one(ctx.base, 'base', 0)['eval/n'] == 2
+  card = json.loads((tmp_path / 'run' / 'eval' / 'base_0.json').read_text())
+  assert card['broken'] == 2
+  assert 'data.jsonl:2' in warned[0] and 'blue' in warned[0]
+  assert 'data.jsonl:3' in warned[1] and 'purple' in warned[1]
+  path.write_text(json.dumps(rows[1]))
+  _, one = opened(config, open_run, tmp_path / 'none')
+  with pytest.raises(ValueError, match='none of 1 problems.*blue'):
+    one(ctx.base, 'base', 0)
+
+
+@pytest.mark.parametrize('failure', [
+    pool.TimedOut, pool.WorkerDied, pool.RemoteError])
+def test_m10_answers_that_cannot_be_checked_are_wrong_counted_and_shown(
+    failure, config, open_run, tmp_path, monkeypatch):
+  ctx, one = opened(config, open_run, tmp_path / 'run')
+  warned = []
+  ctx.logger.warn = warned.append
+  def fail(*args):
+    raise failure('on purpose')
+  monkeypatch.setattr(evaluate.answer, 'match', fail)
+  result = one(ctx.base, 'base', 0)
+  assert result['eval/accuracy'] == 0.0
+  assert result['eval/unchecked_frac'] == 1.0
+  assert result['eval/unchecked_frac_sampled'] == 1.0
+  assert '12 answers' in warned[0] and 'on purpose' in warned[0]
+  rows = log.read_rows(tmp_path / 'run' / 'eval' / 'base_0.jsonl')
+  assert all(row['error'] == 'on purpose' for row in rows)
 
 
 @pytest.mark.parametrize('changes, message', [

@@ -1,12 +1,15 @@
 """The rl stage, one step at a time, on a random model."""
 
+import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from configs import forkme
+from mmr1 import advantages
 from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import trees
@@ -83,6 +86,18 @@ def test_m1_lr_0_moves_nothing_and_every_ratio_is_1(trainer, changes):
   assert len(set(uids)) == 3
 
 
+def test_law_5_old_of_the_sampler(trainer):
+  """Its log-probs at the temperature, before truncation; and the ratio is
+  what corrects for the difference."""
+  one = trainer(old='sampler', optimizer__lr=0.0, temperature=0.7, top_k=3,
+                minibatches_per_step=2)
+  _, (row,), (block,) = run(one)
+  np.testing.assert_array_equal(block.old, block.extra['sampler_logp'])
+  assert row['sampler/logp_diff_max'] < 1e-4
+  assert abs(row['ratio/first'] - 1) < 1e-4
+  assert abs(row['kl_old']) < 1e-4
+
+
 def test_m27_noise_differs_between_steps_and_repeats_with_the_seed(trainer):
   one, two = trainer(optimizer__lr=0.0), trainer(optimizer__lr=0.0)
   _, _, blocks = run(one, 2)
@@ -151,6 +166,57 @@ def test_all_truncated_under_drop_truncated(trainer):
       (~ended).mean(), abs=1e-6)
 
 
+def choose(one, fn):
+  """Replaces the select function of a trainer."""
+  one._plan = dataclasses.replace(one._plan, select=fn)
+
+
+def test_reward_calls_that_fail_are_named(trainer):
+  one = trainer(reward='tests.own:sometimes')
+  said = []
+  one._ctx.logger.warn = said.append
+  _, (row,), _ = run(one)
+  assert row['reward/error_frac'] == 0.25
+  assert len(said) == 1 and f'{N * G // 4} reward calls failed' in said[0]
+  assert "grpo step 1" in said[0] and 'slot 1 is odd' in said[0]
+
+
+def test_what_select_gives_is_checked_and_its_wish_counted(trainer):
+  one = trainer()
+  for keep, said in ((np.ones((N, G)), r'float64\[4, 4\]'),
+                     (np.ones(N, bool), r'bool\[4\]')):
+    choose(one, lambda columns, advantage, meta, state, rng, keep=keep: (
+        keep, {}, False, state))
+    with pytest.raises(ValueError, match=f'grpo.select.*{said}; needed is'):
+      one.step(one.start.state, 0)
+  choose(one, lambda columns, advantage, meta, state, rng: (
+      np.ones((N, G), bool), {'select/mine': 3}, True, state))
+  metrics = one.step(one.start.state, 0).metrics
+  assert metrics['select/mine'] == 3 and metrics['select/short'] == 1
+
+
+def test_m27_select_and_minibatches_draw_different_numbers(trainer):
+  one = trainer(old='recompute', minibatches_per_step=N)
+  drawn, used = [], []
+  def select(columns, advantage, meta, state, rng):
+    drawn.append(rng.permutation(N))
+    return np.ones((N, G), bool), {}, False, state
+  def update(state, batch, knobs, ref):
+    del knobs, ref
+    used.append(int(batch[0].prompts.uid[0]))
+    return state, {'update/skipped': 0}
+  choose(one, select)
+  one._train_step = update
+  orders = []
+  for k in range(3):
+    used.clear()
+    (block,) = one.step(one.start.state, k).batch
+    uids = np.asarray(block.prompts.uid).tolist()
+    orders.append([uids.index(uid) for uid in used])
+    assert sorted(orders[-1]) == list(range(N))
+  assert orders != [list(order) for order in drawn]
+
+
 def test_m10_a_reward_that_is_not_finite_stops_the_run(trainer):
   with pytest.raises(RuntimeError, match='outside of the declared range'):
     run(trainer(reward='tests.own:infinite'))
@@ -198,6 +264,45 @@ def test_m24_what_is_logged_is_what_was_used(trainer):
   # the mean advantage of the tokens.
   weight = np.broadcast_to(block.advantage, block.mask.shape)[block.mask]
   assert metrics['loss/policy'] == pytest.approx(-weight.mean(), abs=1e-5)
+
+
+def report(rewards):
+  """Metrics of combined rewards [N, G, K'], without a model."""
+  rewards = np.asarray(rewards, np.float64)
+  one = types.SimpleNamespace(
+      _section=types.SimpleNamespace(max_new_tokens=8),
+      _stream=types.SimpleNamespace(broken=[]))
+  host = types.SimpleNamespace(
+      lengths=np.full(rewards.shape[:2], 3),
+      done=np.ones(rewards.shape[:2], bool))
+  judged = rl.Judged([], types.SimpleNamespace(metrics={}), rewards,
+                     advantages.grpo(rewards), None, {})
+  return rl.Trainer._report(one, host, judged), judged.advantage
+
+
+def test_m24_m7_spread_is_judged_as_by_the_advantage():
+  """.1 + .2 and .3 differ by rounding alone: no variance, advantage 0."""
+  row, advantage = report([[[0.1 + 0.2], [0.3]], [[0.0], [1.0]]])
+  assert not advantage[0].any() and advantage[1].all()
+  assert row['group/zero_std_frac'] == 0.5
+
+
+def test_m13_m24_a_reward_counts_while_one_column_has_a_value():
+  """Sums of two columns: 1 + -, 0 + 2, - + -: mean of 1 and 2."""
+  none = float('nan')
+  row, advantage = report([[[1.0, none], [0.0, 2.0], [none, none]]])
+  assert row['reward/mean'] == 1.5 and row['reward/std'] == 0.5
+  assert advantage[0, :2].all() and row['group/zero_std_frac'] == 0
+  # Without any value there is no mean, rather than a mean of 0.
+  row, _ = report([[[none], [none]]])
+  assert 'reward/mean' not in row and 'reward/std' not in row
+  assert row['group/zero_std_frac'] == 1
+
+
+def test_numbers_of_a_skipped_update_are_no_values():
+  got = rl._numbers({'a': np.float32(1.5), 'b': np.nan, 'c': None, 'd': 2})
+  assert got == {'a': 1.5, 'b': None, 'c': None, 'd': 2.0}
+  assert rl._numbers(got) == got
 
 
 def test_m28_hooks_see_the_last_metrics_and_compile_nothing(

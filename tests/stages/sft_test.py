@@ -1,7 +1,9 @@
 """The sft stage, and freezing in both stages that train."""
 
+import itertools
 import json
 import math
+import types
 
 import jax
 import numpy as np
@@ -42,7 +44,9 @@ def config(shrink, tmp_path):
   c.grpo = common.overlay(
       c.rl, steps=2, prompts_per_step=4, samples_per_prompt=4,
       max_new_tokens=8)
-  c.rewards.result.fn = 'tests.own:even'
+  c.rewards.own = dict(fn='tests.own:even', weight=1.0, in_pool=False,
+                       limit_s=5.0, kwargs=dict())
+  c.grpo.rewards = ('own',)
   return c
 
 
@@ -50,13 +54,15 @@ def config(shrink, tmp_path):
 def taken(open_run, tmp_path, monkeypatch):
   """config -> (context, state, rows, take_step) of its sft stage."""
   def open_(c):
-    ctx, plans = open_run(c, tmp_path / 'run')
+    open_.count += 1
+    ctx, plans = open_run(c, tmp_path / f'run{open_.count}')
     caught = []
     monkeypatch.setattr(
         sft.loop, 'train', lambda *args: caught.append(args))
     sft.run(ctx, 'imitate', ctx.config.imitate, plans['imitate'])
     _, _, _, state, rows, take_step = caught[0]
     return ctx, state, rows, take_step
+  open_.count = 0
   return open_
 
 
@@ -97,6 +103,39 @@ def test_the_loss_is_the_mean_over_tokens_and_falls(config, taken):
   assert {row['completion'] for row in step.samples()} <= set(THOUGHTS)
 
 
+def test_m26_a_completion_that_cannot_be_tokens_is_a_broken_record(
+    config, taken, tmp_path, caplog):
+  texts = list(THOUGHTS)
+  texts[3] += '<|im_end|>more'
+  texts[5] = '<think>a</think><answer><|image_pad|></answer>'
+  config.data.path = config.data.eval_path = write(tmp_path, texts)
+  ctx, state, rows, take_step = taken(config)
+  for k in range(12):  # more than the file holds
+    step = take_step(state, k)
+    state = step.state
+  assert step.metrics['data/broken'] == 2
+  for line, token in ((4, '<|im_end|>'), (6, '<|image_pad|>')):
+    assert sum(f'train.jsonl:{line}' in r.message and token in r.message
+               for r in caplog.records) == 1
+
+
+def test_m3_chunks_of_rows_change_nothing(config, taken, tmp_path):
+  config.data.path = write(tmp_path, tuple(t * (1 + i % 3) for i, t in
+                                           enumerate(THOUGHTS)))
+  config.imitate.max_new_tokens = 64
+  found = []
+  for chunks in (1, 2):
+    config.imitate.chunks_per_step = chunks
+    config.imitate.optimizer.lr = 0.01
+    _, state, _, take_step = taken(config)
+    step = take_step(state, 0)
+    lengths = step.batch[0].mask.sum((1, 2))
+    found.append(jax.device_get(dict(step.metrics)))
+  assert lengths[0] + lengths[2] != lengths[1] + lengths[3]
+  for name in ('loss', 'grad_norm', 'entropy'):
+    assert found[0][name] == pytest.approx(found[1][name], rel=1e-5), name
+
+
 def test_completions_too_long_are_dropped_and_counted(config, taken, tmp_path):
   texts = list(THOUGHTS)
   texts[::4] = ['<think>' + '1+1=2 ' * 30 + '</think><answer>2</answer>'] * 10
@@ -110,6 +149,19 @@ def test_completions_too_long_are_dropped_and_counted(config, taken, tmp_path):
   expected = [example.uid for (example, _), _ in rows.take(7)]
   rows.restore(state)
   assert [example.uid for (example, _), _ in rows.take(7)] == expected
+
+
+def test_a_small_file_may_be_read_many_times(monkeypatch):
+  """Two of its three completions are too long: 20 rows are 60 draws and 40
+  drops, which is not 'every completion'."""
+  monkeypatch.setattr(
+      sft.encode, 'encode_completion', lambda text, _: np.zeros(text, int))
+  drawn = itertools.cycle([3, 9, 9])
+  stream = types.SimpleNamespace(mixture=range(3), take=lambda n: [
+      (types.SimpleNamespace(completions=(next(drawn),)), None)])
+  rows = sft.Rows(types.SimpleNamespace(processor=None), stream, 5)
+  assert [len(ids) for _, ids in rows.take(20)] == [3] * 20
+  assert rows.dropped == 38
 
 
 def test_when_all_are_too_long_the_key_is_named(config, taken):
@@ -153,6 +205,7 @@ def setup(c, **changes):
 @pytest.mark.parametrize('changes, message', [
     (dict(rows_per_step=0), r'imitate.rows_per_step: got 0'),
     (dict(chunks_per_step=-1), r'imitate.chunks_per_step: got -1'),
+    (dict(chunks_per_step=3), r'imitate.chunks_per_step: 4 rows .* 3 chunks'),
     (dict(log_every=0), r'imitate.log_every: got 0'),
     (dict(reduce='constant'), r"imitate.reduce: got 'constant'"),
     (dict(reduce='mean'), r"imitate.reduce: got 'mean'"),

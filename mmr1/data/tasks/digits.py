@@ -1,8 +1,8 @@
 """Arithmetic over handwritten digits.
 
-The images are scikit-learn's copy of the UCI digits set (1,797 scans of 8x8
-pixels by 43 writers). Scans used for training never appear in evaluation
-items: the last fifth of the set is held out.
+The images are scikit-learn's copy of the test part of the UCI digits set (1,797
+scans of 8x8 pixels by 13 writers). Scans used for training never appear in
+items of the other splits: the last fifth of the set is held out.
 
 An item shows two to four digits in a row, more by argument; the question names
 an operation on them, so that the answer needs reading (perception) and a chain
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmr1 import records
+from mmr1.data.tasks import items
 
 CELL = 16  # pixels; one merged cell of the embedded model
 GLYPH = 14  # pixels a scan is drawn at; leaves room to jitter
@@ -104,18 +105,23 @@ def digits(
   """Item `i` of the split: a row of handwritten digits and an operation.
 
   Args:
-    seed: seed of the world; (seed, split, i) fixes the item.
-    split: 'train' uses the training scans, any other name the held-out ones.
-    i: index, unbounded.
+    seed: non-negative; (seed, split, i) fixes the item.
+    split: 'train' uses the training scans; 'eval' and 'test' share the
+      held-out ones.
+    i: index, from 0, without an upper end.
     uid_offset: added to `i` to make the uid.
     min_digits, max_digits: how many digits are shown, 2..9.
     forms: operations to draw from, among FORMS.
+
+  Raises:
+    ValueError: an unknown split or form, or a number outside its range.
   """
-  unknown = [form for form in forms if form not in FORMS]
-  if unknown or not 2 <= min_digits <= max_digits <= 9:
+  if not 2 <= min_digits <= max_digits <= 9:
     raise ValueError(
-        f'digits: got forms={forms}, min_digits={min_digits}, '
-        f'max_digits={max_digits}; forms are {FORMS}, digits 2..9.')
+        f'digits: got min_digits={min_digits}, max_digits={max_digits}; '
+        'allowed are 2 <= min_digits <= max_digits <= 9.')
+  forms = items.forms('digits', FORMS, forms)
+  seed, i = items.check_address('digits', seed, split, i)
   rng = np.random.default_rng([seed, zlib.crc32(split.encode()), i])
   scans, labels = _scans(split)
   n = int(rng.integers(min_digits, max_digits + 1))

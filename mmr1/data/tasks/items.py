@@ -19,6 +19,19 @@ SPLITS: Mapping[str, range] = {
 LETTERS = 'ABCD'
 
 
+def check_address(
+    task: str, seed: int, split: str, i: int) -> tuple[int, int]:
+  """(seed, i) as ints; raises ValueError as `generator` does."""
+  if split not in SPLITS:
+    raise ValueError(
+        f'{task}: split {split!r} does not exist; allowed: {tuple(SPLITS)}.')
+  seed, i = operator.index(seed), operator.index(i)
+  if seed < 0 or i < 0:
+    raise ValueError(
+        f'{task}: seed and index must be at least 0, got seed={seed}, i={i}.')
+  return seed, i
+
+
 def generator(
     task: str, seed: int, split: str, i: int) -> np.random.Generator:
   """The random stream of item `i`: same on every process and machine.
@@ -32,13 +45,7 @@ def generator(
   Raises:
     ValueError: for an unknown split, a negative seed or a negative index.
   """
-  if split not in SPLITS:
-    raise ValueError(
-        f'{task}: split {split!r} does not exist; allowed: {tuple(SPLITS)}.')
-  seed, i = operator.index(seed), operator.index(i)
-  if seed < 0 or i < 0:
-    raise ValueError(
-        f'{task}: seed and index must be at least 0, got seed={seed}, i={i}.')
+  seed, i = check_address(task, seed, split, i)
   return np.random.default_rng(
       (zlib.crc32(task.encode()), seed, zlib.crc32(split.encode()), i))
 
