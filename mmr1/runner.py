@@ -140,7 +140,9 @@ def open_run(
   _check_data_keys(config, overrides)
   _read_everything_else(config)
   if defaults is not None:
-    resolve.changed_but_unread(config, defaults)
+    resolve.changed_but_unread(
+        config, defaults, libraries=('rewards', 'hooks', 'tasks'),
+        overrides=overrides)
   folder = workdir_lib.Workdir(workdir, config, fresh=fresh)
   keep = max([config[name].keep_checkpoints for name in config.stages
               if config[name].kind in context.TRAINS], default=2)

@@ -146,7 +146,12 @@ def _flat(tree: Any, where: str = '') -> dict[str, Any]:
 
 
 def changed_but_unread(
-    resolved: Section, defaults: Any, within: Iterable[str] | None = None
+    resolved: Section,
+    defaults: Any,
+    within: Iterable[str] | None = None,
+    *,
+    libraries: Iterable[str] = (),
+    overrides: Iterable[str] = (),
 ) -> None:
   """Refuses values that somebody set and no code looked at (M22).
 
@@ -160,11 +165,14 @@ def changed_but_unread(
     defaults: the base config, before any paper or command line touched it.
     within: top-level keys to look at; None means all. (A stage that is done
       and therefore skipped has read nothing.)
+    libraries: top-level keys whose sections are there to be named (rewards): of
+      those that nobody names only what `overrides` set is looked at.
+    overrides: the keys set on the command line.
 
   Raises:
     ValueError: lists the keys with their value and the default.
   """
-  base = _plain(defaults)
+  base, given = _plain(defaults), frozenset(overrides)
   lines = []
   for top in resolved.keys() if within is None else within:
     child = resolved._children[top]
@@ -176,8 +184,11 @@ def changed_but_unread(
     family = base.get(child._children.get('kind', top), {})
     known = _flat(family if isinstance(family, dict) else {}, top)
     values = _flat(child, top)
-    for path in child.unread():
-      if path == f'{top}.kind':
+    unread = child.unread()
+    for path in unread:
+      offered = '.'.join(path.split('.')[:2])
+      if path == f'{top}.kind' or top in libraries and path not in given and (
+          all(p in unread for p in values if p.startswith(f'{offered}.'))):
         continue
       if path not in known or not _same(values[path], known[path]):
         lines.append(f'  {path} = {values[path]!r} '

@@ -10,6 +10,7 @@ import pytest
 
 from configs import common
 from configs import vision_r1
+from mmr1 import guard
 from mmr1 import resolve
 from mmr1 import runner
 
@@ -200,3 +201,14 @@ def test_configs_share_nothing():
   a.sft.optimizer.lr = 7.0
   assert not len(b.rl.policy.kwargs) and b.rl.optimizer.lr == 1e-4
   assert a.rl.optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize('arg', ['', *vision_r1.ABLATIONS])
+def test_m22_every_ablation_reads_all_that_it_sets(arg, shrink, tmp_path):
+  final = resolve.finalise(shrink(vision_r1.get_config(arg)))
+  runner.plan(final)
+  final.cache_dir, final.cpu_devices  # read before jax starts
+  ctx = runner.open_run(
+      final, str(tmp_path / 'run'), interrupt=guard.Interrupt(), quiet=True,
+      defaults=common.get_base())
+  ctx.close()

@@ -53,7 +53,7 @@ def refused(shell, cwd, *args):
     # Keys that nothing in this run reads.
     (['vision_r1:ci', '--config.rl.top_k=5'], ['rl.top_k', 'no effect']),
     (['forkme', '--config.sft.steps=5'], ['sft.steps', 'no effect']),
-    (['forkme', '--config.rewards.format.kwargs={}', '--config.grpo.rewards='
+    (['forkme', '--config.grpo.rewards='
       "('result',)", '--config.rewards.format.weight=0.5'],
      ['rewards.format.weight']),
     (['forkme', '--config.data.holdout=5'],

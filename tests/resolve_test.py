@@ -292,6 +292,27 @@ class TestUnread:
     with pytest.raises(ValueError):
       resolve.changed_but_unread(f, base(), within=('short',))
 
+  def test_m22_what_is_offered_need_not_be_named(self):
+    c = common.get_base()
+    c.stages, c.rl.rewards = ('rl',), ('named',)
+    for name in ('named', 'offered'):
+      c.rewards[name] = dict(fn='x', weight=2.0, in_pool=False, limit_s=1.0,
+                             kwargs=dict())
+    final = resolve.finalise(c)
+    final.rewards.named.fn
+    def check(*overrides):
+      resolve.changed_but_unread(
+          final, common.get_base(), within=('rewards',),
+          libraries=('rewards',), overrides=overrides)
+    with pytest.raises(ValueError, match='rewards.named.weight = 2.0') as error:
+      check()
+    assert 'offered' not in str(error.value)
+    final.rewards.named.as_dict()
+    check()
+    # What the command line sets must have an effect.
+    with pytest.raises(ValueError, match='rewards.offered.weight = 2.0'):
+      check('rewards.offered.weight')
+
   @pytest.mark.parametrize('change, key', [
       (lambda c: c.update(seed=1), 'seed'),
       (lambda c: c.model.update(layers=3), 'model.layers'),

@@ -75,6 +75,7 @@ class Evaluation:
     check(section)
     self._ctx = ctx
     self._section = section
+    self._prefilled = ctx.shape().prefilled
     self._pairs: list[pipeline.Pair] = []
     self._broken: list[records.Broken] = []
     self._knobs = [
@@ -102,7 +103,6 @@ class Evaluation:
 
   def _open(self) -> None:
     """Reads the problems; those no answer could match are broken too (M26)."""
-    self._prefilled = self._ctx.shape().prefilled
     pairs, self._broken = pipeline.all_examples(
         datasets.open_split(self._ctx.config, 'eval'), self._ctx.shape(),
         self._section.examples,

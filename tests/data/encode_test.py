@@ -181,12 +181,6 @@ def _cases(noise):
 @pytest.mark.parametrize('name', [
     'text', 'image', 'transparent', 'three', 'video', 'long video',
     'two videos, one image', 'turns'])
-def test_m12_prompts_that_open_think_are_recognised(proc):
-  assert not encode.prefilled(proc, template=template.think_answer)
-  assert encode.prefilled(
-      proc, template=template.think_answer, prefix='<think>\n')
-
-
 def test_m4_equals_transformers(name, folder, proc, oracle, noise):
   example = _cases(noise)[name]
   v5 = processor_lib.Processor.open(str(folder), position_rule='v5')
@@ -408,3 +402,9 @@ print(len(out.tokens), (out.slot >= 0).sum())
   # 30x40 becomes 32x32 (40/16 = 2.5 rounds to even): 2x2 cells. Four frames
   # of 32x32: two in time, 2x2 cells each: 8.
   assert done.stdout.split()[1] == '12'
+
+
+def test_m12_prompts_that_open_think_are_recognised(proc):
+  assert not encode.prefilled(proc, template=template.think_answer)
+  assert encode.prefilled(
+      proc, template=template.think_answer, prefix='<think>\n')

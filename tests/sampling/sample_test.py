@@ -237,10 +237,14 @@ class TestM27:
     np.testing.assert_allclose(part[2][..., :T], base.logp, atol=1e-5)
 
   def test_m27_the_same_prompt_under_another_uid(self, params):
-    twice = small.prompts((small.MIXED[1],) * 4, uid=[5, 6, 5, 7])
-    tokens = np.asarray(run(params, twice).completions.tokens)
-    np.testing.assert_array_equal(tokens[0], tokens[2])
-    assert (tokens[0] != tokens[1]).any() and (tokens[0] != tokens[3]).any()
+    def tokens(*uid):
+      prompts = small.prompts((small.MIXED[1],) * 4, uid=uid)
+      return np.asarray(run(params, prompts).completions.tokens)
+    one, two = tokens(5, 6, 5, 7), tokens(6, 5, 8, 9)
+    np.testing.assert_array_equal(one[0], two[1])
+    np.testing.assert_array_equal(one[1], two[0])
+    # Under one uid too the second group is not a copy of the first.
+    assert all((one[0] != one[i]).any() for i in (1, 2, 3))
 
 
 def test_law_1_prompt_keys_are_never_repeated(params):
