@@ -152,8 +152,8 @@ def token_scores(
   # Chunks run along G x T and keep N whole: where N is divided over devices
   # each of them makes the logits of its own prompts, and of no others.
   size = policy.head_chunk * sharding.shards(n) // n
-  size = min(max(size, 1), g * t)
-  chunks = -(-g * t // size)
+  chunks = -(-g * t // max(size, 1))
+  size = -(-g * t // chunks)  # even chunks: little padding in the last
   pad = chunks * size - g * t
 
   def rows(x):
