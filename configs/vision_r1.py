@@ -67,11 +67,11 @@ def _tiny(c):
       c.sft, data='bridge', steps=32, rows_per_step=32, max_new_tokens=144,
       optimizer=dict(lr=3e-4, warmup_steps=5, lr_decay='cosine'))
   c.rl.optimizer.lr = 1e-4
-  c.rl.prompts_per_step = 16
+  c.rl.prompts_per_step = 12
   c.think_short = common.overlay(
       c.rl, steps=30, max_new_tokens=48, samples_per_prompt=16)
   c.think_long = common.overlay(
-      c.rl, steps=10, max_new_tokens=96, samples_per_prompt=8,
+      c.rl, steps=8, max_new_tokens=96, samples_per_prompt=8,
       carry=('optimizer',))
 
 
