@@ -1,11 +1,13 @@
 """Models from and to Hugging Face folders, whatever the family."""
 
+from collections.abc import Callable
 import json
 from typing import Any
 
 from etils import epath
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_5_vl_weights
@@ -51,6 +53,7 @@ def load(
     remat: str = 'none',
     precision: str = 'default',
     query_chunk: int = 1024,
+    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
 ) -> tuple[Any, Any]:
   """Loads a model.
 
@@ -62,10 +65,12 @@ def load(
     remat: 'none' or 'layer'.
     precision: of matrix products, 'default', 'high' or 'highest'.
     query_chunk: queries handled at once by attention; bounds its memory.
+    place: called with each parameter when it is read, to put it on devices:
+      the host then holds no more than one of them.
 
   Returns:
-    The linen module and its parameters as host (numpy) arrays, read one
-    tensor at a time: put them on devices with their shardings.
+    The linen module and its parameters, host (numpy) arrays or what `place`
+    made of them.
 
   Raises:
     ValueError: an unsupported family or dtype, or tensors that do not fit
@@ -81,7 +86,7 @@ def load(
   params = weights.read(
       path, names.table(config), _shapes(family, config),
       canonical=names.canonical, tied=names.tied(config),
-      dtype=jnp.dtype(param_dtype))
+      dtype=jnp.dtype(param_dtype), place=place)
   return family.build(config), params
 
 

@@ -281,11 +281,12 @@ def _write(f, shard, arrays, dtype) -> None:
   text += b' ' * (-len(text) % 8)  # so that the data is aligned
   f.write(len(text).to_bytes(8, 'little') + text)
   for name, shape in shard.items():
-    x = np.ascontiguousarray(next(arrays), dtype)
+    x = next(arrays)
     assert x.shape == shape, (name, x.shape, shape)
-    flat = x.reshape(-1)
-    for begin in range(0, x.size, PIECE // dtype.itemsize):
-      piece = flat[begin:begin + PIECE // dtype.itemsize]
+    flat = np.ascontiguousarray(x, dtype).reshape(-1)
+    step = max(1, PIECE // dtype.itemsize)
+    for begin in range(0, flat.size, step):
+      piece = flat[begin:begin + step]
       if not _finite(piece, code):
         raise ValueError(
             f'tensor {name!r} has nan or inf as {dtype}: not saved. Did the '

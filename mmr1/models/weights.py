@@ -69,8 +69,9 @@ def read(
     canonical: Callable[[str], str | None],
     tied: Mapping[str, str],
     dtype: Any,
+    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
 ) -> dict[str, Any]:
-  """Reads a folder's tensors into a nested dict of host arrays.
+  """Reads a folder's tensors into a nested dict, a leaf at a time.
 
   Args:
     folder: with model.safetensors, or shards and their index.
@@ -79,6 +80,7 @@ def read(
     canonical: a file's tensor name -> the table's, or None to skip it.
     tied: {name: other}: a name that may be there if it equals `other`.
     dtype: of the arrays.
+    place: puts a leaf where it belongs; the host then drops it.
 
   Raises:
     ValueError: missing, unknown or wrongly shaped tensors, all listed; a file
@@ -112,14 +114,14 @@ def read(
     for row in table:
       leaf = np.empty(shapes[row.path], dtype)
       for i, name in enumerate(row.names):
-        place = leaf[i if row.layers else ...]
+        target = leaf[i if row.layers else ...]
         for begin, x in pieces(name):
-          row.fill(place, begin, x)
+          row.fill(target, begin, x)
       *parents, last = row.path.split('/')
       node = result
       for key in parents:
         node = node.setdefault(key, {})
-      node[last] = leaf
+      node[last] = place(leaf)
   return result
 
 
