@@ -171,7 +171,7 @@ def test_a_git_lfs_pointer(tmp_path):
       'version https://git-lfs.github.com/spec/v1')
   with pytest.raises(ValueError, match='not a safetensors file.*LFS'):
     read(tmp_path)
-  (tmp_path / 'model.safetensors').write_bytes(b'')
+  (tmp_path / 'model.safetensors').write_bytes(b'\x01')
   with pytest.raises(ValueError, match='not a safetensors file'):
     read(tmp_path)
 
