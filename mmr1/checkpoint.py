@@ -46,6 +46,7 @@ class Checkpoints:
       keep: int = 2,
       higher_is_better: bool = True,
       background: bool = False,
+      read_only: bool = False,
   ):
     """Opens `<workdir>/checkpoints` and removes what a kill left half-written.
 
@@ -55,6 +56,7 @@ class Checkpoints:
       higher_is_better: of the metric given to `save`.
       background: write on a thread after copying the arrays to the host; a
         checkpoint then counts from the next `save` or `wait` on.
+      read_only: change nothing: the run may be going on elsewhere.
     """
     if keep < 1:
       raise ValueError(f'keep: got {keep}; allowed: at least 1.')
@@ -66,7 +68,7 @@ class Checkpoints:
     handler = ocp.CompositeCheckpointHandler()
     self._orbax = (ocp.AsyncCheckpointer(handler) if background
                    else ocp.Checkpointer(handler))
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not read_only:
       self._folder.mkdir(parents=True, exist_ok=True)
       for path in self._folder.iterdir():
         if '.orbax-checkpoint-tmp' in path.name:
@@ -277,12 +279,10 @@ class Checkpoints:
     for step in steps:
       self._path(stage, step).rmtree()
 
-def _on_host(array: Any) -> Any:
-  """Arrays that are whole on every device, as NumPy.
 
-  Orbax would let each device write a slice of them, and compile a program for
-  every shape to cut it (M17).
-  """
+def _on_host(array: Any) -> Any:
+  """Arrays whole on every device as NumPy: Orbax would let each device write
+  a slice, and compile a program for every shape to cut it (M17)."""
   if isinstance(array, jax.Array) and array.is_fully_replicated:
     return np.asarray(array)
   return array

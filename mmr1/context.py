@@ -122,8 +122,8 @@ def open_model(
   """Loads a checkpoint folder as a policy and its parameters."""
   module, params = model_checkpoints.load(
       path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
-      layers=model.layers, remat=model.remat, precision=model.precision)
-  params = sharding.everywhere(params)
+      layers=model.layers, remat=model.remat, precision=model.precision,
+      place=sharding.place)
   policy = forward.Policy(
       module, processor.banned, processor.eos_id, processor.pad_id,
       model.head_chunk)

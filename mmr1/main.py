@@ -35,12 +35,12 @@ def main(argv):
         fresh=_FRESH.value, quiet=_QUIET.value, overrides=overrides,
         defaults=common.get_base(_CONFIG.value.scale))
   except (ValueError, FloatingPointError) as error:
-    if not _is_message(error):
+    if not is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
 
 
-def _is_message(error: Exception) -> bool:
+def is_message(error: Exception) -> bool:
   """True if mmr1 raised it for the user; others need their traceback."""
   trace = error.__traceback__
   while trace.tb_next:

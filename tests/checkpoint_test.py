@@ -327,28 +327,6 @@ class TestWorkdir:
     assert workdir_lib.Workdir(tmp_path, config()).continued
 
 
-@pytest.fixture
-def remote(tmp_path):
-  """gs://bucket/..., served from a local folder."""
-  root = tmp_path / 'bucket'
-  root.mkdir()
-
-  def local(path):
-    return os.fspath(path).replace('gs://bucket', str(root))
-
-  def one(original, path, *args, **kwargs):
-    return original(local(path), *args, **kwargs)
-
-  def two(original, path, dst, **kwargs):
-    return original(local(path), local(dst), **kwargs)
-
-  names = ('open', 'exists', 'isdir', 'listdir', 'mkdir', 'makedirs', 'remove',
-           'rmtree', 'stat')
-  with epath.testing.mock_epath(
-      copy=two, replace=two, rename=two, **{name: one for name in names}):
-    yield root
-
-
 def test_remote_workdir(remote):
   """The folder rule and the logs on gs://: kept locally, uploaded whole."""
   path = 'gs://bucket/runs/x'

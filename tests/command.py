@@ -57,35 +57,66 @@ class Shell:
 
     A first argument 'forkme' or 'vision_r1:...' is the config's name.
     """
-    self._count += 1
     name, colon, arg = args[0].partition(':')
     file = self._root / 'configs' / f'{name}.py'
     argv = ['mmr1.main', f'--config={file}{colon}{arg}', *args[1:]]
+    return self.call(_main, argv, moment, cwd=cwd)
+
+  def call(self, target, *args, cwd) -> Result:
+    """Calls a function of this module in a process and waits for its end."""
+    self._count += 1
     base = pathlib.Path(self._folder.name) / str(self._count)
     outputs = [f'{base}.out', f'{base}.err']
     process = self._fork.Process(
-        target=_main, args=(argv, str(cwd), outputs, moment))
+        target=_call, args=(outputs, str(cwd), target, args))
     process.start()
     process.join()
     return Result(process.exitcode,
                   *(pathlib.Path(path).read_text() for path in outputs))
 
 
-def _main(argv, cwd, outputs, moment):
+def _call(outputs, cwd, target, args):
   for number, path in enumerate(outputs, start=1):
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, number)
   os.chdir(cwd)
+  try:
+    target(*args)
+  finally:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _main(argv, moment):
   sys.argv = argv  # the overrides of a config are read from there
   from absl import app
   from mmr1 import main
   if moment is not None:
     _arm(Moment(*moment))
-  try:
-    app.run(main.main, argv=argv, flags_parser=main.parse)
-  finally:
-    sys.stdout.flush()
-    sys.stderr.flush()
+  app.run(main.main, argv=argv, flags_parser=main.parse)
+
+
+def export(argv):
+  """`python -m mmr1.export`, and which devices it took."""
+  from mmr1 import export as command
+  command.main(['export', *argv])
+  import jax
+  print('devices:', jax.config.jax_platforms)
+
+
+def killed_export(kwargs, name, call):
+  """An export killed at the n-th call of a function of `tensor_files`."""
+  from mmr1 import release
+  from mmr1.models import tensor_files
+  original, count = getattr(tensor_files, name), [0]
+
+  def counting(*args, **kw):
+    count[0] += 1
+    if count[0] == call:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kw)
+  setattr(tensor_files, name, counting)
+  release.export(**kwargs)
 
 
 def _arm(moment: Moment) -> None:

@@ -1,9 +1,11 @@
 """A model so small that whole runs take seconds, and what runs it."""
 
 import json
+import os
 import pathlib
 import shutil
 
+from etils import epath
 import pytest
 
 from tests import command
@@ -99,3 +101,25 @@ def open_run():
   yield open_
   for ctx in opened:
     ctx.close()
+
+
+@pytest.fixture
+def remote(tmp_path):
+  """gs://bucket/..., served from a local folder."""
+  root = tmp_path / 'bucket'
+  root.mkdir()
+
+  def local(path):
+    return os.fspath(path).replace('gs://bucket', str(root))
+
+  def one(original, path, *args, **kwargs):
+    return original(local(path), *args, **kwargs)
+
+  def two(original, path, dst, **kwargs):
+    return original(local(path), local(dst), **kwargs)
+
+  names = ('open', 'exists', 'isdir', 'listdir', 'mkdir', 'makedirs', 'remove',
+           'rmtree', 'stat')
+  with epath.testing.mock_epath(
+      copy=two, replace=two, rename=two, **{name: one for name in names}):
+    yield root

@@ -20,7 +20,8 @@ FLOORS = (
     # F2
     ('sharding', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
      'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
-     'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover'),
+     'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
+     'release'),
     # F3
     ('papers',),
     # F4

@@ -16,8 +16,10 @@ from mmr1.data import sources
 
 def open_processor(model: Any, data: Any) -> processor_lib.Processor:
   """The checkpoint's processor with the pixel budget of `data`."""
+  path = model_path(model.path)
+  _check_vocabulary(epath.Path(path))
   return processor_lib.Processor.open(
-      model_path(model.path), min_pixels=data.min_pixels,
+      path, min_pixels=data.min_pixels,
       max_pixels=data.max_pixels, video_fps=data.video_fps,
       video_max_frames=data.video_max_frames, position_rule=model.position_rule)
 
@@ -37,6 +39,17 @@ def model_path(path: str) -> str:
         'folder there (config.json, safetensors, tokenizer), or say where it '
         'is with --config.model.path=...')
   return path
+
+
+def _check_vocabulary(folder: epath.Path) -> None:
+  """Where it is missing, transformers makes an empty one without a word."""
+  names = {file.name for file in folder.iterdir()}
+  if not (names & {'tokenizer.json', 'tokenizer.model', 'spiece.model'}
+          or {'vocab.json', 'merges.txt'} <= names):
+    raise ValueError(
+        f'{folder / "tokenizer.json"} is missing, and there is no tokenizer in '
+        'another form (vocab.json with merges.txt, or tokenizer.model) beside '
+        'it. Download the tokenizer files of the model too.')
 
 
 def template(data: Any) -> Callable[..., Any]:

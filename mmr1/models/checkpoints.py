@@ -1,14 +1,17 @@
 """Models from and to Hugging Face folders, whatever the family."""
 
+from collections.abc import Callable
 import json
 from typing import Any
 
 from etils import epath
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_5_vl_weights
+from mmr1.models import tensor_files
 from mmr1.models import weights
 
 # model_type of config.json: (code of the family, its weight table).
@@ -36,7 +39,7 @@ def read_config(path: epath.PathLike, **run: Any) -> Any:
         f'{file} does not exist: a model is a Hugging Face folder (a local '
         'path or a bucket) with config.json and *.safetensors; download it '
         'first.')
-  hf = json.loads(file.read_text())
+  hf = tensor_files.read_json(file)
   family, _ = _family(hf.get('model_type'), file)
   return family.Config.from_hf(hf, **run)
 
@@ -50,6 +53,7 @@ def load(
     remat: str = 'none',
     precision: str = 'default',
     query_chunk: int = 1024,
+    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
 ) -> tuple[Any, Any]:
   """Loads a model.
 
@@ -61,10 +65,12 @@ def load(
     remat: 'none' or 'layer'.
     precision: of matrix products, 'default', 'high' or 'highest'.
     query_chunk: queries handled at once by attention; bounds its memory.
+    place: called with each parameter when it is read, to put it on devices:
+      the host then holds no more than one of them.
 
   Returns:
-    The linen module and its parameters as host (numpy) arrays, read one
-    tensor at a time: put them on devices with their shardings.
+    The linen module and its parameters, host (numpy) arrays or what `place`
+    made of them.
 
   Raises:
     ValueError: an unsupported family or dtype, or tensors that do not fit
@@ -80,36 +86,66 @@ def load(
   params = weights.read(
       path, names.table(config), _shapes(family, config),
       canonical=names.canonical, tied=names.tied(config),
-      dtype=jnp.dtype(param_dtype))
+      dtype=jnp.dtype(param_dtype), place=place)
   return family.build(config), params
 
 
-def save(path: epath.PathLike, module: Any, params: Any, *,
-         dtype: str = 'float32') -> None:
-  """Writes model.safetensors (the hub's names) and config.json into `path`.
+def describe(path: epath.PathLike, *, param_dtype: str) -> tuple[Any, Any]:
+  """What `load` would return, without reading weights.
+
+  Returns:
+    The linen module, and the tree of its parameters as shape structs.
+  """
+  config = read_config(path)
+  family, _ = _family(json.loads(config.hf)['model_type'], path)
+  return family.build(config), jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(param_dtype)),
+      _structs(family, config))
+
+
+def save(
+    path: epath.PathLike,
+    module: Any,
+    params: Any,
+    *,
+    dtype: str = 'float32',
+    max_shard_bytes: int = tensor_files.MAX_SHARD_BYTES,
+) -> None:
+  """Writes weights (the hub's names) and config.json into `path`.
 
   Args:
     path: the folder, local or in a bucket; made if absent.
     module: as from `load`.
     params: its parameters, stacked; addressable by this process.
     dtype: of the tensors in the file.
+    max_shard_bytes: larger weights are written as shards and an index.
+
+  Raises:
+    ValueError: the tree is not that of the family; nan or inf.
   """
   hf = json.loads(module.config.hf)
   _, names = _family(hf.get('model_type'), 'the config of this module')
   weights.write(path, names.table(module.config), _leaves(params),
-                dtype=jnp.dtype(dtype))
+                dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
+  hf.setdefault('dtype' if 'torch_dtype' not in hf else 'torch_dtype', dtype)
   for section in (hf, hf.get('text_config'), hf.get('vision_config')):
     for key in ('dtype', 'torch_dtype'):
       if section and key in section:
         section[key] = dtype
-  (epath.Path(path) / 'config.json').write_text(
+  # Last: a folder without it is no model, whatever else is there.
+  tensor_files.write_text(
+      epath.Path(path) / 'config.json',
       json.dumps(hf, indent=2, sort_keys=True) + '\n')
 
 
-def _shapes(family: Any, config: Any) -> dict[str, tuple[int, ...]]:
-  tree = jax.eval_shape(
+def _structs(family: Any, config: Any) -> Any:
+  return jax.eval_shape(
       lambda: family.init_params(config, jax.random.key(0)))
-  return {path: x.shape for path, x in _leaves(tree).items()}
+
+
+def _shapes(family: Any, config: Any) -> dict[str, tuple[int, ...]]:
+  return {path: x.shape
+          for path, x in _leaves(_structs(family, config)).items()}
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

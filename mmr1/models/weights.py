@@ -1,29 +1,20 @@
 """Tensors of a Hugging Face folder <-> a tree of stacked parameters.
 
 A family describes itself by rows of `Weight`; `read` and `write` use the same
-rows. Files are in the safetensors format
-(https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON
-header, the raw data), read here tensor by tensor through etils.epath so that
-buckets work like local folders and no tensor is held twice.
+rows. `tensor_files` has the files, which are read and written in pieces.
 """
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import json
-import math
-import os
 from typing import Any, NamedTuple
 
 from etils import epath
-import ml_dtypes
+import jax
 import numpy as np
 
-_DTYPES = {
-    'F64': np.dtype(np.float64), 'F32': np.dtype(np.float32),
-    'F16': np.dtype(np.float16), 'BF16': np.dtype(ml_dtypes.bfloat16)}
-_FILE = 'model.safetensors'
-_INDEX = 'model.safetensors.index.json'
+from mmr1.models import tensor_files
+
 _LISTED = 12  # names shown per kind of error
 
 
@@ -55,69 +46,19 @@ class Weight(NamedTuple):
     shape = tuple(leaf_shape[1:] if self.layers else leaf_shape)
     return self.file_shape or (shape[::-1] if self.kernel else shape)
 
-  def from_file(self, x: np.ndarray) -> np.ndarray:
-    return x.reshape(x.shape[0], -1).T if self.kernel else x
+  def fill(self, target: np.ndarray, begin: int, x: np.ndarray) -> None:
+    """Puts rows `begin`... of the tensor into `target`, its place."""
+    if self.kernel:
+      target[:, begin:begin + len(x)] = x.reshape(len(x), -1).T
+    elif x.ndim:
+      target[begin:begin + len(x)] = x
+    else:
+      target[...] = x
 
   def to_file(self, x: np.ndarray) -> np.ndarray:
     if not self.kernel:
       return x
     return x.T.reshape(self.file_shape or x.shape[::-1])
-
-
-class _Tensor(NamedTuple):
-  file: epath.Path
-  dtype: np.dtype
-  shape: tuple[int, ...]
-  start: int
-
-
-def _read_header(path: epath.Path) -> dict[str, _Tensor]:
-  with path.open('rb') as f:
-    size = int.from_bytes(f.read(8), 'little')
-    length = path.stat().length
-    if not 0 < size <= length - 8:
-      raise ValueError(f'{path}: not a safetensors file (header of {size} '
-                       f'bytes in a file of {length}). A Git LFS pointer?')
-    header = json.loads(f.read(size))
-  tensors = {}
-  for name, entry in header.items():
-    if name == '__metadata__':
-      continue
-    if entry['dtype'] not in _DTYPES:
-      raise ValueError(
-          f"{path}: tensor {name!r} has dtype {entry['dtype']}; allowed are "
-          f'{sorted(_DTYPES)}. Quantised checkpoints are not supported.')
-    start, stop = entry['data_offsets']
-    if 8 + size + stop > length:
-      raise ValueError(f'{path}: truncated: tensor {name!r} ends at byte '
-                       f'{8 + size + stop}, the file at {length}.')
-    tensors[name] = _Tensor(path, _DTYPES[entry['dtype']],
-                            tuple(entry['shape']), 8 + size + start)
-  return tensors
-
-
-def _headers(folder: epath.Path) -> dict[str, _Tensor]:
-  """All tensors of a folder: one file, or shards listed in an index."""
-  if (folder / _FILE).exists():
-    return _read_header(folder / _FILE)
-  if not (folder / _INDEX).exists():
-    raise ValueError(
-        f'{folder}: neither {_FILE} nor {_INDEX}. Weights must be in the '
-        'safetensors format (save_pretrained of transformers writes it).')
-  shards = json.loads((folder / _INDEX).read_text())['weight_map']
-  tensors = {}
-  for shard in sorted(set(shards.values())):
-    if not (folder / shard).exists():
-      raise ValueError(f'{folder / shard} is missing; {_INDEX} lists it. '
-                       'Download interrupted?')
-    tensors |= _read_header(folder / shard)
-  return tensors
-
-
-def _read(f: Any, tensor: _Tensor) -> np.ndarray:
-  f.seek(tensor.start)
-  size = math.prod(tensor.shape) * tensor.dtype.itemsize
-  return np.frombuffer(f.read(size), tensor.dtype).reshape(tensor.shape)
 
 
 def read(
@@ -128,8 +69,9 @@ def read(
     canonical: Callable[[str], str | None],
     tied: Mapping[str, str],
     dtype: Any,
+    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
 ) -> dict[str, Any]:
-  """Reads a folder's tensors into a nested dict of host arrays.
+  """Reads a folder's tensors into a nested dict, a leaf at a time.
 
   Args:
     folder: with model.safetensors, or shards and their index.
@@ -138,39 +80,56 @@ def read(
     canonical: a file's tensor name -> the table's, or None to skip it.
     tied: {name: other}: a name that may be there if it equals `other`.
     dtype: of the arrays.
+    place: puts a leaf where it belongs; the host then drops it.
 
   Raises:
-    ValueError: missing, unknown or wrongly shaped tensors, all listed.
+    ValueError: missing, unknown or wrongly shaped tensors, all listed; a file
+      that is damaged or a tensor with nan or inf, both named.
   """
   folder = epath.Path(folder)
   found = {}
-  for name, tensor in _headers(folder).items():
-    if canonical(name) is not None:
-      found[canonical(name)] = tensor
+  for name, tensor in tensor_files.find(folder).items():
+    own = canonical(name)
+    if own in found:
+      raise ValueError(
+          f'{folder}: {name!r} and {found[own].name!r} are the same parameter '
+          'under two names. Were two checkpoints saved into one folder?')
+    if own is not None:
+      found[own] = tensor
   _check(folder, table, shapes, found, tied)
   result: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
     files = {path: stack.enter_context(path.open('rb'))
              for path in {tensor.file for tensor in found.values()}}
 
-    def get(name):
-      return _read(files[found[name].file], found[name])
+    def pieces(name):
+      return tensor_files.pieces(files[found[name].file], found[name])
 
     for name, other in tied.items():
-      if name in found and not np.array_equal(get(name), get(other)):
+      if name in found and not _equal(pieces(name), found[name], found[other],
+                                      files[found[other].file]):
         raise ValueError(
             f'{folder}: config.json ties {name!r} to {other!r}, but the '
             'tensors differ. Set tie_word_embeddings to false?')
     for row in table:
       leaf = np.empty(shapes[row.path], dtype)
       for i, name in enumerate(row.names):
-        leaf[i if row.layers else ...] = row.from_file(get(name))
+        target = leaf[i if row.layers else ...]
+        for begin, x in pieces(name):
+          row.fill(target, begin, x)
       *parents, last = row.path.split('/')
       node = result
       for key in parents:
         node = node.setdefault(key, {})
-      node[last] = leaf
+      node[last] = place(leaf)
   return result
+
+
+def _equal(pieces, tensor, other, file) -> bool:
+  """True if two tensors are equal, compared piece by piece."""
+  return (tensor.shape, tensor.code) == (other.shape, other.code) and all(
+      np.array_equal(x, y) for (_, x), (_, y) in zip(
+          pieces, tensor_files.pieces(file, other)))
 
 
 def _check(folder, table, shapes, found, tied):
@@ -185,8 +144,14 @@ def _check(folder, table, shapes, found, tied):
         wrong['missing'].append(name)
       elif found[name].shape != expected:
         wrong['wrong shape'].append(
-            f'{name} {list(found[name].shape)}, not {list(expected)}')
-  wrong['unknown'] = sorted(set(found) - known)
+            f'{name} {list(found[name].shape)}, not {list(expected)}, in '
+            f'{found[name].file.name}')
+  wrong['unknown'] = [f'{name} in {found[name].file.name}'
+                      for name in sorted(set(found) - known)]
+  wrong[f'dtype none of {sorted(tensor_files.DTYPES)}, quantised?'] = [
+      f'{name} {found[name].code} in {found[name].file.name}'
+      for name in sorted(known & set(found))
+      if found[name].code not in tensor_files.DTYPES]
   lines = [
       f"{kind} ({len(names)}): {', '.join(names[:_LISTED])}"
       + (' ...' if len(names) > _LISTED else '')
@@ -204,13 +169,19 @@ def write(
     leaves: Mapping[str, Any],
     *,
     dtype: Any,
+    max_shard_bytes: int = tensor_files.MAX_SHARD_BYTES,
 ) -> None:
-  """Writes {path: array} as `folder`/model.safetensors, tensor by tensor.
+  """Writes {path: array} as safetensors, tensor by tensor.
 
-  The file appears under its name only when complete.
+  Args:
+    folder: weights of an earlier save in it are replaced.
+    table: one row per leaf.
+    leaves: arrays of this process, on the host or on devices.
+    dtype: of the tensors in the files.
+    max_shard_bytes: what fits is one file; see `tensor_files.write`.
 
   Raises:
-    ValueError: `leaves` and `table` do not name the same paths.
+    ValueError: `leaves` and `table` do not name the same paths; nan or inf.
   """
   paths = {row.path for row in table}
   if set(leaves) != paths:
@@ -218,27 +189,29 @@ def write(
         'parameters do not fit the family: missing '
         f'{sorted(paths - set(leaves))}, unknown '
         f'{sorted(set(leaves) - paths)}.')
-  dtype = np.dtype(dtype)
-  code = {value: key for key, value in _DTYPES.items()}[dtype]
-  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-  offset = 0
+  shapes = {name: row.shape_in_file(leaves[row.path].shape)
+            for row in table for name in row.names}
+  tensor_files.write(
+      epath.Path(folder), shapes, _tensors(table, leaves), dtype=dtype,
+      max_shard_bytes=max_shard_bytes)
+
+
+def _tensors(table, leaves) -> Iterator[np.ndarray]:
+  """The tensors in the order of the table; one leaf is on the host."""
   for row in table:
-    shape = row.shape_in_file(leaves[row.path].shape)
-    size = math.prod(shape) * dtype.itemsize
-    for name in row.names:
-      header[name] = {'dtype': code, 'shape': list(shape),
-                      'data_offsets': [offset, offset + size]}
-      offset += size
-  text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)
-  folder = epath.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = folder / f'.{_FILE}.{os.getpid()}'
-  with partial.open('wb') as f:
-    f.write(len(text).to_bytes(8, 'little') + text)
-    for row in table:
-      leaf = np.asarray(leaves[row.path])
-      for x in leaf if row.layers else leaf[None]:
-        x = np.ascontiguousarray(row.to_file(x).astype(dtype))
-        f.write(x.tobytes())
-  partial.replace(folder / _FILE)
+    leaf = _on_host(leaves[row.path])
+    for x in leaf if row.layers else leaf[None]:
+      yield row.to_file(x)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+  """An array as NumPy; a jax.Array itself would keep its copy for good."""
+  if not isinstance(leaf, jax.Array):
+    return np.asarray(leaf)
+  shards = leaf.addressable_shards
+  if leaf.is_fully_replicated:
+    return np.asarray(shards[0].data)
+  result = np.empty(leaf.shape, leaf.dtype)
+  for shard in shards:
+    result[shard.index] = shard.data
+  return result

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -216,3 +217,23 @@ def test_the_embedded_model_is_found_from_anywhere(tmp_path, monkeypatch):
   assert os.path.exists(os.path.join(found, 'config.json'))
   with pytest.raises(ValueError, match=r'--config.model.path'):
     datasets.model_path('checkpoints/none')
+
+
+def test_a_folder_without_its_tokenizer(config, tiny_folder, tmp_path):
+  """transformers would open it with an empty vocabulary."""
+  folder = tmp_path / 'model'
+  shutil.copytree(tiny_folder, folder)
+  config.model.path = str(folder)
+  c = final(config)
+  known = len(datasets.open_processor(c.model, c.data).tokenizer)
+  vocabulary = (folder / 'tokenizer.json').read_text()
+  (folder / 'tokenizer.json').unlink()
+  with pytest.raises(ValueError) as error:
+    datasets.open_processor(c.model, c.data)
+  assert f'{folder}/tokenizer.json is missing' in str(error.value)
+  assert 'Download the tokenizer files' in str(error.value)
+  (folder / 'vocab.json').write_text('{}')  # half of the other form
+  with pytest.raises(ValueError, match='tokenizer.json is missing'):
+    datasets.open_processor(c.model, c.data)
+  (folder / 'tokenizer.json').write_text(vocabulary)
+  assert len(datasets.open_processor(c.model, c.data).tokenizer) == known

@@ -1,5 +1,6 @@
 """Loading and saving Hugging Face folders."""
 
+import dataclasses
 import json
 
 import jax
@@ -146,24 +147,85 @@ def test_tied_head_in_the_file(copy, loaded):
     checkpoints.load(copy(differ))
 
 
-def test_folder_errors(copy, tmp_path):
+def test_a_folder_that_is_no_model(copy, tmp_path):
   with pytest.raises(ValueError, match='does not exist'):
     checkpoints.load(tmp_path / 'nowhere')
   folder = copy()
-  weights = folder / 'model.safetensors'
-  whole = weights.read_bytes()
-  weights.write_bytes(whole[:-10])
-  with pytest.raises(ValueError, match='truncated'):
-    checkpoints.load(folder)
-  weights.write_text('version https://git-lfs.github.com/spec/v1')
-  with pytest.raises(ValueError, match='not a safetensors file'):
-    checkpoints.load(folder)
-  weights.unlink()
+  (folder / 'model.safetensors').unlink()
   with pytest.raises(ValueError, match='neither model.safetensors nor'):
     checkpoints.load(folder)
-  (folder / 'config.json').write_text('{"model_type": "llama"}')
-  with pytest.raises(ValueError, match=r"'llama'.*\['qwen2_5_vl'\]"):
+  (folder / 'config.json').write_text('{"model_type": "llam')
+  with pytest.raises(ValueError, match='config.json: not JSON.*again'):
     checkpoints.load(folder)
+
+
+def test_config_of_another_family(copy, oracle):
+  """One that is not known, and one whose tensors are others."""
+  folder = copy()
+  (folder / 'config.json').write_text('{"model_type": "mamba"}')
+  with pytest.raises(ValueError) as error:
+    checkpoints.load(folder)
+  assert f'{folder}/config.json' in str(error.value)
+  assert "'mamba' is not supported" in str(error.value)
+  assert "'qwen2_5_vl'" in str(error.value)
+
+  def text_only(tensors):
+    return {name.replace('visual.blocks.', 'vision_tower.layers.'): x
+            for name, x in tensors.items()}
+  with pytest.raises(ValueError) as error:
+    checkpoints.load(copy(text_only))
+  text = str(error.value)
+  assert str(folder) in text and 'config.json of the same model?' in text
+  assert 'missing (' in text and 'visual.blocks.0.norm1.weight' in text
+  assert 'vision_tower.layers.0.attn.proj.bias in model.safetensors' in text
+
+
+@pytest.mark.parametrize('kind', [np.int8, np.int64, np.bool_])
+def test_wrong_dtype(copy, kind):
+  name = 'model.layers.1.mlp.up_proj.weight'
+
+  def change(tensors):
+    # What is not a parameter may be anything.
+    tensors['visual.rotary_emb.inv_freq'] = np.zeros(2, kind)
+    return {**tensors, name: tensors[name].astype(kind)}
+  code = {np.int8: 'I8', np.int64: 'I64', np.bool_: 'BOOL'}[kind]
+  with pytest.raises(ValueError) as error:
+    checkpoints.load(copy(change))
+  text = str(error.value)
+  assert f'{name} {code} in model.safetensors' in text
+  assert "'BF16', 'F16', 'F32', 'F64'" in text and 'quantised?' in text
+  assert 'inv_freq' not in text
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('kind', [
+    np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_weight_that_is_no_number(oracle, loaded, tmp_path, kind, value):
+  """Named with its file and its place; the largest numbers are numbers."""
+  name = 'model.layers.2.mlp.down_proj.weight'
+  params = jax.tree.map(np.array, loaded[True][1])
+  kernel = params['language']['layers']['mlp']['down']['kernel']
+  kernel[2, 7, 40] = ml_dtypes.finfo(kind).max if kind != np.float64 else 1e38
+  checkpoints.save(tmp_path, loaded[True][0], params)
+  file = tmp_path / 'model.safetensors'
+  tensors = {k: x.astype(kind) for k, x
+             in safetensors_numpy.load_file(file).items()}
+  safetensors_numpy.save_file(tensors, file)
+  checkpoints.load(tmp_path)
+  tensors[name][40, 7] = value
+  safetensors_numpy.save_file(tensors, file)
+  with pytest.raises(ValueError) as error:
+    checkpoints.load(tmp_path)
+  text = str(error.value)
+  assert f'{file}: tensor {name!r} has nan or inf' in text
+  assert '[40, 7] of [48, 80]' in text and 'diverged' in text
+
+
+def test_a_parameter_under_two_names(copy):
+  with pytest.raises(ValueError, match='same parameter under two names'):
+    checkpoints.load(copy(lambda x: {
+        **x, 'model.visual.merger.ln_q.weight':
+        x['visual.merger.ln_q.weight']}))
 
 
 @pytest.mark.parametrize('name', ['int32', 'fp32'])
@@ -178,3 +240,60 @@ def test_save_refuses_a_strange_tree(loaded, tmp_path):
   with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
     checkpoints.save(tmp_path, module, {**params, 'extra': np.zeros(2)})
   assert not list(tmp_path.iterdir())
+
+
+def test_m20_it_is_not_saved_with_nan(loaded, tmp_path):
+  """It could not be read again."""
+  module, params = loaded[True]
+  params = jax.tree.map(np.array, params)
+  params['language']['norm']['weight'][3] = np.nan
+  with pytest.raises(ValueError, match="'model.norm.weight' has nan"):
+    checkpoints.save(tmp_path, module, params)
+  with pytest.raises(ValueError):
+    checkpoints.load(tmp_path)
+
+
+@pytest.mark.parametrize('before, after', [
+    (None, 40_000), (40_000, None), (40_000, 90_000), (90_000, 40_000)])
+def test_m20_nothing_of_an_earlier_save_stays(
+    loaded, tmp_path, before, after):
+  """From shards to one file, to fewer and to more shards."""
+  module, params = loaded[False]
+  size = lambda most: {} if most is None else dict(max_shard_bytes=most)
+  other = jax.tree.map(lambda x: x + 1, params)
+  (tmp_path / 'tokenizer.json').write_text('stays')
+  (tmp_path / '.model.safetensors.partial').write_text('left by a kill')
+  checkpoints.save(tmp_path, module, other, **size(before))
+  checkpoints.save(tmp_path, module, params, **size(after))
+  same(checkpoints.load(tmp_path)[1], params)
+  names = {file.name for file in tmp_path.iterdir()}
+  expected = {'tokenizer.json', 'config.json'}
+  if after is None:
+    expected.add('model.safetensors')
+  else:
+    index = json.loads((tmp_path / 'model.safetensors.index.json').read_text())
+    expected |= {'model.safetensors.index.json',
+                 *index['weight_map'].values()}
+  assert names == expected
+
+
+def test_a_config_without_dtype_gets_one(folders, loaded, tmp_path):
+  hf = json.loads((folders[True] / 'config.json').read_text())
+  del hf['dtype']
+  module = loaded[True][0]
+  module = module.clone(config=dataclasses.replace(
+      module.config, hf=json.dumps(hf)))
+  checkpoints.save(tmp_path, module, loaded[True][1], dtype='bfloat16')
+  assert json.loads((tmp_path / 'config.json').read_text())['dtype'] == (
+      'bfloat16')
+
+
+def test_describe_is_load_without_weights(folders, loaded, tmp_path):
+  (tmp_path / 'config.json').write_text(
+      (folders[False] / 'config.json').read_text())
+  module, structs = checkpoints.describe(tmp_path, param_dtype='bfloat16')
+  assert module == loaded[False][0]
+  found = leaves(structs)
+  assert {path: x.shape for path, x in found.items()} == {
+      path: x.shape for path, x in leaves(loaded[False][1]).items()}
+  assert {x.dtype for x in found.values()} == {np.dtype(ml_dtypes.bfloat16)}

@@ -1,0 +1,60 @@
+"""The command that takes a trained model out of a run, to serve it elsewhere.
+
+  python -m mmr1.export --workdir=runs/vision_r1 --out=exported
+
+`transformers` opens the folder it writes: weights, config.json, generation
+config, tokenizer, chat template and the settings of the image processor. It
+runs on the host and only reads the run, which may be going on.
+"""
+
+import sys
+
+from absl import flags
+from absl import logging
+import jax
+
+from mmr1 import main as main_lib
+from mmr1 import release
+
+# Of its own: a process may import several commands with flags of one name.
+_FLAGS = flags.FlagValues()
+for _name, _help in (
+    ('workdir', 'Folder of the run.'),
+    ('out', 'Folder to write: new or empty.'),
+    ('stage', 'Default: the last finished stage that trains.'),
+    ('step', "A step, or 'best'. Default: what the stage ended with, or the "
+             'last checkpoint of a stage that has not ended.'),
+    ('model', 'Where the base model is now, if it was moved.')):
+  flags.DEFINE_string(_name, None, _help, flag_values=_FLAGS)
+flags.DEFINE_enum('dtype', None, ['bfloat16', 'float32'],
+                  "Of the weights. Default: the run's model.param_dtype.",
+                  flag_values=_FLAGS)
+flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
+
+
+def main(argv: list[str]) -> None:
+  try:
+    rest = _FLAGS(argv)[1:]
+  except flags.Error as error:
+    sys.exit(f'mmr1: {error}')
+  if _FLAGS.help:
+    print(f'{__doc__}{_FLAGS.get_help()}')
+    return
+  if rest:
+    sys.exit(f'mmr1: unknown argument {rest[0]!r}.')
+  if not _FLAGS.workdir or not _FLAGS.out:
+    sys.exit('mmr1: --workdir=<run> and --out=<folder> are needed.')
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+  jax.config.update('jax_platforms', 'cpu')  # leaves accelerators alone
+  try:
+    print(release.export(
+        _FLAGS.workdir, _FLAGS.out, stage=_FLAGS.stage, step=_FLAGS.step,
+        dtype=_FLAGS.dtype, model=_FLAGS.model))
+  except ValueError as error:
+    if not main_lib.is_message(error):
+      raise
+    sys.exit(f'mmr1: {error}')
+
+
+if __name__ == '__main__':
+  main(sys.argv)
