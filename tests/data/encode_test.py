@@ -23,6 +23,7 @@ from mmr1 import positions
 from mmr1 import records
 from mmr1.data import collate
 from mmr1.data import encode
+from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
 
@@ -178,15 +179,15 @@ def _cases(noise):
   }
 
 
-@pytest.mark.parametrize('name', [
-    'text', 'image', 'transparent', 'three', 'video', 'long video',
-    'two videos, one image', 'turns'])
 def test_m12_prompts_that_open_think_are_recognised(proc):
   assert not encode.prefilled(proc, template=template.think_answer)
   assert encode.prefilled(
       proc, template=template.think_answer, prefix='<think>\n')
 
 
+@pytest.mark.parametrize('name', [
+    'text', 'image', 'transparent', 'three', 'video', 'long video',
+    'two videos, one image', 'turns'])
 def test_m4_equals_transformers(name, folder, proc, oracle, noise):
   example = _cases(noise)[name]
   v5 = processor_lib.Processor.open(str(folder), position_rule='v5')
@@ -351,6 +352,42 @@ def test_m6_text_only_with_and_without_room_for_images(proc):
   a, b = (jax.tree_util.tree_leaves_with_path(x) for x in batches)
   assert [(path, x.shape, x.dtype) for path, x in a] == [
       (path, x.shape, x.dtype) for path, x in b]
+
+
+def test_m6_a_text_only_model_reads_text(text_proc):
+  """Ids by hand from its chat template; three equal positions; no media."""
+  example = records.Example(uid=3, messages=(
+      {'role': 'system', 'content': 'Be brief.'},
+      {'role': 'user', 'content': '2+2?'}))
+  kw = dict(template=functools.partial(
+      template.think_answer, instruction='Think.'), prefix='<think>')
+  row = encode.encode(example, text_proc, **kw)
+  assert text_proc.tokenizer.decode(row.tokens) == (
+      '<|im_start|>system\nBe brief.<|im_end|>\n'
+      '<|im_start|>user\n2+2?\nThink.<|im_end|>\n'
+      '<|im_start|>assistant\n<think>')
+  count = len(row.tokens)
+  assert encode.prompt_length(example, text_proc, **kw) == count
+  np.testing.assert_array_equal(
+      row.positions, np.repeat(np.arange(count)[:, None], 3, 1))
+  assert row.next_position == count and len(row.patches) == 0
+  batch = collate.collate([row], prompt_length=count + 4, patches=0)
+  assert not batch.media and batch.mask.sum() == count
+
+
+def test_m26_media_under_a_text_only_model_are_named(text_proc, noise):
+  shape = pipeline.Shape(
+      text_proc, template.think_answer, prompt_length=128, patches=0)
+  broken = shape.encode(records.Example(
+      uid=0, question='<image>?', images=(noise(32, 32),), source='a.jsonl:7'),
+                        0)
+  assert broken.where == 'a.jsonl:7'
+  assert '1 images and 0 videos' in broken.reason
+  assert "(qwen3) reads text only" in broken.reason
+  with pytest.raises(ValueError, match='0 images and 1 videos'):
+    encode.prompt_length(records.Example(
+        uid=0, question='?', videos=(records.Video((noise(8, 8),), 1.0),)),
+                         text_proc, template=template.think_answer)
 
 
 def test_completion_ends_in_one_eos(proc):

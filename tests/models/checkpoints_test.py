@@ -10,6 +10,7 @@ from safetensors import numpy as safetensors_numpy
 import torch
 import transformers
 
+from mmr1.data import processor
 from mmr1.models import checkpoints
 
 
@@ -180,3 +181,7 @@ def test_save_refuses_a_strange_tree(loaded, tmp_path):
   with pytest.raises(ValueError, match=r"unknown \['extra'\]"):
     checkpoints.save(tmp_path, module, {**params, 'extra': np.zeros(2)})
   assert not list(tmp_path.iterdir())
+
+
+def test_every_family_has_a_processor():
+  assert checkpoints.FAMILIES == tuple(sorted(processor.FAMILIES))
