@@ -100,6 +100,19 @@ def check_gradients(names, config, model, got):
   return worst
 
 
+def check_bfloat16(got, expected, completions):
+  """bfloat16 logits differ from float32, but not by much.
+
+  Returns:
+    The mean and the largest difference, relative to the largest logit.
+  """
+  assert got.dtype == np.float32
+  error = np.abs(got - expected)[real(completions)]
+  scale = np.abs(expected).max()
+  assert 1e-4 < error.mean() < 2e-2 * scale
+  return error.mean() / scale, error.max() / scale
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def greedy(module, params, batch, steps):
   """Tokens i32[N, steps], the arg max each time, one row per prompt."""
