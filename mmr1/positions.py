@@ -1,4 +1,4 @@
-"""Where things are: rotary positions, patch order and windows of Qwen2.5-VL.
+"""Where things are: rotary positions, patch order and windows of Qwen VLs.
 
 Pure numpy, used by the encoder inside data workers and by tests of the model.
 A grid is `(t, h, w)`: frames and patches down and across. A cell is the

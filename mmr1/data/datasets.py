@@ -64,21 +64,27 @@ def template(data: Any) -> Callable[..., Any]:
 def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
   """How prompts are written and what fits.
 
+  For a model that reads text only there are no patches, whatever `data` says.
+
   Raises:
     ValueError: no room at all, `patches` is not whole attention windows.
   """
   unit = processor.window_patches
-  for key in ('prompt_tokens', 'patches'):
-    if data[key] < 1:
-      raise ValueError(f'data.{key}: got {data[key]}; allowed: at least 1.')
-  if data.patches % unit:
+  wanted = {'prompt_tokens': data.prompt_tokens, 'patches': data.patches}
+  if not processor.reads_media:
+    del wanted['patches']
+  for key, value in wanted.items():
+    if value < 1:
+      raise ValueError(f'data.{key}: got {value}; allowed: at least 1.')
+  patches = wanted.get('patches', 0)
+  if patches % unit:
     raise ValueError(
-        f'data.patches: got {data.patches}; it must be a multiple of {unit} '
+        f'data.patches: got {patches}; it must be a multiple of {unit} '
         '(one attention window), for example '
-        f'{-(-data.patches // unit) * unit}.')
+        f'{-(-patches // unit) * unit}.')
   return pipeline.Shape(
       processor=processor, template=template(data),
-      prompt_length=data.prompt_tokens, patches=data.patches)
+      prompt_length=data.prompt_tokens, patches=patches)
 
 
 def _form(data: Any, *, completions: bool) -> rows.RowFormat:

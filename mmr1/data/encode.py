@@ -60,7 +60,8 @@ def encode(
 
   Raises:
     ValueError: placeholders and media do not match, the text holds a vision
-      token, or an image is empty or longer than 200 times its other side.
+      token, an image is empty or longer than 200 times its other side, or
+      there are media and the model reads text only.
   """
   text_ids = _text_ids(example, processor, template, prefix)
   images = _image_patches(example.images, processor)
@@ -139,6 +140,10 @@ def decode(
 
 def _text_ids(example, processor, template, prefix) -> list[int]:
   """Ids of the chat with one placeholder per medium."""
+  if not processor.reads_media and (example.images or example.videos):
+    raise ValueError(
+        f'{len(example.images)} images and {len(example.videos)} videos, but '
+        f'the model ({processor.family}) reads text only.')
   messages = template(example)
   for message in messages:
     for part in message['content']:
@@ -150,6 +155,11 @@ def _text_ids(example, processor, template, prefix) -> list[int]:
     if found != len(media):
       raise ValueError(
           f'the template made {found} {kind} slots for {len(media)} {kind}s.')
+  if not processor.reads_media:
+    # Chat templates of text-only models want contents that are strings.
+    messages = [
+        {**message, 'content': ''.join(x['text'] for x in message['content'])}
+        for message in messages]
   text = processor.tokenizer.apply_chat_template(
       messages, tokenize=False, add_generation_prompt=True) + prefix
   ids = processor.tokenizer(text, add_special_tokens=False)['input_ids']

@@ -2,7 +2,8 @@
 
 Opened from a Hugging Face folder (local or remote). Tokens and the chat
 template come from `transformers.AutoTokenizer`, pixels from its PIL image
-processors; neither needs torch. The geometry comes from `config.json`.
+processors; neither needs torch. The geometry comes from `config.json`. A
+text-only checkpoint has a tokenizer alone.
 """
 
 import dataclasses
@@ -16,7 +17,10 @@ from etils import epath
 from mmr1 import positions
 from mmr1.data import video
 
-FAMILIES = ('qwen2_5_vl', 'qwen2_vl')
+TEXT_FAMILIES = ('llama', 'qwen2', 'qwen3')
+FAMILIES = ('qwen2_5_vl', 'qwen2_vl', *TEXT_FAMILIES)
+# Tokens made for padding in families whose tokenizer may not say so.
+_PADDING = ('<|finetune_right_pad_id|>',)  # Llama 3.1
 # What transformers assumes where `vision_config` is silent.
 _VISION_DEFAULTS = {
     'patch_size': 14,
@@ -36,8 +40,9 @@ class Processor:
     path: the folder it was opened from.
     family: `model_type` of the checkpoint.
     tokenizer: a `transformers` tokenizer with a chat template.
-    image_processor: a `transformers` PIL image processor.
-    video: how clips are sampled, resized and normalised.
+    image_processor: a `transformers` PIL image processor; None: the model
+      reads text only.
+    video: how clips are sampled, resized and normalised; None with it.
     patch, merge, temporal: pixels per patch side, patches per cell side,
       frames per patch.
     window_cells: cells per attention window side; 1 where the family has no
@@ -47,7 +52,8 @@ class Processor:
     position_rule: 'legacy' or 'v5', see `positions.rope_index`.
     min_pixels, max_pixels: area an image is resized into.
     pad_id, eos_id: padding; end of an assistant turn.
-    image_id, video_id, vision_start_id, vision_end_id: placeholders.
+    image_id, video_id, vision_start_id, vision_end_id: placeholders; -1, the
+      id of no token, where the model reads text only.
     banned: every vision placeholder id; can never be sampled (M2).
     vocab_size: rows of the embedding; the tokenizer may know fewer.
   """
@@ -55,7 +61,7 @@ class Processor:
   family: str
   tokenizer: Any = dataclasses.field(repr=False)
   image_processor: Any = dataclasses.field(repr=False)
-  video: video.VideoConfig
+  video: video.VideoConfig | None
   patch: int
   merge: int
   temporal: int
@@ -72,6 +78,11 @@ class Processor:
   vision_end_id: int
   banned: tuple[int, ...]
   vocab_size: int
+
+  @property
+  def reads_media(self) -> bool:
+    """Whether the model reads images and videos, or text only."""
+    return self.image_processor is not None
 
   @property
   def channels(self) -> int:
@@ -104,22 +115,19 @@ class Processor:
     """Opens a checkpoint folder.
 
     Args:
-      path: folder with config.json, tokenizer files, preprocessor_config.json
-        and a chat template; any path etils.epath can read.
+      path: folder with config.json, tokenizer files, a chat template and,
+        unless it is a text-only model, preprocessor_config.json; any path
+        etils.epath can read.
       min_pixels, max_pixels: replace the image area of the checkpoint.
-      video_fps, video_max_frames: replace how it samples clips.
+      video_fps, video_max_frames: replace how it samples clips. These four
+        are idle for a text-only model.
       position_rule: 'legacy' (released checkpoints) or 'v5'.
 
     Raises:
       ValueError: something is missing, contradictory or not supported.
     """
     folder = epath.Path(path)
-    for name in ('config.json', 'preprocessor_config.json'):
-      if not (folder / name).exists():
-        raise ValueError(
-            f'{folder / name}: no such file. The path of the model must be a '
-            'folder in Hugging Face format with config.json, tokenizer files, '
-            'preprocessor_config.json and a chat template.')
+    _check_file(folder / 'config.json')
     if '://' in str(path):
       with tempfile.TemporaryDirectory() as copy:
         _copy_small(folder, epath.Path(copy))
@@ -127,6 +135,14 @@ class Processor:
                      video_max_frames, position_rule)
     return _open(str(folder), str(path), min_pixels, max_pixels, video_fps,
                  video_max_frames, position_rule)
+
+
+def _check_file(file: epath.Path):
+  if not file.exists():
+    raise ValueError(
+        f'{file}: no such file. The path of the model must be a folder in '
+        'Hugging Face format with config.json, tokenizer files, a chat '
+        'template and, if the model reads images, preprocessor_config.json.')
 
 
 def _copy_small(source: epath.Path, target: epath.Path):
@@ -147,33 +163,50 @@ def _open(folder, path, min_pixels, max_pixels, video_fps, video_max_frames,
   if position_rule not in positions.RULES:
     raise ValueError(
         f'position_rule={position_rule!r}: allowed are {positions.RULES}.')
-  vision = {**_VISION_DEFAULTS, **config.get('vision_config', {})}
-  patch, merge = vision['patch_size'], vision['spatial_merge_size']
-  windows = family == 'qwen2_5_vl'
   tokenizer = _tokenizer(folder, path)
-  ids = _special_ids(tokenizer, config, path)
-  image_processor = _image_processor(
-      folder, path, vision, min_pixels, max_pixels)
-  size = image_processor.size
   vocab_size = config.get('text_config', config).get(
       'vocab_size', config.get('vocab_size'))
   if vocab_size is None or len(tokenizer) > vocab_size:
     raise ValueError(
         f'{path}: the tokenizer has {len(tokenizer)} tokens but config.json '
         f'says vocab_size={vocab_size}; they belong to different models.')
+  common = dict(
+      path=path, family=family, tokenizer=tokenizer, vocab_size=vocab_size,
+      position_rule=position_rule)
+  if family in TEXT_FAMILIES:
+    return Processor(**common, **_text_only(tokenizer, path))
+  _check_file(epath.Path(path) / 'preprocessor_config.json')
+  vision = {**_VISION_DEFAULTS, **config.get('vision_config', {})}
+  patch, merge = vision['patch_size'], vision['spatial_merge_size']
+  windows = family == 'qwen2_5_vl'
+  image_processor = _image_processor(
+      folder, path, vision, min_pixels, max_pixels)
+  size = image_processor.size
   return Processor(
-      path=path, family=family, tokenizer=tokenizer,
+      **common, **_special_ids(tokenizer, config, path),
       image_processor=image_processor,
-      video=_video_config(
+      video=video.from_folder(
           folder, path, image_processor, video_fps, video_max_frames),
       patch=patch, merge=merge, temporal=vision['temporal_patch_size'],
       window_cells=(
           vision['window_size'] // patch // merge if windows else 1),
       tokens_per_second=(
           float(vision['tokens_per_second']) if windows else None),
-      position_rule=position_rule,
-      min_pixels=size['shortest_edge'], max_pixels=size['longest_edge'],
-      vocab_size=vocab_size, **ids)
+      min_pixels=size['shortest_edge'], max_pixels=size['longest_edge'])
+
+
+def _text_only(tokenizer, path) -> dict[str, Any]:
+  """The fields of a model without vision: no pixels, nothing banned."""
+  ids = {'pad_id': tokenizer.pad_token_id, 'eos_id': tokenizer.eos_token_id}
+  if ids['pad_id'] is None:
+    known = tokenizer.get_vocab()
+    ids['pad_id'] = next((known[x] for x in _PADDING if x in known), None)
+  _check_distinct(ids, path)
+  return dict(
+      **ids, image_processor=None, video=None, patch=0, merge=1, temporal=0,
+      window_cells=1, tokens_per_second=None, min_pixels=0, max_pixels=0,
+      image_id=-1, video_id=-1, vision_start_id=-1, vision_end_id=-1,
+      banned=())
 
 
 def _tokenizer(folder, path):
@@ -204,6 +237,16 @@ def _special_ids(tokenizer, config, path) -> dict[str, Any]:
       raise ValueError(
           f'{path}: {token} is {ids[field]} in the tokenizer but {key}='
           f'{config[key]} in config.json; they belong to different models.')
+  _check_distinct(ids, path)
+  banned = [ids[k] for k in (
+      'image_id', 'video_id', 'vision_start_id', 'vision_end_id')]
+  if '<|vision_pad|>' in known:
+    banned.append(known['<|vision_pad|>'])
+  return {**ids, 'banned': tuple(sorted(banned))}
+
+
+def _check_distinct(ids, path):
+  """Refuses special ids that are missing or the same."""
   for field, value in ids.items():
     if value is None:
       raise ValueError(
@@ -215,11 +258,6 @@ def _special_ids(tokenizer, config, path) -> dict[str, Any]:
           f'{path}: {a} and {b} are both {x}; pad, eos and the vision '
           'placeholders must be pairwise distinct. Give the tokenizer a '
           'separate token, for example <|endoftext|> for padding.')
-  banned = [ids[k] for k in (
-      'image_id', 'video_id', 'vision_start_id', 'vision_end_id')]
-  if '<|vision_pad|>' in known:
-    banned.append(known['<|vision_pad|>'])
-  return {**ids, 'banned': tuple(sorted(banned))}
 
 
 def _image_processor(folder, path, vision, min_pixels, max_pixels):
@@ -244,30 +282,3 @@ def _image_processor(folder, path, vision, min_pixels, max_pixels):
           f'{path}: {name}={vars(result)[name]} in preprocessor_config.json '
           f'but {key}={vision[key]} in config.json.')
   return result
-
-
-def _video_config(folder, path, images, fps, max_frames) -> video.VideoConfig:
-  """Video settings: their own file where there is one, else Qwen's budget."""
-  factor = images.patch_size * images.merge_size
-  own = epath.Path(folder) / 'video_preprocessor_config.json'
-  given = json.loads(own.read_text()) if own.exists() else {}
-  # transformers writes null for what it leaves open.
-  given = {key: x for key, x in given.items() if x is not None}
-  size = given.get('size', {})
-  low = given.get('min_pixels', size.get('shortest_edge', 128 * factor ** 2))
-  high = given.get('max_pixels', size.get('longest_edge', 768 * factor ** 2))
-  rate = given.get('fps', 2.0) if fps is None else fps
-  most = given.get('max_frames', 768) if max_frames is None else max_frames
-  if not rate > 0 or most < images.temporal_patch_size:
-    raise ValueError(
-        f'{path}: video_fps={rate}, video_max_frames={most}: needed is a rate '
-        f'above 0 and at least the {images.temporal_patch_size} frames of one '
-        'patch (temporal_patch_size).')
-  return video.VideoConfig(
-      patch=images.patch_size, merge=images.merge_size,
-      temporal=images.temporal_patch_size, min_pixels=low, max_pixels=high,
-      fps=rate,
-      min_frames=given.get('min_frames', 4),
-      max_frames=most,
-      mean=tuple(given.get('image_mean', images.image_mean)),
-      std=tuple(given.get('image_std', images.image_std)))

@@ -6,10 +6,12 @@ pixels, and cut into patches that span `temporal` frames.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epath
 import numpy as np
 from PIL import Image
 
@@ -39,6 +41,49 @@ class VideoConfig:
   max_frames: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+
+
+def from_folder(
+    folder: str,
+    path: str,
+    images: Any,
+    fps: float | None,
+    max_frames: int | None,
+) -> VideoConfig:
+  """Video settings: their own file where there is one, else Qwen's budget.
+
+  Args:
+    folder: local, of the checkpoint.
+    path: what the user called it, for messages.
+    images: its `transformers` image processor.
+    fps, max_frames: replace how the checkpoint samples clips; or None.
+
+  Raises:
+    ValueError: no frames would be sampled.
+  """
+  factor = images.patch_size * images.merge_size
+  own = epath.Path(folder) / 'video_preprocessor_config.json'
+  given = json.loads(own.read_text()) if own.exists() else {}
+  # transformers writes null for what it leaves open.
+  given = {key: x for key, x in given.items() if x is not None}
+  size = given.get('size', {})
+  low = given.get('min_pixels', size.get('shortest_edge', 128 * factor ** 2))
+  high = given.get('max_pixels', size.get('longest_edge', 768 * factor ** 2))
+  rate = given.get('fps', 2.0) if fps is None else fps
+  most = given.get('max_frames', 768) if max_frames is None else max_frames
+  if not rate > 0 or most < images.temporal_patch_size:
+    raise ValueError(
+        f'{path}: video_fps={rate}, video_max_frames={most}: needed is a rate '
+        f'above 0 and at least the {images.temporal_patch_size} frames of one '
+        'patch (temporal_patch_size).')
+  return VideoConfig(
+      patch=images.patch_size, merge=images.merge_size,
+      temporal=images.temporal_patch_size, min_pixels=low, max_pixels=high,
+      fps=rate,
+      min_frames=given.get('min_frames', 4),
+      max_frames=most,
+      mean=tuple(given.get('image_mean', images.image_mean)),
+      std=tuple(given.get('image_std', images.image_std)))
 
 
 def sample_frames(

@@ -9,13 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmr1.models import decoder_weights
 from mmr1.models import qwen2_5_vl
-from mmr1.models import qwen2_5_vl_weights
+from mmr1.models import qwen2_vl
 from mmr1.models import tensor_files
+from mmr1.models import text_decoder
+from mmr1.models import vision_language_weights
 from mmr1.models import weights
 
 # model_type of config.json: (code of the family, its weight table).
-_FAMILIES = {'qwen2_5_vl': (qwen2_5_vl, qwen2_5_vl_weights)}
+_FAMILIES = {
+    'qwen2_5_vl': (qwen2_5_vl, vision_language_weights),
+    'qwen2_vl': (qwen2_vl, vision_language_weights),
+    **{name: (text_decoder, decoder_weights)
+       for name in text_decoder.FAMILIES}}
+FAMILIES = tuple(sorted(_FAMILIES))
 _DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -23,7 +31,7 @@ def _family(model_type: str | None, where: Any):
   if model_type not in _FAMILIES:
     raise ValueError(
         f'{where}: model_type {model_type!r} is not supported; supported are '
-        f'{sorted(_FAMILIES)}.')
+        f'{list(FAMILIES)}.')
   return _FAMILIES[model_type]
 
 

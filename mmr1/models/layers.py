@@ -6,7 +6,7 @@ K key/value heads, d head width, D width.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -36,6 +36,21 @@ class RMSNorm(nn.Module):
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
     return weight.astype(self.dtype) * (wide * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+  """`weight * (x - mean(x)) / std(x) + bias`, all in float32, cast back."""
+  eps: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    weight = self.param('weight', nn.initializers.ones, (x.shape[-1],))
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, -1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
+    return (wide * scale * weight + bias).astype(self.dtype)
 
 
 def dense(features: int, name: str, *, bias: bool, dtype: Any,
@@ -97,14 +112,48 @@ class SwiGLU(nn.Module):
     return dense(x.shape[-1], 'down', **kw)(hidden)
 
 
+class QuickGELU(nn.Module):
+  """`fc2(h * sigmoid(1.702 h))` of `h = fc1(x)`."""
+  width: int
+  bias: bool
+  dtype: Any
+  precision: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    kw = dict(bias=self.bias, dtype=self.dtype, precision=self.precision)
+    hidden = dense(self.width, 'fc1', **kw)(x)
+    hidden = hidden * jax.nn.sigmoid(1.702 * hidden)
+    return dense(x.shape[-1], 'fc2', **kw)(hidden)
+
+
 def inverse_frequencies(theta: float, width: int) -> np.ndarray:
   """f32[width / 2], `theta ** (-2 i / width)`."""
   exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
   return (1.0 / np.float32(theta) ** exponent).astype(np.float32)
 
 
+class Llama3(NamedTuple):
+  """Stretches rotary frequencies to a longer context, as Llama 3.1 does.
+
+  A wave of fewer than `context / high` positions stays, one of more than
+  `context / low` becomes `factor` times longer, between them it is blended
+  (https://arxiv.org/abs/2407.21783; the formula is that of Meta's release).
+  """
+  factor: float
+  low: float
+  high: float
+  context: float
+
+  def stretch(self, frequencies: np.ndarray) -> np.ndarray:
+    """f32[d / 2] -> f32[d / 2]."""
+    turns = np.float32(self.context) * frequencies / np.float32(2 * np.pi)
+    keep = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+    return (frequencies * (keep + (1 - keep) / self.factor)).astype(np.float32)
+
+
 def mrope(positions: Array, *, theta: float, sections: Sequence[int],
-          dtype: Any) -> tuple[Array, Array]:
+          dtype: Any, llama3: Llama3 | None = None) -> tuple[Array, Array]:
   """Cosines and sines of multimodal rotary positions (Qwen2-VL, section 2.1).
 
   The first `sections[0]` frequencies turn with time, the next `sections[1]`
@@ -116,13 +165,16 @@ def mrope(positions: Array, *, theta: float, sections: Sequence[int],
     theta: base of the frequencies.
     sections: three counts that sum to d / 2.
     dtype: of the result; angles are computed in float32.
+    llama3: how the frequencies are stretched.
 
   Returns:
     (cos, sin), both [..., d].
   """
   row = np.repeat(np.arange(3), sections)
-  angles = positions[..., row].astype(jnp.float32)
-  angles = angles * inverse_frequencies(theta, 2 * len(row))
+  frequencies = inverse_frequencies(theta, 2 * len(row))
+  if llama3 is not None:
+    frequencies = llama3.stretch(frequencies)
+  angles = positions[..., row].astype(jnp.float32) * frequencies
   angles = jnp.concatenate([angles, angles], -1)
   return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 

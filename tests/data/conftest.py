@@ -37,6 +37,13 @@ CHAT = (
     "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
+# As text-only models have it: contents must be strings.
+TEXT_CHAT = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
 
 def write_folder(folder, **config):
   """Writes config, byte-level tokenizer, pixels and chat template."""
@@ -86,6 +93,25 @@ def folder(tmp_path_factory):
 def proc(folder):
   from mmr1.data import processor
   return processor.Processor.open(str(folder))
+
+
+@pytest.fixture(scope='session')
+def text_folder(folder, tmp_path_factory):
+  """A text-only model with that tokenizer, vision tokens and all."""
+  result = tmp_path_factory.mktemp('text')
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    (result / name).write_bytes((folder / name).read_bytes())
+  settings = json.loads((result / 'tokenizer_config.json').read_text())
+  _json(result / 'tokenizer_config.json', settings | dict(
+      chat_template=TEXT_CHAT))
+  _json(result / 'config.json', dict(model_type='qwen3', vocab_size=320))
+  return result
+
+
+@pytest.fixture(scope='session')
+def text_proc(text_folder):
+  from mmr1.data import processor
+  return processor.Processor.open(str(text_folder))
 
 
 @pytest.fixture

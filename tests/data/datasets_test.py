@@ -175,6 +175,14 @@ def test_the_shape_is_checked_and_the_template_bound(config):
     datasets.shape(final(config).data, processor)
 
 
+@pytest.mark.parametrize('patches', [0, 7, 64])
+def test_a_text_only_model_has_no_patches(config, text_proc, patches):
+  config.data.patches = patches
+  data = final(config).data
+  assert datasets.shape(data, text_proc).patches == 0
+  assert 'data.patches' not in data.unread()
+
+
 @pytest.mark.parametrize('key, value', [
     ('prompt_tokens', 0), ('patches', 0), ('max_broken_frac', 1.5),
     ('max_broken_frac', -0.1), ('worker_count', -1)])

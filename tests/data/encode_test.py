@@ -4,6 +4,7 @@ import ast
 import functools
 import inspect
 import io
+import json
 import math
 import pathlib
 import subprocess
@@ -17,14 +18,17 @@ import transformers
 from PIL import Image
 from transformers.image_processing_utils import BatchFeature
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl
 from transformers.video_utils import VideoMetadata
 
 from mmr1 import positions
 from mmr1 import records
 from mmr1.data import collate
 from mmr1.data import encode
+from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
+from mmr1.data import video
 
 _encode = functools.partial(encode.encode, template=template.think_answer)
 
@@ -120,6 +124,18 @@ def _hf_positions(folder, out):
       video_grid_thw=out.get('video_grid_thw'),
       second_per_grid_ts=out.get('second_per_grid_ts'))
   return place[:, 0].T.numpy()
+
+
+@pytest.fixture(scope='module')
+def qwen2(folder, tmp_path_factory):
+  """The processor of the same folder as a Qwen2-VL, under the rule 'v5'."""
+  path = tmp_path_factory.mktemp('qwen2_vl')
+  for file in folder.iterdir():
+    (path / file.name).write_bytes(file.read_bytes())
+  config = json.loads((path / 'config.json').read_text())
+  (path / 'config.json').write_text(
+      json.dumps(config | dict(model_type='qwen2_vl')))
+  return processor_lib.Processor.open(str(path), position_rule='v5')
 
 
 def _in_file_order(encoded, proc, grids, pixels):
@@ -221,6 +237,32 @@ def test_m4_equals_transformers(name, folder, proc, oracle, noise):
     assert np.abs(ours_pixels - expected).max() <= 1 / 255 / 0.2613 + 1e-5
   if not videos and images:  # images go through transformers' own code
     np.testing.assert_array_equal(ours_pixels, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize('name', [
+    'three', 'long video', 'two videos, one image'])
+def test_m4_qwen2_vl_positions_equal_transformers(name, qwen2, noise):
+  """Its frames count 1, whatever their rate; there are no windows to pad."""
+  example = _cases(noise)[name]
+  ours = _encode(example, qwen2)
+  kinds = np.where(ours.tokens == qwen2.image_id, 1,
+                   np.where(ours.tokens == qwen2.video_id, 2, 0))
+  images = [qwen2.image_grid(*video.frame_size(x)) for x in example.images]
+  videos = [
+      video.grid(len(video.sampled(x, qwen2.video)[0]),
+                 *video.frame_size(x.frames[0]), qwen2.video)
+      for x in example.videos]
+  model = modeling_qwen2_vl.Qwen2VLModel.__new__(
+      modeling_qwen2_vl.Qwen2VLModel)
+  torch.nn.Module.__init__(model)
+  model.config = transformers.AutoConfig.from_pretrained(qwen2.path)
+  place, _ = model.get_rope_index(
+      torch.tensor(ours.tokens[None]), torch.tensor(kinds[None]),
+      image_grid_thw=torch.tensor(images) if images else None,
+      video_grid_thw=torch.tensor(videos) if videos else None)
+  np.testing.assert_array_equal(ours.positions, place[:, 0].T.numpy())
+  assert (ours.patch_segment > 0).all()
+  assert len(ours.patches) == 4 * (ours.slot >= 0).sum()
 
 
 def test_m4_legacy_positions_follow_the_longest_axis(proc, noise):
@@ -345,6 +387,42 @@ def test_m6_text_only_with_and_without_room_for_images(proc):
   a, b = (jax.tree_util.tree_leaves_with_path(x) for x in batches)
   assert [(path, x.shape, x.dtype) for path, x in a] == [
       (path, x.shape, x.dtype) for path, x in b]
+
+
+def test_m6_a_text_only_model_reads_text(text_proc):
+  """Ids by hand from its chat template; three equal positions; no media."""
+  example = records.Example(uid=3, messages=(
+      {'role': 'system', 'content': 'Be brief.'},
+      {'role': 'user', 'content': '2+2?'}))
+  kw = dict(template=functools.partial(
+      template.think_answer, instruction='Think.'), prefix='<think>')
+  row = encode.encode(example, text_proc, **kw)
+  assert text_proc.tokenizer.decode(row.tokens) == (
+      '<|im_start|>system\nBe brief.<|im_end|>\n'
+      '<|im_start|>user\n2+2?\nThink.<|im_end|>\n'
+      '<|im_start|>assistant\n<think>')
+  count = len(row.tokens)
+  assert encode.prompt_length(example, text_proc, **kw) == count
+  np.testing.assert_array_equal(
+      row.positions, np.repeat(np.arange(count)[:, None], 3, 1))
+  assert row.next_position == count and len(row.patches) == 0
+  batch = collate.collate([row], prompt_length=count + 4, patches=0)
+  assert not batch.media and batch.mask.sum() == count
+
+
+def test_m26_media_under_a_text_only_model_are_named(text_proc, noise):
+  shape = pipeline.Shape(
+      text_proc, template.think_answer, prompt_length=128, patches=0)
+  broken = shape.encode(records.Example(
+      uid=0, question='<image>?', images=(noise(32, 32),), source='a.jsonl:7'),
+                        0)
+  assert broken.where == 'a.jsonl:7'
+  assert '1 images and 0 videos' in broken.reason
+  assert "(qwen3) reads text only" in broken.reason
+  with pytest.raises(ValueError, match='0 images and 1 videos'):
+    encode.prompt_length(records.Example(
+        uid=0, question='?', videos=(records.Video((noise(8, 8),), 1.0),)),
+                         text_proc, template=template.think_answer)
 
 
 def test_completion_ends_in_one_eos(proc):

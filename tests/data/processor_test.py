@@ -120,3 +120,46 @@ def test_family_without_windows(copy):
   path = copy('config.json', model_type='qwen2_vl')
   opened = open_folder(path)
   assert opened.window_cells == 1 and opened.tokens_per_second is None
+
+
+def test_a_text_only_folder_needs_no_pixels(text_proc):
+  p = pickle.loads(pickle.dumps(text_proc))
+  assert not p.reads_media and p.image_processor is p.video is None
+  # The tokenizer knows the placeholders; to this model they are words.
+  assert p.banned == () and p.image_id == p.vision_end_id == -1
+  assert (p.pad_id, p.eos_id, p.vocab_size) == (256, 258, 320)
+  assert (p.channels, p.window_patches) == (0, 1)
+
+
+@pytest.mark.parametrize('family', processor_lib.TEXT_FAMILIES)
+def test_families_without_vision(text_folder, tmp_path, family):
+  for file in text_folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  (tmp_path / 'config.json').write_text(json.dumps(
+      dict(model_type=family, vocab_size=320)))
+  # A pixel budget is idle, not an error: base configs have one.
+  opened = open_folder(str(tmp_path), min_pixels=512, video_fps=1.0)
+  assert opened.family == family and not opened.reads_media
+
+
+def test_padding_of_a_tokenizer_that_names_none(text_folder, tmp_path):
+  for file in text_folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  settings = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+  del settings['pad_token']
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+  with pytest.raises(ValueError, match='no pad token'):
+    open_folder(str(tmp_path))
+  words = json.loads((tmp_path / 'tokenizer.json').read_text())
+  words['added_tokens'].append({
+      **words['added_tokens'][-1], 'id': 264,
+      'content': '<|finetune_right_pad_id|>'})
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(words))
+  assert open_folder(str(tmp_path)).pad_id == 264
+
+
+def test_an_image_model_without_its_preprocessor(copy, tmp_path):
+  path = copy('config.json')
+  (tmp_path / 'preprocessor_config.json').unlink()
+  with pytest.raises(ValueError, match='preprocessor_config.json: no such'):
+    open_folder(path)

@@ -11,6 +11,7 @@ from safetensors import numpy as safetensors_numpy
 import torch
 import transformers
 
+from mmr1.data import processor
 from mmr1.models import checkpoints
 
 
@@ -157,6 +158,11 @@ def test_a_folder_that_is_no_model(copy, tmp_path):
   (folder / 'config.json').write_text('{"model_type": "llam')
   with pytest.raises(ValueError, match='config.json: not JSON.*again'):
     checkpoints.load(folder)
+  (folder / 'config.json').write_text('{"model_type": "bert"}')
+  with pytest.raises(ValueError, match="'bert'.*supported") as error:
+    checkpoints.load(folder)
+  for family in checkpoints.FAMILIES:
+    assert repr(family) in str(error.value)
 
 
 def test_config_of_another_family(copy, oracle):
@@ -297,3 +303,7 @@ def test_describe_is_load_without_weights(folders, loaded, tmp_path):
   assert {path: x.shape for path, x in found.items()} == {
       path: x.shape for path, x in leaves(loaded[False][1]).items()}
   assert {x.dtype for x in found.values()} == {np.dtype(ml_dtypes.bfloat16)}
+
+
+def test_every_family_has_a_processor():
+  assert checkpoints.FAMILIES == tuple(sorted(processor.FAMILIES))

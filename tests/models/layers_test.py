@@ -107,6 +107,20 @@ def test_mrope_sections_by_hand():
   np.testing.assert_allclose(sin, np.sin(angles), atol=1e-6)
 
 
+def test_llama3_frequencies_by_hand():
+  # Context 8 pi: a frequency f turns 4 f times in it. More than 4 turns stay,
+  # less than 1 are slowed down 8 times; 2.5 turns are half way.
+  scaling = layers.Llama3(factor=8.0, low=1.0, high=4.0, context=8 * np.pi)
+  got = scaling.stretch(np.float32([2, 1, 0.625, 0.25, 0.125]))
+  np.testing.assert_allclose(
+      got, [2, 1, 0.625 * (0.5 + 0.5 / 8), 0.25 / 8, 0.125 / 8], rtol=1e-6)
+  # And they reach the angles: theta 16 and width 4, frequencies 1 and 1/4.
+  cos, _ = layers.mrope(
+      jnp.asarray([3, 3, 3]), theta=16.0, sections=(2, 0, 0),
+      dtype=jnp.float32, llama3=scaling)
+  np.testing.assert_allclose(cos, np.cos([3, 3 / 32] * 2), atol=1e-6)
+
+
 def test_axial_rope_by_hand():
   # Head width 8, theta 100: two frequencies 1, 1/10; row 3, column 5.
   cos, _ = layers.axial_rope(jnp.asarray([3, 5]), theta=100.0, width=8)

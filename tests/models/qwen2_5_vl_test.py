@@ -14,16 +14,10 @@ import torch
 from mmr1 import types
 from mmr1.models import checkpoints
 from mmr1.models import qwen2_5_vl
-from mmr1.models import qwen2_5_vl_weights
+from mmr1.models import vision_language_weights
+from tests.models import passes
 
 T = 6
-# Compiling is most of these tests' time.
-QUICK = {'xla_backend_optimization_level': 0}
-
-
-def leaves(tree):
-  return {'/'.join(k.key for k in path): np.asarray(x)
-          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 @pytest.fixture(scope='module')
@@ -41,30 +35,6 @@ def models(folders):
   return {tied: checkpoints.load(folders[tied]) for tied in (True, False)}
 
 
-def logits_of(module, params, batch, tokens, positions, mask):
-  """f32[N, G, T + 1, V]: of the first completion token, and on."""
-  variables = {'params': params}
-  prefix = module.apply(variables, batch, method='prompt_pass')
-  hidden = module.apply(variables, prefix, batch.mask, tokens, positions,
-                        mask, method='completion_pass')
-  last = jnp.broadcast_to(
-      prefix.last[:, None, None], (*tokens.shape[:2], 1, hidden.shape[-1]))
-  return module.apply(
-      variables, jnp.concatenate([last, hidden], 2), method='head')
-
-
-forward = jax.jit(logits_of, static_argnums=0, compiler_options=QUICK)
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def gradient(module, params, batch, completions, weight):
-  """((loss, logits), gradient) of the linear loss `weight`."""
-  def loss(params):
-    logits = logits_of(module, params, batch, *completions)
-    return jnp.sum(logits * weight), logits
-  return jax.value_and_grad(loss, has_aux=True)(params)
-
-
 @pytest.fixture(scope='module')
 def batch(oracle, rows):
   """Every row padded: more tokens and patch slots than the longest needs."""
@@ -78,20 +48,12 @@ def three(oracle, batch):
 
 @pytest.fixture(scope='module')
 def weight(three):
-  """A random linear loss over real tokens, f32[N, G, T + 1, V]."""
-  noise = np.random.default_rng(5).normal(size=(4, 3, T + 1, 200))
-  return jnp.asarray(noise * real(three)[..., None], jnp.float32)
-
-
-def real(completions):
-  """Where logits count, bool[N, G, T + 1]: those of the prompt, too."""
-  return np.pad(np.asarray(completions[2]), ((0, 0), (0, 0), (1, 0)),
-                constant_values=True)
+  return passes.weight_of(three, 200)
 
 
 @pytest.fixture(scope='module')
 def reference(models, batch, three, weight):
-  return gradient(*models[True], batch, three, weight)
+  return passes.gradient(*models[True], batch, three, weight)
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +77,7 @@ def test_m3_m4_logits_equal_transformers(oracle, rows, models, three, logits):
 
 def test_m4_untied_logits_equal_transformers(oracle, rows, models, batch,
                                              three):
-  got = np.asarray(forward(*models[False], batch, *three))
+  got = np.asarray(passes.forward(*models[False], batch, *three))
   tokens = np.asarray(three[0])
   for n, row in enumerate(rows):
     with torch.no_grad():
@@ -135,16 +97,8 @@ def test_gradients_equal_torch(oracle, rows, models, three, weight,
       out = oracle.logits(model, row, tokens[n, g, :length])
       torch.sum(
           out * torch.tensor(np.asarray(weight[n, g, :length + 1]))).backward()
-  grads = {qwen2_5_vl_weights.canonical(name): parameter.grad.numpy()
-           for name, parameter in model.named_parameters()}
-  got = leaves(reference[1])
-  for line in qwen2_5_vl_weights.table(module.config):
-    expected = [line.from_file(grads[name]) for name in line.names]
-    expected = np.stack(expected) if line.layers else expected[0]
-    scale = np.linalg.norm(expected)
-    assert scale > 1e-3, line.path
-    assert np.linalg.norm(got[line.path] - expected) < 1e-3 * scale, line.path
-  assert set(got) == set(leaves(params))
+  passes.check_gradients(
+      vision_language_weights, module.config, model, reference[1])
 
 
 def other(models, **run):
@@ -159,46 +113,20 @@ def other(models, **run):
     {'layers': 'scan', 'remat': 'layer', 'query_chunk': 5}], ids=str)
 def test_scan_remat_and_chunks_change_nothing(models, batch, three, weight,
                                        reference, run):
-  (value, _), grads = gradient(
+  (value, _), grads = passes.gradient(
       *other(models, **run), batch, three, weight)
   np.testing.assert_allclose(value, reference[0][0], rtol=1e-5)
-  expected = leaves(reference[1])
-  for path, got in leaves(grads).items():
+  expected = passes.leaves(reference[1])
+  for path, got in passes.leaves(grads).items():
     scale = np.abs(expected[path]).max()
     np.testing.assert_allclose(got, expected[path], atol=1e-5 * scale, rtol=0,
                                err_msg=path)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def greedy(module, params, batch, steps):
-  """Tokens i32[N, steps], the arg max each time, one row per prompt."""
-  variables = {'params': params}
-  n = batch.tokens.shape[0]
-  prefix = module.apply(variables, batch, method='prompt_pass')
-  cache = qwen2_5_vl.init_cache(module.config, n, 1, steps, jnp.float32)
-
-  def pick(hidden):
-    return jnp.argmax(module.apply(variables, hidden, method='head'), -1)
-
-  def step(t, state):
-    cache, tokens, current = state
-    tokens = tokens.at[:, t].set(current[:, 0])
-    positions = (batch.next_position[:, None, None] + t) * jnp.ones(
-        (1, 1, 3), jnp.int32)
-    hidden, cache = module.apply(
-        variables, prefix, batch.mask, cache, current, positions, t,
-        method='decode')
-    return cache, tokens, pick(hidden).astype(jnp.int32)
-
-  state = cache, jnp.zeros((n, steps), jnp.int32), (
-      pick(prefix.last)[:, None].astype(jnp.int32))
-  return jax.lax.fori_loop(0, steps, step, state)[1]
-
-
 def test_m1_greedy_tokens_equal_generate(oracle, rows, models):
   """32 of them; transformers finds the positions by its own rule, v5."""
   batch = oracle.prompts(rows, p=64, s=20 * 36, rule='v5')
-  got = np.asarray(greedy(*models[False], batch, 32))
+  got = np.asarray(passes.greedy(*models[False], batch, 32))
   # (Tied and this random, the model would repeat one token.)
   for n, row in enumerate(rows):
     inputs = oracle.inputs(row)
@@ -221,7 +149,7 @@ def test_m1_decode_equals_completion_pass(models, batch, three, layers):
   variables = {'params': params}
   tokens, positions, mask = three
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit, compiler_options=passes.QUICK)
   def both(params):
     prefix = module.apply(variables, batch, method='prompt_pass')
     whole = module.apply(variables, prefix, batch.mask, tokens, positions,
@@ -259,8 +187,8 @@ def test_m3_order_and_padding_contents_change_nothing(
           patches=jnp.where(hidden, 5.0, vision.patches),
           position=jnp.where(hidden, 3, vision.position))})
   some = (jnp.where(some[2], some[0], 11), *some[1:])
-  (_, got), _ = gradient(*models[True], again, some, weight)
-  keep = real(some)
+  (_, got), _ = passes.gradient(*models[True], again, some, weight)
+  keep = passes.real(some)
   np.testing.assert_allclose(np.asarray(got)[keep], logits[order][keep],
                              atol=1e-5, rtol=0)
 
@@ -268,7 +196,7 @@ def test_m3_order_and_padding_contents_change_nothing(
 def test_causality(models, batch, three, weight, logits):
   """A later token changes nothing before it, and something after."""
   changed = (three[0].at[:, 0, 3].add(1), *three[1:])
-  (_, got), _ = gradient(*models[True], batch, changed, weight)
+  (_, got), _ = passes.gradient(*models[True], batch, changed, weight)
   got = np.asarray(got)
   np.testing.assert_array_equal(got[:, :, :4], logits[:, :, :4])
   np.testing.assert_array_equal(got[:, 1:], logits[:, 1:])  # other members
@@ -280,11 +208,11 @@ def test_m6_all_text(oracle, rows, models, three, weight, logits, media):
   """Media that is all padding, or absent: the tower's gradient is 0."""
   module, params = models[True]
   text = oracle.prompts(rows[:1] * 4, p=64, s=20 * 36, media=media)
-  (_, got), grads = gradient(module, params, text, three, weight)
+  (_, got), grads = passes.gradient(module, params, text, three, weight)
   keep = np.asarray(three[2])[0]
   np.testing.assert_allclose(np.asarray(got)[0, :, 1:][keep],
                              logits[0, :, 1:][keep], atol=1e-5, rtol=0)
-  for path, x in leaves(grads).items():
+  for path, x in passes.leaves(grads).items():
     assert np.all(np.isfinite(x)), path
     assert np.all(x == 0) == path.startswith('visual/'), path
 
@@ -295,9 +223,9 @@ def test_m6_all_masked_rows_are_finite(models, batch, three, weight):
       mask=jnp.zeros_like(batch.mask), media={'vision': vision.replace(
           segment=jnp.zeros_like(vision.segment))})
   empty = (*three[:2], jnp.zeros_like(three[2]))
-  (value, _), grads = gradient(*models[True], nothing, empty, weight)
+  (value, _), grads = passes.gradient(*models[True], nothing, empty, weight)
   assert np.isfinite(value)
-  assert all(np.all(np.isfinite(x)) for x in leaves(grads).values())
+  assert all(np.all(np.isfinite(x)) for x in passes.leaves(grads).values())
 
 
 def test_unknown_tower_and_bad_slots_are_errors(models, batch):
@@ -326,7 +254,7 @@ def test_law_1_prompt_keys_are_never_repeated(oracle, models):
   completions = oracle.completions(batch, 5, 7)
 
   def loss(params):
-    return jnp.sum(logits_of(module, params, batch, *completions))
+    return jnp.sum(passes.logits_of(module, params, batch, *completions))
 
   jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
   shapes = set(shapes_in(jaxpr.jaxpr))
@@ -353,17 +281,15 @@ def test_packed_documents_equal_separate_rows(models):
           variables, prefix, empty.mask, tokens,
           jnp.repeat(places[..., None], 3, -1), jnp.ones((1, 3, 8), bool),
           method='completion_pass', segment=segment),
-      compiler_options=QUICK)(segment))[0]
+      compiler_options=passes.QUICK)(segment))[0]
   np.testing.assert_allclose(packed[:5], first[:5], atol=1e-5)
   np.testing.assert_allclose(packed[5:], second[:3], atol=1e-5)
 
 
 def test_bfloat16_is_near_float32(models, batch, three, logits):
   module, params = other(models, compute_dtype='bfloat16')
-  got = np.asarray(forward(module, params, batch, *three))
-  assert got.dtype == np.float32
-  error = np.abs(got - logits)[real(three)]
-  assert 1e-4 < error.mean() < 2e-2 * np.abs(logits).max()
+  got = np.asarray(passes.forward(module, params, batch, *three))
+  passes.check_bfloat16(got, logits, three)
 
 
 def test_config_layouts_agree(folders):
@@ -402,8 +328,8 @@ def test_config_errors(folders, section, change, message):
 
 def test_random_parameters(models):
   config = models[False][0].config
-  params = leaves(qwen2_5_vl.init_params(config, jax.random.key(0)))
-  expected = leaves(models[False][1])
+  params = passes.leaves(qwen2_5_vl.init_params(config, jax.random.key(0)))
+  expected = passes.leaves(models[False][1])
   assert {k: x.shape for k, x in params.items()} == {
       k: x.shape for k, x in expected.items()}
   for path, x in params.items():

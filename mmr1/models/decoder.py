@@ -1,0 +1,299 @@
+"""A language decoder as two passes, in linen; every family has this one.
+
+`prompt_pass` reads a prompt once and leaves keys and values; `completion_pass`
+reads any number of completions of that prompt against them; `decode` is
+`completion_pass` one token at a time. All three run the same layer
+(`DecoderBlock`), so the sampler and the trainer are one model.
+
+Parameters of the layers are stacked, leaves [L, ...], whether the loop over
+them is scanned or unrolled:
+
+  language/  embed [V, D], layers, norm, head [V, D] (absent if tied)
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmr1 import types
+from mmr1.models import decoder_config
+from mmr1.models import layers
+
+Array = jax.Array
+Config = decoder_config.Config
+
+
+class DecoderBlock(nn.Module):
+  """One layer of the language model, for all three passes."""
+  config: Config
+
+  @nn.compact
+  def __call__(
+      self, x: Array, cos: Array, sin: Array, visible: layers.Visible,
+      prefix: layers.Source | None = None,
+      cache: tuple[Array, Array, Array] | None = None,
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """Runs the layer on T tokens of every row.
+
+    Args:
+      x: [N, G, T, D].
+      cos, sin: [N, G, T, d].
+      visible: which own keys each query sees, see `layers.Visible`.
+      prefix: the prompt's keys and values [N, P, K, d] and who sees them.
+      cache: own keys and values [N, G, K, U, d] of earlier tokens and the
+        index at which these T are written; None: U = T, only these.
+
+    Returns:
+      x and the own keys and values [N, G, K, U, d].
+    """
+    c = self.config
+    kw = dict(dtype=c.compute_dtype, precision=c.precision)
+    n, g, t, _ = x.shape
+    hidden = layers.RMSNorm(c.eps, c.compute_dtype, name='input_norm')(x)
+    q, k, v = (
+        layers.dense(heads * c.head_width, name, bias=c.qkv_bias, **kw)(hidden)
+        .reshape(n, g, t, heads, c.head_width)
+        for name, heads in
+        (('q', c.heads), ('k', c.kv_heads), ('v', c.kv_heads)))
+    if c.qk_norm:
+      q, k = (layers.RMSNorm(c.eps, c.compute_dtype, name=name)(a)
+              for name, a in (('q_norm', q), ('k_norm', k)))
+    q, k = layers.rotate(q, cos, sin), layers.rotate(k, cos, sin)
+    k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
+    if cache is not None:
+      k, v = (
+          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype),
+                                              cache[2], axis=3)
+          for old, new in ((cache[0], k), (cache[1], v)))
+    sources = [(k, v, visible)] + ([prefix] if prefix is not None else [])
+    hidden = layers.attend(
+        q, sources, precision=c.precision, chunk=c.query_chunk)
+    x = x + layers.dense(c.width, 'o', bias=False, **kw)(
+        hidden.reshape(n, g, t, c.heads * c.head_width))
+    hidden = layers.RMSNorm(c.eps, c.compute_dtype, name='post_norm')(x)
+    x = x + layers.SwiGLU(c.mlp_width, bias=False, name='mlp', **kw)(hidden)
+    return x, (k, v)
+
+
+class Decoder(nn.Module):
+  """Embeddings, layers, final norm, head."""
+  config: Config
+
+  def setup(self):
+    c = self.config
+    normal = nn.initializers.normal(0.02)
+    self.embed = self.param('embed', normal, (c.vocab, c.width))
+    self.norm = layers.RMSNorm(c.eps, c.compute_dtype)
+    if not c.tied:
+      self.head = self.param('head', normal, (c.vocab, c.width))
+    angle = jnp.zeros((1, 1, 1, c.head_width))
+    self.layers = self.param('layers', layers.stacked_init(
+        DecoderBlock(c, parent=None), c.depth,
+        jnp.zeros((1, 1, 1, c.width)), angle, angle,
+        lambda rows: jnp.ones((1, 1, 1, 1), bool)))
+
+  def embedded(self, tokens: Array) -> Array:
+    table = jnp.asarray(self.embed)  # parameters may be host arrays
+    return table[tokens].astype(self.config.compute_dtype)
+
+  def __call__(self, x: Array, positions: Array, visible: layers.Visible,
+               extras: Any, *, prefix_mask: Array | None = None,
+               t: Array | None = None) -> tuple[Array, Any]:
+    """x [N, G, T, D] through all layers; extras per layer: (keys, values of
+    the prefix | None, cache | None). Returns x (no final norm), own KV."""
+    c = self.config
+    cos, sin = layers.mrope(positions, theta=c.theta, sections=c.sections,
+                            dtype=c.compute_dtype, llama3=c.llama3)
+    block = DecoderBlock(c, parent=None)
+
+    def prompt(rows):
+      del rows  # a completion token sees the whole prompt
+      return prefix_mask[:, None, None, :]
+
+    def step(params, x, extra, flag):
+      del flag
+      prefix, cache = extra
+      return block.apply(
+          {'params': params}, x, cos, sin, visible,
+          None if prefix is None else (*prefix, prompt),
+          None if cache is None else (*cache, t))
+
+    return layers.fold(
+        step, self.layers, x, extras, [False] * c.depth,
+        scan=c.layers == 'scan', remat=c.remat == 'layer')
+
+  def logits(self, hidden: Array) -> Array:
+    c = self.config
+    weight = self.embed if c.tied else self.head
+    return jnp.einsum(
+        '...d,vd->...v', hidden.astype(c.compute_dtype),
+        weight.astype(c.compute_dtype), precision=c.precision,
+        preferred_element_type=jnp.float32)
+
+
+class LanguageModel(nn.Module):
+  """The model; use `module.apply({'params': params}, ..., method='...')`.
+
+  A family with other inputs than text extends `setup` and `inputs`.
+  """
+  config: Config
+
+  def setup(self):
+    self.language = Decoder(self.config)
+
+  def __call__(self, prompts: types.Prompts) -> Array:
+    """Logits f32[N, V] of the first completion token."""
+    return self.head(self.prompt_pass(prompts).last)
+
+  def inputs(self, prompts: types.Prompts) -> Array:
+    """[N, P, D], what the first layer reads of the prompts.
+
+    Raises:
+      ValueError: media of a tower that this family does not have.
+    """
+    if prompts.media:
+      raise ValueError(
+          f'media of towers {sorted(prompts.media)}: this family reads text '
+          'only.')
+    return self.language.embedded(prompts.tokens)
+
+  def prompt_pass(self, prompts: types.Prompts) -> types.Prefix:
+    """Reads N prompts, their media included, once.
+
+    Returns:
+      keys and values of every layer and the last token's hidden state (zeros
+      if P = 0).
+
+    Raises:
+      ValueError: media of a tower that this family does not have.
+    """
+    c = self.config
+    x = self.inputs(prompts)
+    p = x.shape[1]
+    x, (keys, values) = self._run(
+        x[:, None], prompts.positions[:, None], _causal(prompts.mask[:, None]))
+    keys, values = (jnp.swapaxes(a[:, :, 0], 2, 3) for a in (keys, values))
+    last = (self.language.norm(x[:, 0, -1]) if p else
+            jnp.zeros((x.shape[0], c.width), x.dtype))
+    return types.Prefix(keys=keys, values=values, last=last)
+
+  def _run(self, x, positions, visible):
+    c = self.config
+    extras = ((None, None) if c.layers == 'scan' else
+              [(None, None)] * c.depth)
+    x, kv = self.language(x, positions, visible, extras)
+    if c.layers == 'unrolled':
+      kv = tuple(jnp.stack(a) for a in zip(*kv))
+    return x, kv
+
+  def completion_pass(
+      self, prefix: types.Prefix, prompt_mask: Array, tokens: Array,
+      positions: Array, mask: Array, segment: Array | None = None,
+  ) -> Array:
+    """Reads G completions of every prompt.
+
+    Args:
+      prefix: what `prompt_pass` left.
+      prompt_mask: bool[N, P].
+      tokens: i32[N, G, T], right-padded.
+      positions: i32[N, G, T, 3].
+      mask: bool[N, G, T], True on real tokens.
+      segment: i32[N, G, T] | None, documents packed into a row: a token sees
+        only its own, and the prompt.
+
+    Returns:
+      [N, G, T, D], hidden state after the final norm AT each token; the one
+      that predicts completion token t is at t - 1, `prefix.last` for t = 0.
+    """
+    x = self.language.embedded(tokens)
+    x, _ = self.language(
+        x, positions, _causal(mask, segment), self._extras(prefix, None),
+        prefix_mask=prompt_mask)
+    return self.language.norm(x)
+
+  def decode(
+      self, prefix: types.Prefix, prompt_mask: Array, cache: Any,
+      tokens: Array, positions: Array, t: Array) -> tuple[Array, Any]:
+    """Reads completion token `t` of every row.
+
+    Args:
+      prefix: what `prompt_pass` left.
+      prompt_mask: bool[N, P].
+      cache: from `init_cache` or the step before.
+      tokens: i32[N, G].
+      positions: i32[N, G, 3].
+      t: i32[], index of these tokens in their completions.
+
+    Returns:
+      hidden [N, G, D] after the final norm, and the cache with these tokens.
+    """
+    length = jax.tree.leaves(cache)[0].shape[-2]
+    x = self.language.embedded(tokens)[:, :, None]
+    x, cache = self.language(
+        x, positions[:, :, None],
+        lambda rows: (jnp.arange(length) <= t)[None, None, None],
+        self._extras(prefix, cache), prefix_mask=prompt_mask, t=t)
+    return self.language.norm(x)[:, :, 0], cache
+
+  def _extras(self, prefix, cache):
+    """(prefix KV, cache KV) of every layer, as `layers.fold` wants them."""
+    kv = (prefix.keys, prefix.values)
+    if self.config.layers == 'scan':
+      return kv, cache
+    depth = self.config.depth
+    return list(zip(layers.unstack(kv, depth), cache or [None] * depth))
+
+  def head(self, hidden: Array) -> Array:
+    """Logits f32[..., V] of hidden states [..., D]."""
+    return self.language.logits(hidden)
+
+  def init_cache(self, n: int, g: int, t: int) -> Any:
+    """An empty cache in the compute dtype; see `init_cache` below."""
+    return init_cache(self.config, n, g, t, self.config.compute_dtype)
+
+
+def _causal(mask: Array, segment: Array | None = None) -> layers.Visible:
+  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it."""
+  def visible(rows):
+    seen = jnp.arange(mask.shape[2]) <= rows[:, None]
+    seen = seen & mask[:, :, None, :]
+    if segment is not None:
+      seen &= segment[:, :, rows, None] == segment[:, :, None, :]
+    return seen
+  return visible
+
+
+def init_cache(config: Config, n: int, g: int, t: int, dtype: Any) -> Any:
+  """An empty cache for completions of up to `t` tokens.
+
+  Returns:
+    (keys, values) with leaves [N, G, K, T, d]: a tuple of one pair per layer
+    if unrolled (each its own buffer, updated in place inside a while_loop),
+    one pair [L, N, G, K, T, d] if scanned. Opaque to everyone but `decode`.
+  """
+  shape = (n, g, config.kv_heads, t, config.head_width)
+  if config.layers == 'scan':
+    return tuple(jnp.zeros((config.depth, *shape), dtype) for _ in range(2))
+  return tuple(
+      tuple(jnp.zeros(shape, dtype) for _ in range(2))
+      for _ in range(config.depth))
+
+
+def init_params(module: LanguageModel, rng: Array,
+                media: dict[str, types.Media] | None = None) -> Any:
+  """Random parameters, as transformers draws them: kernels and embeddings
+  N(0, 0.02), biases 0, norms 1. float32.
+
+  Args:
+    module: the model.
+    rng: key.
+    media: of one prompt of one token, one row for every tower.
+  """
+  prompts = types.Prompts(
+      tokens=jnp.zeros((1, 1), jnp.int32), mask=jnp.ones((1, 1), bool),
+      positions=jnp.zeros((1, 1, 3), jnp.int32),
+      next_position=jnp.ones((1,), jnp.int32), uid=jnp.zeros((1,), jnp.int32),
+      media=media or {})
+  return jax.jit(module.init)(rng, prompts)['params']

@@ -1,0 +1,70 @@
+"""Which Hugging Face tensor is which parameter of a language decoder.
+
+The table of the text families; those with a vision tower add its rows.
+"""
+
+import re
+
+from mmr1.models import decoder_config
+from mmr1.models import weights
+
+_LAYER = {  # parameter path -> tensor name
+    'q': 'self_attn.q_proj',
+    'k': 'self_attn.k_proj',
+    'v': 'self_attn.v_proj',
+    'o': 'self_attn.o_proj',
+    'mlp/gate': 'mlp.gate_proj',
+    'mlp/up': 'mlp.up_proj',
+    'mlp/down': 'mlp.down_proj',
+    'input_norm/weight': 'input_layernorm.weight',
+    'post_norm/weight': 'post_attention_layernorm.weight',
+}
+_QK_NORM = {
+    'q_norm/weight': 'self_attn.q_norm.weight',
+    'k_norm/weight': 'self_attn.k_norm.weight',
+}
+_IGNORED = re.compile(r'rotary_emb\.inv_freq$')
+
+
+def canonical(name: str) -> str | None:
+  """The hub's name of a tensor; None: not a parameter."""
+  return None if _IGNORED.search(name) else name
+
+
+def table(config: decoder_config.Config) -> tuple[weights.Weight, ...]:
+  """One row per parameter leaf, for loading and saving alike."""
+  rows = [
+      weights.Weight('language/embed', 'model.embed_tokens.weight'),
+      weights.Weight('language/norm/weight', 'model.norm.weight'),
+  ]
+  if not config.tied:
+    rows.append(weights.Weight('language/head', 'lm_head.weight'))
+  for ours, theirs in (_LAYER | (_QK_NORM if config.qk_norm else {})).items():
+    rows += linear(
+        f'language/layers/{ours}', f'model.layers.{{}}.{theirs}',
+        bias=config.qkv_bias and ours in ('q', 'k', 'v'), layers=config.depth)
+  return tuple(rows)
+
+
+def linear(path: str, name: str, *, bias: bool,
+           layers: int = 0) -> list[weights.Weight]:
+  """Rows of a linear layer, or of a lone tensor if `path` names a leaf.
+
+  Args:
+    path: of the layer; one that ends in '/weight' or '/bias' is a norm's leaf.
+    name: of the layer's tensors, without '.weight'; a leaf's in full.
+    bias: whether the layer has one.
+    layers: see `weights.Weight`.
+  """
+  if path.endswith(('/weight', '/bias')):
+    return [weights.Weight(path, name, layers=layers)]
+  rows = [weights.Weight(f'{path}/kernel', f'{name}.weight', layers=layers)]
+  if bias:
+    rows.append(weights.Weight(f'{path}/bias', f'{name}.bias', layers=layers))
+  return rows
+
+
+def tied(config: decoder_config.Config) -> dict[str, str]:
+  """Tensors a file may repeat: {name: name of the one it must equal}."""
+  return ({'lm_head.weight': 'model.embed_tokens.weight'} if config.tied
+          else {})
