@@ -7,6 +7,7 @@ rows. `tensor_files` has the files, which are read and written in pieces.
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import math
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -15,6 +16,7 @@ import numpy as np
 
 from mmr1.models import tensor_files
 
+_ALIGNED = 64  # bytes
 _LISTED = 12  # names shown per kind of error
 
 
@@ -112,7 +114,7 @@ def read(
             f'{folder}: config.json ties {name!r} to {other!r}, but the '
             'tensors differ. Set tie_word_embeddings to false?')
     for row in table:
-      leaf = np.empty(shapes[row.path], dtype)
+      leaf = _empty(shapes[row.path], np.dtype(dtype))
       for i, name in enumerate(row.names):
         target = leaf[i if row.layers else ...]
         for begin, x in pieces(name):
@@ -123,6 +125,14 @@ def read(
         node = node.setdefault(key, {})
       node[last] = place(leaf)
   return result
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """Aligned as XLA wants it: a CPU device can then take it without a copy."""
+  size = math.prod(shape) * dtype.itemsize
+  raw = np.empty(size + _ALIGNED, np.uint8)
+  start = -raw.ctypes.data % _ALIGNED
+  return raw[start:start + size].view(dtype).reshape(shape)
 
 
 def _equal(pieces, tensor, other, file) -> bool:
