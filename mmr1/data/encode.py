@@ -92,13 +92,13 @@ def prompt_length(
 
   No pixel is decoded: a PIL image that was opened but not loaded stays so.
   """
+  ids = _text_ids(example, processor, template, prefix)
   spans = {
       processor.image_id: iter([
           (processor.image_grid(*video.frame_size(image)), None)
           for image in example.images]),
       processor.video_id: iter([
           (_video_grid(clip, processor), 1.0) for clip in example.videos])}
-  ids = _text_ids(example, processor, template, prefix)
   ordered = [next(spans[i]) for i in ids if i in spans]
   return len(_expand(ids, ordered, processor))
 
