@@ -109,7 +109,7 @@ def other(models, **run):
 
 
 @pytest.mark.parametrize('run', [
-    {'remat': 'layer'},
+    pytest.param({'remat': 'layer'}, marks=pytest.mark.slow),
     {'layers': 'scan', 'remat': 'layer', 'query_chunk': 5}], ids=str)
 def test_scan_remat_and_chunks_change_nothing(models, batch, three, weight,
                                        reference, run):

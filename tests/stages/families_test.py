@@ -46,7 +46,13 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+# The others share their code with one that is run, or with every other test.
+RUN_BY_HAND = ('qwen2', 'llama', 'qwen2_5_vl')
+
+
+@pytest.fixture(params=[
+    pytest.param(name, marks=pytest.mark.slow if name in RUN_BY_HAND else ())
+    for name in FAMILIES])
 def folder(request, tmp_path):
   """(family, its folder): the embedded model's tokenizer, random weights."""
   family, path = request.param, tmp_path / request.param
