@@ -27,8 +27,9 @@ VALUES = 3 * 2 * PATCH**2
 PAD, EOS, IMAGE, VIDEO, START, END, VOCAB = 0, 1, 60, 61, 62, 63, 64
 BANNED = (IMAGE, VIDEO, START, END)
 WORDS = (2, 60)  # ids of ordinary text
-QUICK = {'xla_backend_optimization_level': 0,
-         'xla_cpu_use_fusion_emitters': False}
+QUICK = {'xla_backend_optimization_level': 0}
+if jax.__version_info__ < (0, 11):  # later ones do not know it
+  QUICK['xla_cpu_use_fusion_emitters'] = False
 
 
 def jit(fn, **kw):
