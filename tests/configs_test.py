@@ -212,3 +212,4 @@ def test_m22_every_ablation_reads_all_that_it_sets(arg, shrink, tmp_path):
       final, str(tmp_path / 'run'), interrupt=guard.Interrupt(), quiet=True,
       defaults=common.get_base())
   ctx.close()
+  assert (tmp_path / 'run' / 'config.json').exists()  # nothing was refused

@@ -91,8 +91,8 @@ def _draw(
 def _argmax(x: Array) -> Array:
   """i32[...], first index of the largest of x [..., V]; a valid id for nan.
 
-  Two plain reductions: XLA's CPU backend runs `jnp.argmax`, one reduction over
-  pairs, several times slower.
+  Two plain reductions: XLA's CPU backend is slower at `jnp.argmax`, which is
+  one reduction over pairs.
   """
   last = x.shape[-1] - 1
   top = jnp.max(x, axis=-1, keepdims=True)
