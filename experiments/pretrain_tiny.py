@@ -229,7 +229,7 @@ def main(_):
   tail = Tail.of(processor)
   model = qwen2_5_vl.Config.from_hf(config)
   policy = forward.Policy(
-      qwen2_5_vl.Qwen2_5VL(model), processor.banned, processor.eos_id,
+      qwen2_5_vl.build(model), processor.banned, processor.eos_id,
       processor.pad_id)
   params = jax.device_put(
       scaled(qwen2_5_vl.init_params(model, jax.random.key(FLAGS.seed))),

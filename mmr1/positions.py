@@ -99,6 +99,11 @@ def rope_index(
   return positions.astype(np.int32), highest + 1
 
 
+def counted(length: int) -> tuple[np.ndarray, int]:
+  """Plain positions: i32[p, 3], three equal rows, and the next one."""
+  return np.repeat(np.arange(length, dtype=np.int32)[:, None], 3, 1), length
+
+
 def _cell_positions(frames, rows, columns, interval):
   times = (np.arange(frames, dtype=np.float32) * interval).astype(np.int64)
   return np.stack(np.meshgrid(

@@ -39,12 +39,20 @@ class Media:
     segment: i32[N, S], frame number inside the row from 1; 0 is padding.
       Full attention stays inside a segment.
     slot: i32[N, P], for every prompt token the merged cell (0 <= slot < M) it
-      is replaced by, or -1 for text.
+      is replaced by, or -1 for text. -2 is a learned token of the family's own
+      (LLaVA-OneVision: the end of a row of cells).
+    extent: i32[N, S, 2] | None, rows and columns of the patch's frame, for
+      towers whose position table is resampled to it.
+    taps, weights: i32, f32[N, P, A] | None: a token with a cell is then the
+      weighted sum of A cells instead of the one in `slot`.
   """
   patches: Array
   position: Array
   segment: Array
   slot: Array
+  extent: Array | None = None
+  taps: Array | None = None
+  weights: Array | None = None
 
 
 @flax.struct.dataclass

@@ -79,13 +79,13 @@ def inputs(ours, theirs, example):
       FOLDER, backend='pil')(
           list(example.images), return_tensors='pt')
   grid = images['image_grid_thw'][0].tolist()
-  image = processor.tokenizer.convert_ids_to_tokens(processor.image_id)
+  image = processor.tokenizer.convert_ids_to_tokens(processor.codec.image_id)
   text = text.replace(image, image * (grid[1] * grid[2] // 4))
   ids = processor.tokenizer(text, add_special_tokens=False)['input_ids']
   return dict(
       input_ids=torch.tensor([ids]),
       mm_token_type_ids=torch.tensor([[
-          int(i == processor.image_id) for i in ids]]),
+          int(i == processor.codec.image_id) for i in ids]]),
       pixel_values=images['pixel_values'],
       image_grid_thw=images['image_grid_thw'])
 
@@ -137,4 +137,5 @@ def test_special_ids_are_distinct(ours):
   processor = ours[0]
   ids = (processor.pad_id, processor.eos_id, *processor.banned)
   assert len(set(ids)) == len(ids) >= 4
-  assert {processor.image_id, processor.video_id} <= set(processor.banned)
+  codec = processor.codec
+  assert {codec.image_id, codec.video_id} <= set(processor.banned)

@@ -108,10 +108,10 @@ def question(out):
   images = transformers.AutoImageProcessor.from_pretrained(
       out, backend='pil')(list(example.images), return_tensors='pt')
   ids = np.concatenate([prompts.tokens[0][prompts.mask[0]], answer[:-1]])
+  is_image = (ids == processor.codec.image_id)[None].astype(np.int64)
   return prompts, completions, dict(
       images, input_ids=torch.tensor(ids[None].astype(np.int64)),
-      mm_token_type_ids=torch.tensor((ids == processor.image_id)[None].astype(
-          np.int64)))
+      mm_token_type_ids=torch.tensor(is_image))
 
 
 def difference(module, params, folder, question):

@@ -62,6 +62,7 @@ def collate(
   segment = np.zeros((n, s), np.int32)
   following = np.zeros(n, np.int32)
   uid = np.zeros(n, np.int32)
+  more = _more(rows[0], n, p, s)
   for i, row in enumerate(rows):
     start, count = p - len(row.tokens), len(row.patches)
     tokens[i, start:] = row.tokens
@@ -73,8 +74,27 @@ def collate(
     segment[i, :count] = row.patch_segment
     following[i] = row.next_position
     uid[i] = row.uid
+    if 'extent' in more:
+      more['extent'][i, :count] = row.patch_extent
+    if 'taps' in more:
+      more['taps'][i, start:] = row.taps
+      more['weights'][i, start:] = row.weights
   media = {} if not s else {TOWER: types.Media(
-      patches=pixels, position=patch_position, segment=segment, slot=slot)}
+      patches=pixels, position=patch_position, segment=segment, slot=slot,
+      **more)}
   return types.Prompts(
       tokens=tokens, mask=mask, positions=place, next_position=following,
       media=media, uid=uid)
+
+
+def _more(
+    row: encode.Encoded, n: int, p: int, s: int) -> dict[str, np.ndarray]:
+  """Zeros for the fields of `types.Media` that only some families have."""
+  more = {}
+  if row.patch_extent is not None:
+    more['extent'] = np.zeros((n, s, 2), np.int32)
+  if row.taps is not None:
+    blended = row.taps.shape[1]
+    more['taps'] = np.zeros((n, p, blended), np.int32)
+    more['weights'] = np.zeros((n, p, blended), np.float32)
+  return more

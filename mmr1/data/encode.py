@@ -5,6 +5,7 @@ Ids are expanded here, once; nothing later re-tokenises or re-expands. See
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,9 +15,7 @@ from mmr1 import records
 from mmr1.data import processor as processor_lib
 from mmr1.data import template as template_lib
 from mmr1.data import video
-
-# (grid, seconds per patch or None for an image), in order of appearance.
-_Span = tuple[positions.Grid, float | None]
+from mmr1.data.codecs import base
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +31,9 @@ class Encoded:
     patch_segment: i32[s], frame number from 1; 0 where padded.
     slot: i32[p], merged cell of every placeholder token, -1 for text.
     uid: the example's.
+    patch_extent: i32[s, 2], rows and columns of the frame, or None.
+    taps, weights: i32, f32[p, A], cells that are blended into the token, or
+      None. None for every prompt of a family or for none.
   """
   tokens: np.ndarray
   positions: np.ndarray
@@ -41,6 +43,9 @@ class Encoded:
   patch_segment: np.ndarray
   slot: np.ndarray
   uid: int
+  patch_extent: np.ndarray | None = None
+  taps: np.ndarray | None = None
+  weights: np.ndarray | None = None
 
 
 def encode(
@@ -63,22 +68,25 @@ def encode(
       token, an image is empty or longer than 200 times its other side, or
       there are media and the model reads text only.
   """
-  text_ids = _text_ids(example, processor, template, prefix)
-  images = _image_patches(example.images, processor)
-  videos = [_video_patches(clip, processor) for clip in example.videos]
-  media = {processor.image_id: iter(images), processor.video_id: iter(videos)}
-  ordered = [next(media[i]) for i in text_ids if i in media]
-  spans = [(grid, seconds) for _, grid, seconds in ordered]
-  tokens = _expand(text_ids, spans, processor)
-  place, next_position = _rotary(tokens, spans, processor)
-  patches, patch_position, segment, cells = _layout(
-      [(patches, grid) for patches, grid, _ in ordered], processor)
-  slot = np.full(len(tokens), -1, np.int32)
-  slot[np.isin(tokens, (processor.image_id, processor.video_id))] = cells
+  text, spans, order = _text(example, processor, template, prefix)
+  tokens = _tokens(text, spans, processor)
+  codec = processor.codec
+  if codec is None:
+    place, following = positions.counted(len(tokens))
+    return Encoded(
+        tokens=tokens, positions=place, next_position=following,
+        patches=np.zeros((0, 0), np.float32),
+        patch_position=np.zeros((0, 2), np.int32),
+        patch_segment=np.zeros(0, np.int32),
+        slot=np.full(len(tokens), -1, np.int32), uid=example.uid)
+  images = codec.image_pixels(example.images) if example.images else []
+  media = {'image': iter(images),
+           'video': (codec.video_pixels(clip) for clip in example.videos)}
+  pixels = [next(media[kind]) for kind in order]
+  place, following = codec.positions(tokens, spans)
   return Encoded(
-      tokens=tokens, positions=place, next_position=next_position,
-      patches=patches, patch_position=patch_position, patch_segment=segment,
-      slot=slot, uid=example.uid)
+      tokens=tokens, positions=place, next_position=following,
+      uid=example.uid, **_joined(tokens, pixels, codec))
 
 
 def prompt_length(
@@ -92,15 +100,8 @@ def prompt_length(
 
   No pixel is decoded: a PIL image that was opened but not loaded stays so.
   """
-  ids = _text_ids(example, processor, template, prefix)
-  spans = {
-      processor.image_id: iter([
-          (processor.image_grid(*video.frame_size(image)), None)
-          for image in example.images]),
-      processor.video_id: iter([
-          (_video_grid(clip, processor), 1.0) for clip in example.videos])}
-  ordered = [next(spans[i]) for i in ids if i in spans]
-  return len(_expand(ids, ordered, processor))
+  text, spans, _ = _text(example, processor, template, prefix)
+  return len(_tokens(text, spans, processor))
 
 
 def prefilled(
@@ -110,9 +111,9 @@ def prefilled(
     prefix: str = '',
 ) -> bool:
   """True if prompts end with an open `<think>` that completions go on from."""
-  ids = _text_ids(
+  text, _, _ = _text(
       records.Example(uid=0, question='?'), processor, template, prefix)
-  return processor.tokenizer.decode(ids).rstrip().endswith('<think>')
+  return text.rstrip().endswith('<think>')
 
 
 def encode_completion(
@@ -138,12 +139,24 @@ def decode(
       clean_up_tokenization_spaces=False)
 
 
-def _text_ids(example, processor, template, prefix) -> list[int]:
-  """Ids of the chat with one placeholder per medium."""
-  if not processor.reads_media and (example.images or example.videos):
+def _text(
+    example: records.Example, processor: processor_lib.Processor,
+    template: template_lib.Template, prefix: str,
+) -> tuple[str, list[base.Span], list[str]]:
+  """The chat as text, each run of cells one placeholder.
+
+  Returns:
+    the text, and the span and kind ('image', 'video') of every medium in
+    order of appearance.
+  """
+  codec = processor.codec
+  if codec is None and (example.images or example.videos):
     raise ValueError(
         f'{len(example.images)} images and {len(example.videos)} videos, but '
         f'the model ({processor.family}) reads text only.')
+  if example.videos and not codec.video_mark:
+    raise ValueError(f'{len(example.videos)} videos, but the model '
+                     f'({processor.family}) reads images only.')
   messages = template(example)
   for message in messages:
     for part in message['content']:
@@ -155,22 +168,61 @@ def _text_ids(example, processor, template, prefix) -> list[int]:
     if found != len(media):
       raise ValueError(
           f'the template made {found} {kind} slots for {len(media)} {kind}s.')
-  if not processor.reads_media:
+  if codec is None:
     # Chat templates of text-only models want contents that are strings.
     messages = [
         {**message, 'content': ''.join(x['text'] for x in message['content'])}
         for message in messages]
   text = processor.tokenizer.apply_chat_template(
       messages, tokenize=False, add_generation_prompt=True) + prefix
-  ids = processor.tokenizer(text, add_special_tokens=False)['input_ids']
-  for kind, token, media in (
-      ('image', processor.image_id, example.images),
-      ('video', processor.video_id, example.videos)):
-    if ids.count(token) != len(media):
+  return (text, [], []) if codec is None else _filled(text, example, codec)
+
+
+def _filled(
+    text: str, example: records.Example, codec: base.Codec,
+) -> tuple[str, list[base.Span], list[str]]:
+  """Puts what a medium is as text where the chat template has its mark."""
+  spans = {
+      'image': [codec.image_span(*video.frame_size(x)) for x in example.images],
+      'video': [codec.video_span(clip) for clip in example.videos]}
+  marks = {codec.image_mark: 'image', codec.video_mark: 'video'}
+  marks.pop('', None)
+  # The longer first: one mark may be a part of the other.
+  pattern = '|'.join(map(re.escape, sorted(marks, key=len, reverse=True)))
+  order = [marks[mark] for mark in re.findall(pattern, text)]
+  for kind, media in spans.items():
+    if order.count(kind) != len(media):
       raise ValueError(
-          f'the chat template wrote {ids.count(token)} {kind} placeholders '
+          f'the chat template wrote {order.count(kind)} {kind} placeholders '
           f'for {len(media)} {kind}s; does it support {kind} parts?')
-  return ids
+  rest = {kind: iter(media) for kind, media in spans.items()}
+  ordered = [next(rest[kind]) for kind in order]
+  texts = iter([span.text for span in ordered])
+  return re.sub(pattern, lambda _: next(texts), text), ordered, order
+
+
+def _tokens(
+    text: str, spans: Sequence[base.Span],
+    processor: processor_lib.Processor) -> np.ndarray:
+  """Ids i32[p] of a chat, every run of cells at its full length."""
+  ids = np.asarray(
+      processor.tokenizer(text, add_special_tokens=False)['input_ids'],
+      np.int32)
+  repeats = np.ones(len(ids), np.int64)
+  runs = [count for span in spans for count in span.runs]
+  if processor.codec:
+    places = np.flatnonzero(_is_cell(ids, processor.codec))
+    if len(places) != len(runs):
+      raise ValueError(
+          f'the chat has {len(places)} placeholder tokens for {len(runs)} '
+          'runs of cells; does the tokenizer know the placeholders as special '
+          'tokens?')
+    repeats[places] = runs
+  return np.repeat(ids, repeats)
+
+
+def _is_cell(tokens: np.ndarray, codec: base.Codec) -> np.ndarray:
+  return np.isin(tokens, (codec.image_id, codec.video_id))
 
 
 def _check_text(text, processor):
@@ -190,74 +242,38 @@ def _check_free_of(ids, tokens, processor, what):
       raise ValueError(f'{what} holds the special token {written}.')
 
 
-def _image_patches(images, processor):
-  """[(patches f32[n, C] in file order, grid, None)] of every image."""
-  if not images:
-    return []
-  grids = [processor.image_grid(*video.frame_size(im)) for im in images]
-  out = processor.image_processor(images=list(images), return_tensors='np')
-  made = [tuple(int(x) for x in g) for g in out['image_grid_thw']]
-  if made != grids:
+def _joined(
+    tokens: np.ndarray, pixels: Sequence[base.Pixels], codec: base.Codec,
+) -> dict[str, np.ndarray | None]:
+  """The media of a prompt one after the other; the cell of every token."""
+  empty = codec.nothing()
+  parts, cells, frames = [empty], 0, 0
+  for one in pixels:
+    parts.append(one._replace(
+        segment=np.where(one.segment > 0, one.segment + frames, 0),
+        slot=np.where(one.slot >= 0, one.slot + cells, one.slot),
+        taps=None if one.taps is None else one.taps + cells))
+    cells += len(one.patches) // codec.unit
+    frames += int(one.segment.max(initial=0))
+  whole = {
+      name: None if getattr(empty, name) is None else np.concatenate(
+          [getattr(part, name) for part in parts])
+      for name in base.Pixels._fields}
+  found = _is_cell(tokens, codec)
+  if found.sum() != len(whole['slot']):
     raise ValueError(
-        f'the image processor made grids {made}, expected {grids}: '
-        'preprocessor_config.json resizes in another way.')
-  ends = np.cumsum([t * h * w for t, h, w in grids])[:-1]
-  patches = np.split(np.asarray(out['pixel_values'], np.float32), ends)
-  return [(p, grid, None) for p, grid in zip(patches, grids)]
+        f'{found.sum()} cell tokens for {len(whole["slot"])} cells: text and '
+        'pixels of a medium disagree.')
 
-
-def _video_patches(clip, processor):
-  indices, rate = video.sampled(clip, processor.video)
-  frames = [clip.frames[i] for i in indices]
-  patches, grid = video.preprocess(frames, processor.video)
-  return patches, grid, processor.temporal / rate
-
-
-def _video_grid(clip, processor) -> positions.Grid:
-  indices, _ = video.sampled(clip, processor.video)
-  height, width = video.frame_size(clip.frames[0])
-  return video.grid(len(indices), height, width, processor.video)
-
-
-def _expand(ids, spans: Sequence[_Span], processor) -> np.ndarray:
-  """Repeats each placeholder once per merged cell of its grid."""
-  cells = iter([
-      positions.vision_tokens(grid, processor.merge) for grid, _ in spans])
-  placeholders = (processor.image_id, processor.video_id)
-  repeats = [next(cells) if i in placeholders else 1 for i in ids]
-  return np.repeat(np.asarray(ids, np.int32), repeats)
-
-
-def _rotary(tokens, spans: Sequence[_Span], processor):
-  rate = processor.tokens_per_second
-  timed = [
-      (*grid, 1.0 if rate is None and seconds is not None else seconds)
-      for grid, seconds in spans]
-  return positions.rope_index(
-      tokens, timed, image_id=processor.image_id, video_id=processor.video_id,
-      merge=processor.merge, rule=processor.position_rule,
-      tokens_per_second=1.0 if rate is None else rate)
-
-
-def _layout(media, processor):
-  """Patches in window order with position, segment; slot of every cell."""
-  patches = [np.zeros((0, processor.channels), np.float32)]
-  place = [np.zeros((0, 2), np.int32)]
-  segment = [np.zeros(0, np.int32)]
-  slots = [np.zeros(0, np.int32)]
-  done, frames = 0, 0
-  for pixels, grid in media:
-    order = positions.window_layout(
-        grid, merge=processor.merge, window_cells=processor.window_cells)
-    real = order >= 0
-    patches.append(np.where(real[:, None], pixels[order], np.float32(0)))
-    place.append(np.where(
-        real[:, None], positions.patch_positions(grid, processor.merge)[order],
-        0))
-    frame = order // (grid[1] * grid[2])
-    segment.append(np.where(real, frame + frames + 1, 0).astype(np.int32))
-    slots.append(done // processor.merge ** 2 + positions.cell_slots(
-        grid, merge=processor.merge, window_cells=processor.window_cells))
-    done += len(order)
-    frames += grid[0]
-  return tuple(np.concatenate(x) for x in (patches, place, segment, slots))
+  def spread(values, rest):
+    if values is None:
+      return None
+    result = np.full((len(tokens), *values.shape[1:]), rest, values.dtype)
+    result[found] = values
+    return result
+  return dict(
+      patches=whole['patches'], patch_position=whole['position'],
+      patch_segment=whole['segment'].astype(np.int32),
+      patch_extent=whole['extent'],
+      slot=spread(whole['slot'].astype(np.int32), -1),
+      taps=spread(whole['taps'], 0), weights=spread(whole['weights'], 0))

@@ -14,13 +14,13 @@ from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_vl
 from mmr1.models import tensor_files
 from mmr1.models import text_decoder
-from mmr1.models import vision_language_weights
+from mmr1.models import qwen_vl_weights
 from mmr1.models import weights
 
 # model_type of config.json: (code of the family, its weight table).
 _FAMILIES = {
-    'qwen2_5_vl': (qwen2_5_vl, vision_language_weights),
-    'qwen2_vl': (qwen2_vl, vision_language_weights),
+    'qwen2_5_vl': (qwen2_5_vl, qwen_vl_weights),
+    'qwen2_vl': (qwen2_vl, qwen_vl_weights),
     **{name: (text_decoder, decoder_weights)
        for name in text_decoder.FAMILIES}}
 FAMILIES = tuple(sorted(_FAMILIES))

@@ -1,5 +1,5 @@
-"""Qwen2.5-VL (https://arxiv.org/abs/2502.13923): `vision_language` with a
-tower that attends in windows, and in whole frames in some of its layers."""
+"""Qwen2.5-VL (https://arxiv.org/abs/2502.13923): the tower
+attends in windows, and in whole frames in some of its layers."""
 
 from typing import Any
 
@@ -7,12 +7,11 @@ import jax
 
 from mmr1.models import decoder
 from mmr1.models import qwen2_5_vl_config
+from mmr1.models import qwen_vl
 from mmr1.models import vision_language
 
 # The family's interface, with `build`, `init_params` and `init_cache` below.
 Config = qwen2_5_vl_config.Config
-TOWER = vision_language.TOWER
-Qwen2_5VL = vision_language.VisionLanguageModel
 init_cache = decoder.init_cache
 
 
@@ -21,6 +20,6 @@ def init_params(config: Config, rng: jax.Array) -> Any:
   return vision_language.init_params(build(config), rng)
 
 
-def build(config: Config) -> Qwen2_5VL:
+def build(config: Config) -> qwen_vl.Model:
   """The family's module."""
-  return Qwen2_5VL(config)
+  return qwen_vl.Model(config)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mmr1.models import decoder_config
-from mmr1.models import vision_language_config
+from mmr1.models import qwen_vl_config
 
 # What transformers assumes where config.json is silent.
 _TEXT_DEFAULTS = {
@@ -24,7 +24,7 @@ _VISION_DEFAULTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(vision_language_config.Config):
+class Config(qwen_vl_config.Config):
   """A model of the family, from its config.json."""
 
   @classmethod
@@ -55,7 +55,7 @@ class Config(vision_language_config.Config):
 
 
 def _vision_config(
-    hf: Mapping[str, Any] | None) -> vision_language_config.VisionConfig:
+    hf: Mapping[str, Any] | None) -> qwen_vl_config.VisionConfig:
   if hf is None:
     raise ValueError('config.json: `vision_config` is missing.')
   vision = {**_VISION_DEFAULTS, **hf}
@@ -71,7 +71,7 @@ def _vision_config(
     raise ValueError(
         f"config.json: window_size {vision['window_size']} holds no merged "
         f"cell of {vision['spatial_merge_size']} x {vision['patch_size']}.")
-  return vision_language_config.VisionConfig(
+  return qwen_vl_config.VisionConfig(
       depth=vision['depth'], width=vision['hidden_size'],
       mlp_width=vision['intermediate_size'], heads=vision['num_heads'],
       channels=vision['in_channels'], patch=vision['patch_size'],

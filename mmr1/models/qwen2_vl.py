@@ -1,5 +1,5 @@
-"""Qwen2-VL (https://arxiv.org/abs/2409.12191): `vision_language` with a tower
-of plain transformer layers that attend inside a whole frame."""
+"""Qwen2-VL (https://arxiv.org/abs/2409.12191): the tower is plain transformer
+layers that attend inside a whole frame."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -10,8 +10,9 @@ import jax
 
 from mmr1.models import decoder
 from mmr1.models import decoder_config
+from mmr1.models import qwen_vl
+from mmr1.models import qwen_vl_config
 from mmr1.models import vision_language
-from mmr1.models import vision_language_config
 
 # What transformers assumes where config.json is silent.
 _TEXT_DEFAULTS = {
@@ -27,7 +28,7 @@ _VISION_DEFAULTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(vision_language_config.Config):
+class Config(qwen_vl_config.Config):
   """A model of the family, from its config.json."""
 
   @classmethod
@@ -58,7 +59,7 @@ class Config(vision_language_config.Config):
 
 
 def _vision_config(
-    hf: Mapping[str, Any] | None) -> vision_language_config.VisionConfig:
+    hf: Mapping[str, Any] | None) -> qwen_vl_config.VisionConfig:
   if hf is None:
     raise ValueError('config.json: `vision_config` is missing.')
   vision = {**_VISION_DEFAULTS, **hf}
@@ -68,7 +69,7 @@ def _vision_config(
         f"config.json: vision hidden_act {vision['hidden_act']!r} must be "
         f"'quick_gelu' and embed_dim {vision['embed_dim']} a multiple of 4 x "
         f"num_heads ({vision['num_heads']}).")
-  return vision_language_config.VisionConfig(
+  return qwen_vl_config.VisionConfig(
       depth=vision['depth'], width=vision['embed_dim'],
       mlp_width=int(vision['embed_dim'] * vision['mlp_ratio']),
       heads=vision['num_heads'], channels=vision['in_channels'],
@@ -86,6 +87,6 @@ def init_params(config: Config, rng: jax.Array) -> Any:
   return vision_language.init_params(build(config), rng)
 
 
-def build(config: Config) -> vision_language.VisionLanguageModel:
+def build(config: Config) -> qwen_vl.Model:
   """The family's module."""
-  return vision_language.VisionLanguageModel(config)
+  return qwen_vl.Model(config)

@@ -1,11 +1,9 @@
-"""A decoder that reads images and videos through a vision tower of Qwen's.
+"""A decoder that reads images and videos through a vision tower.
 
-The prompt's placeholder tokens are replaced by the tower's merged cells; the
-rest is `mmr1.models.decoder`. Beside its `language/` the parameters have
-
-  visual/    patch_embed, blocks, merger_norm, merger_fc1, merger_fc2
-
-The families differ in the tower alone, see `VisionConfig`.
+The prompt's placeholder tokens are replaced by the tower's cells; the rest is
+`mmr1.models.decoder`. Beside its `language/` the parameters have `visual/`.
+A family says which tower (`tower`) and how wide a patch is; its config has a
+`vision` with `window_patches` and `patch_values`.
 """
 
 from typing import Any
@@ -16,123 +14,25 @@ import jax.numpy as jnp
 
 from mmr1 import types
 from mmr1.models import decoder
-from mmr1.models import layers
-from mmr1.models import vision_language_config
 
 Array = jax.Array
-Config = vision_language_config.Config
 
-_THETA = 10000.0
-_EPS = 1e-6
 TOWER = 'vision'  # the tower's key in `Prompts.media`
 
 
-def _norm(config: Config, **name: str) -> nn.Module:
-  kind = layers.RMSNorm if config.vision.gated else layers.LayerNorm
-  return kind(_EPS, config.compute_dtype, **name)
-
-
-class VisionBlock(nn.Module):
-  """One layer of the tower: attention in windows or in whole frames."""
-  config: Config
-
-  @nn.compact
-  def __call__(self, x: Array, cos: Array, sin: Array, segment: Array,
-               full: bool | Array) -> Array:
-    """x [N, S, W]; cos, sin f32[N, S, d]; segment i32[N, S] -> [N, S, W]."""
-    c, v = self.config, self.config.vision
-    kw = dict(bias=True, dtype=c.compute_dtype, precision=c.precision)
-    n, s, width = x.shape
-    hidden = _norm(c, name='norm1')(x)
-    qkv = layers.dense(3 * width, 'qkv', **kw)(hidden)
-    q, k, value = jnp.moveaxis(
-        qkv.reshape(n, s, 3, v.heads, width // v.heads), 2, 0)
-    q, k = (layers.rotate(a.astype(jnp.float32), cos, sin).astype(a.dtype)
-            for a in (q, k))
-
-    def attend(window, visible, q, k, value):
-      q, k, value = (a.reshape(n, s // window, window, *a.shape[2:])
-                     for a in (q, k, value))
-      return layers.attend(
-          q, [(jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), visible)],
-          precision=c.precision, chunk=c.query_chunk).reshape(n, s, width)
-
-    def in_frame(*qkv):
-      def visible(rows):
-        return ((segment > 0)[:, None, None, :] & (
-            segment[:, None, rows, None] == segment[:, None, None, :]))
-      return attend(s, visible, *qkv)
-
-    def in_window(*qkv):
-      real = (segment > 0).reshape(n, -1, 1, v.window_patches)
-      return attend(v.window_patches, lambda rows: real, *qkv)
-
-    full = full if v.windows else True
-    if isinstance(full, bool):
-      hidden = (in_frame if full else in_window)(q, k, value)
-    else:
-      hidden = jax.lax.cond(full, in_frame, in_window, q, k, value)
-    x = x + layers.dense(width, 'proj', **kw)(hidden)
-    hidden = _norm(c, name='norm2')(x)
-    mlp = layers.SwiGLU if v.gated else layers.QuickGELU
-    return x + mlp(v.mlp_width, name='mlp', **kw)(hidden)
-
-
-class VisionTower(nn.Module):
-  """Patches to merged cells in prompt width."""
-  config: Config
-
-  def setup(self):
-    c, v = self.config, self.config.vision
-    kw = dict(dtype=c.compute_dtype, precision=c.precision)
-    unit = v.merge**2 * v.width
-    self.patch_embed = layers.dense(v.width, 'patch_embed', bias=False, **kw)
-    self.merger_norm = _norm(c)
-    self.merger_fc1 = layers.dense(unit, 'merger_fc1', bias=True, **kw)
-    self.merger_fc2 = layers.dense(v.out_width, 'merger_fc2', bias=True, **kw)
-    w = v.window_patches
-    angle = jnp.zeros((1, w, v.width // v.heads))
-    self.blocks = self.param('blocks', layers.stacked_init(
-        VisionBlock(c, parent=None), v.depth,
-        jnp.zeros((1, w, v.width)), angle, angle,
-        jnp.ones((1, w), jnp.int32), True))
-
-  def __call__(self, media: types.Media) -> Array:
-    """Returns cells [N, M, D] in the media's window order."""
-    c, v = self.config, self.config.vision
-    n, s, _ = media.patches.shape
-    if s % v.window_patches:
-      raise ValueError(
-          f'{s} patch slots per row: must be a multiple of the '
-          f'{v.window_patches} of one attention window.')
-    x = self.patch_embed(media.patches.astype(c.compute_dtype))
-    cos, sin = layers.axial_rope(
-        media.position, theta=_THETA, width=v.width // v.heads)
-    block = VisionBlock(c, parent=None)
-
-    def step(params, x, _, flag):
-      x = block.apply(
-          {'params': params}, x, cos, sin, media.segment, flag)
-      return x, None
-
-    x, _ = layers.fold(
-        step, self.blocks, x, [None] * v.depth if c.layers == 'unrolled'
-        else None, [i in v.full_layers for i in range(v.depth)],
-        scan=c.layers == 'scan', remat=c.remat == 'layer')
-    x = self.merger_norm(x).reshape(n, s // v.merge**2, -1)
-    return self.merger_fc2(nn.gelu(self.merger_fc1(x), approximate=False))
-
-
-class VisionLanguageModel(decoder.LanguageModel):
-  """The model; use `module.apply({'params': params}, ..., method='...')`."""
-  config: Config
+class Model(decoder.LanguageModel):
+  """Use `module.apply({'params': params}, ..., method='...')`."""
 
   def setup(self):
     super().setup()
-    self.visual = VisionTower(self.config)
+    self.visual = self.tower()
+
+  def tower(self) -> nn.Module:
+    """A module `types.Media` -> cells [N, M, D], in the media's order."""
+    raise NotImplementedError
 
   def inputs(self, prompts: types.Prompts) -> Array:
-    """[N, P, D]: embeddings, and cells where `Media.slot` puts them.
+    """[N, P, D]: embeddings, and cells where the media put them.
 
     Args:
       prompts: `media` holds the key 'vision' or nothing; without it the tower
@@ -149,17 +49,30 @@ class VisionLanguageModel(decoder.LanguageModel):
     if TOWER not in prompts.media:
       return x
     media = prompts.media[TOWER]
-    found = jnp.take_along_axis(
-        self.visual(media), jnp.maximum(media.slot, 0)[..., None], axis=1)
+    found = read_cells(self.visual(media), media)
     return jnp.where(media.slot[..., None] >= 0, found.astype(x.dtype), x)
 
 
-def init_params(module: VisionLanguageModel, rng: Array) -> Any:
+def read_cells(cells: Array, media: types.Media) -> Array:
+  """[N, P, D], what each prompt token reads of cells [N, M, D].
+
+  Arbitrary but finite where `Media.slot` is negative.
+  """
+  if media.taps is None:
+    return jnp.take_along_axis(
+        cells, jnp.maximum(media.slot, 0)[..., None], axis=1)
+  n, p, count = media.taps.shape
+  found = jnp.take_along_axis(
+      cells, media.taps.reshape(n, p * count)[..., None], axis=1)
+  found = found.reshape(n, p, count, -1).astype(jnp.float32)
+  return jnp.einsum('npa,npad->npd', media.weights, found).astype(cells.dtype)
+
+
+def init_params(module: Model, rng: Array) -> Any:
   """Random parameters, float32; see `decoder.init_params`."""
   v = module.config.vision
-  slots = v.window_patches
+  place = jnp.zeros((1, v.window_patches, 2), jnp.int32)
   return decoder.init_params(module, rng, {TOWER: types.Media(
-      patches=jnp.zeros((1, slots, v.patch_values)),
-      position=jnp.zeros((1, slots, 2), jnp.int32),
-      segment=jnp.ones((1, slots), jnp.int32),
-      slot=jnp.zeros((1, 1), jnp.int32))})
+      patches=jnp.zeros((1, v.window_patches, v.patch_values)),
+      position=place, segment=jnp.ones((1, v.window_patches), jnp.int32),
+      slot=jnp.zeros((1, 1), jnp.int32), extent=place + 1)})

@@ -160,7 +160,7 @@ class Evaluation:
         'parser': f'mmr1.text.extract_answer {section.parser}, version '
                   f'{text.PARSER_VERSION}',
         'matcher': 'mmr1.rewards.answer.match', 'judge': None,
-        'pixels': [ctx.processor.min_pixels, ctx.processor.max_pixels],
+        'pixels': ctx.processor.pixels,
         'sampling': section.as_dict(), 'interval': 'Wilson, 95%',
         'metrics': metrics}
     rows = [{'uid': s.uid, 'source': s.example.source, 'decoding': name,

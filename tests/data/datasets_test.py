@@ -216,7 +216,7 @@ def test_pixels_are_a_budget_of_the_config(config):
   config.data.max_pixels = 1024
   c = final(config)
   processor = datasets.open_processor(c.model, c.data)
-  assert processor.max_pixels == 1024
+  assert processor.codec.max_pixels == 1024
 
 
 def test_the_embedded_model_is_found_from_anywhere(tmp_path, monkeypatch):

@@ -106,8 +106,8 @@ def oracle(folder, proc):
   patch = pytest.MonkeyPatch()
   patch.setattr(cls, 'check_argument_for_proper_class', lambda *a: None)
   hf = cls(
-      image_processor=proc.image_processor, tokenizer=proc.tokenizer,
-      video_processor=_VideoOracle(proc.video),
+      image_processor=proc.codec.image_processor, tokenizer=proc.tokenizer,
+      video_processor=_VideoOracle(proc.codec.video),
       chat_template=proc.tokenizer.chat_template)
   yield hf
   patch.undo()
@@ -143,7 +143,7 @@ def _in_file_order(encoded, proc, grids, pixels):
 
   Returns the real patches in the order of the placeholder tokens.
   """
-  unit = proc.merge ** 2
+  unit = proc.codec.merge ** 2
   slots = encoded.slot[encoded.slot >= 0]
   assert len(set(slots)) == len(slots)
   rows = (slots[:, None] * unit + np.arange(unit)).ravel()
@@ -152,7 +152,7 @@ def _in_file_order(encoded, proc, grids, pixels):
       for i, (t, h, w) in enumerate(grids) for frame in range(t)]])
   np.testing.assert_array_equal(encoded.patch_segment[rows], segments)
   place = np.concatenate([np.zeros((0, 2), int), *[
-      positions.patch_positions(g, proc.merge) for g in grids]])
+      positions.patch_positions(g, proc.codec.merge) for g in grids]])
   np.testing.assert_array_equal(encoded.patch_position[rows], place)
   padded = np.setdiff1d(np.arange(len(encoded.patches)), rows)
   assert not encoded.patch_segment[padded].any()
@@ -213,7 +213,7 @@ def test_m4_equals_transformers(name, folder, proc, oracle, noise):
   np.testing.assert_array_equal(ours.tokens, out['input_ids'][0].numpy())
   np.testing.assert_array_equal(ours.positions, _hf_positions(folder, out))
   assert ours.next_position == ours.positions.max() + 1
-  kinds = {proc.image_id: 'image', proc.video_id: 'video'}
+  kinds = {proc.codec.image_id: 'image', proc.codec.video_id: 'video'}
   images, videos = (
       list(out.get(f'{k}_grid_thw', torch.zeros(0, 3)).int().tolist())
       for k in ('image', 'video'))
@@ -245,13 +245,11 @@ def test_m4_qwen2_vl_positions_equal_transformers(name, qwen2, noise):
   """Its frames count 1, whatever their rate; there are no windows to pad."""
   example = _cases(noise)[name]
   ours = _encode(example, qwen2)
-  kinds = np.where(ours.tokens == qwen2.image_id, 1,
-                   np.where(ours.tokens == qwen2.video_id, 2, 0))
-  images = [qwen2.image_grid(*video.frame_size(x)) for x in example.images]
-  videos = [
-      video.grid(len(video.sampled(x, qwen2.video)[0]),
-                 *video.frame_size(x.frames[0]), qwen2.video)
-      for x in example.videos]
+  kinds = np.where(ours.tokens == qwen2.codec.image_id, 1,
+                   np.where(ours.tokens == qwen2.codec.video_id, 2, 0))
+  images = [qwen2.codec.image_grid(*video.frame_size(x))
+            for x in example.images]
+  videos = [qwen2.codec.video_grid(x)[:3] for x in example.videos]
   model = modeling_qwen2_vl.Qwen2VLModel.__new__(
       modeling_qwen2_vl.Qwen2VLModel)
   torch.nn.Module.__init__(model)
@@ -365,7 +363,7 @@ def test_m5_collate_pads_left_and_keeps_the_images_of_every_row(proc, noise):
     assert not media.patches[i, m:].any() and not media.segment[i, m:].any()
     assert batch.next_position[i] == row.next_position
   assert not batch.mask[3].any() and not media.patches[3].any()
-  assert media.slot.max() < s // proc.merge ** 2
+  assert media.slot.max() < s // proc.codec.merge ** 2
   assert batch.uid.tolist() == [1, 1, 1, 0]
   assert batch.uid.dtype == batch.tokens.dtype == np.int32
 

@@ -28,14 +28,14 @@ def test_reads_the_folder(proc):
   # Special ids follow the 256 bytes in the order of the fixture.
   assert (proc.pad_id, proc.eos_id) == (256, 258)
   assert proc.banned == (259, 260, 261, 262, 263)
-  assert (proc.vision_start_id, proc.vision_end_id) == (259, 260)
-  assert (proc.image_id, proc.video_id) == (262, 263)
-  assert (proc.patch, proc.merge, proc.temporal) == (8, 2, 2)
+  assert (proc.codec.image_id, proc.codec.video_id) == (262, 263)
+  codec = proc.codec
+  assert (codec.patch, codec.merge, codec.temporal) == (8, 2, 2)
   # Window of 32 pixels: 4 patches, 2 cells; 16 patches a window.
-  assert (proc.window_cells, proc.window_patches) == (2, 16)
+  assert (codec.window_cells, proc.window_patches) == (2, 16)
   assert proc.channels == 3 * 2 * 64 and proc.vocab_size == 320
-  assert (proc.min_pixels, proc.max_pixels) == (256, 4096)
-  assert proc.video.max_pixels == 48 * 48 and proc.video.max_frames == 16
+  assert proc.pixels == (codec.min_pixels, codec.max_pixels) == (256, 4096)
+  assert codec.video.max_pixels == 48 * 48 and codec.video.max_frames == 16
 
 
 def test_overrides_and_pickling(folder):
@@ -44,18 +44,19 @@ def test_overrides_and_pickling(folder):
       video_max_frames=8, position_rule='v5')
   again = pickle.loads(pickle.dumps(opened))
   for p in (opened, again):
-    assert (p.min_pixels, p.max_pixels, p.position_rule) == (512, 1024, 'v5')
-    assert (p.video.fps, p.video.max_frames) == (1.0, 8)
+    assert (p.pixels, p.codec.position_rule) == ((512, 1024), 'v5')
+    assert (p.codec.video.fps, p.codec.video.max_frames) == (1.0, 8)
     # 64x64 is four times too large: halved, 4 patches a side.
-    assert p.image_grid(64, 64) == (1, 4, 4)
+    assert p.codec.image_grid(64, 64) == (1, 4, 4)
 
 
 def test_defaults_of_a_folder_without_video_settings(copy, tmp_path):
   (tmp_path / 'video_preprocessor_config.json').unlink()
   opened = open_folder(copy('config.json'))
-  assert opened.video.min_pixels == 128 * 16 ** 2
-  assert opened.video.max_pixels == 768 * 16 ** 2
-  assert opened.video.fps == 2.0
+  clips = opened.codec.video
+  assert clips.min_pixels == 128 * 16 ** 2
+  assert clips.max_pixels == 768 * 16 ** 2
+  assert clips.fps == 2.0
 
 
 def test_null_in_the_video_settings_is_the_default(copy):
@@ -63,9 +64,10 @@ def test_null_in_the_video_settings_is_the_default(copy):
       'video_preprocessor_config.json', fps=None, max_frames=None,
       min_frames=None, max_pixels=None, image_mean=None,
       size=dict(longest_edge=1024)))
-  assert (opened.video.fps, opened.video.max_frames) == (2.0, 768)
-  assert (opened.video.min_frames, opened.video.max_pixels) == (4, 1024)
-  assert opened.video.mean == tuple(opened.image_processor.image_mean)
+  clips = opened.codec.video
+  assert (clips.fps, clips.max_frames) == (2.0, 768)
+  assert (clips.min_frames, clips.max_pixels) == (4, 1024)
+  assert clips.mean == tuple(opened.codec.image_processor.image_mean)
 
 
 def test_old_chat_template_file(copy, tmp_path, proc):
@@ -119,14 +121,15 @@ def test_refuses_folders_that_are_none(tmp_path, folder):
 def test_family_without_windows(copy):
   path = copy('config.json', model_type='qwen2_vl')
   opened = open_folder(path)
-  assert opened.window_cells == 1 and opened.tokens_per_second is None
+  assert opened.codec.window_cells == 1
+  assert opened.codec.tokens_per_second is None
 
 
 def test_a_text_only_folder_needs_no_pixels(text_proc):
   p = pickle.loads(pickle.dumps(text_proc))
-  assert not p.reads_media and p.image_processor is p.video is None
+  assert not p.reads_media and p.codec is p.pixels is None
   # The tokenizer knows the placeholders; to this model they are words.
-  assert p.banned == () and p.image_id == p.vision_end_id == -1
+  assert p.banned == ()
   assert (p.pad_id, p.eos_id, p.vocab_size) == (256, 258, 320)
   assert (p.channels, p.window_patches) == (0, 1)
 

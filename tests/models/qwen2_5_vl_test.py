@@ -14,7 +14,7 @@ import torch
 from mmr1 import types
 from mmr1.models import checkpoints
 from mmr1.models import qwen2_5_vl
-from mmr1.models import vision_language_weights
+from mmr1.models import qwen_vl_weights
 from tests.models import passes
 
 T = 6
@@ -98,7 +98,7 @@ def test_gradients_equal_torch(oracle, rows, models, three, weight,
       torch.sum(
           out * torch.tensor(np.asarray(weight[n, g, :length + 1]))).backward()
   passes.check_gradients(
-      vision_language_weights, module.config, model, reference[1])
+      qwen_vl_weights, module.config, model, reference[1])
 
 
 def other(models, **run):

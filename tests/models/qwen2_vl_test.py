@@ -12,7 +12,7 @@ import transformers
 
 from mmr1.models import checkpoints
 from mmr1.models import qwen2_vl
-from mmr1.models import vision_language_weights
+from mmr1.models import qwen_vl_weights
 from tests.models import passes
 
 T = 5
@@ -99,7 +99,7 @@ def test_gradients_equal_torch(oracle, rows, models, two, weight, reference):
       torch.sum(
           out * torch.tensor(np.asarray(weight[n, g, :length + 1]))).backward()
   passes.check_gradients(
-      vision_language_weights, models[False][0].config, model, reference[1])
+      qwen_vl_weights, models[False][0].config, model, reference[1])
 
 
 @pytest.mark.parametrize('tied', [True, False])

@@ -3,7 +3,7 @@
 import re
 
 from mmr1.models import decoder_weights
-from mmr1.models import vision_language_config
+from mmr1.models import qwen_vl_config
 from mmr1.models import weights
 
 _BLOCK = {  # of the vision tower: parameter path -> tensor name
@@ -37,7 +37,7 @@ def canonical(name: str) -> str | None:
       re.sub(r'^model\.language_model\.', 'model.', name))
 
 
-def table(config: vision_language_config.Config) -> tuple[weights.Weight, ...]:
+def table(config: qwen_vl_config.Config) -> tuple[weights.Weight, ...]:
   """One row per parameter leaf, for loading and saving alike."""
   v = config.vision
   rows = [

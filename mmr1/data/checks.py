@@ -1,0 +1,60 @@
+"""What is checked of a checkpoint folder, whatever the family."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+
+def file(path: epath.Path) -> None:
+  """Refuses a folder without this file."""
+  if not path.exists():
+    raise ValueError(
+        f'{path}: no such file. The path of the model must be a folder in '
+        'Hugging Face format with config.json, tokenizer files, a chat '
+        'template and, if the model reads images, preprocessor_config.json.')
+
+
+def tokens(
+    tokenizer: Any, config: Mapping[str, Any], path: str,
+    wanted: Mapping[str, tuple[str, str]]) -> dict[str, int]:
+  """Ids of special tokens.
+
+  Args:
+    tokenizer: of the folder.
+    config: its parsed config.json.
+    path: what the user called it, for messages.
+    wanted: {field: (token, the key that config.json has it under)}.
+
+  Returns:
+    {field: id}.
+
+  Raises:
+    ValueError: the tokenizer does not know one, or config.json disagrees.
+  """
+  known, ids = tokenizer.get_vocab(), {}
+  for field, (token, key) in wanted.items():
+    ids[field] = known.get(token)
+    if ids[field] is not None and config.get(key, ids[field]) != ids[field]:
+      raise ValueError(
+          f'{path}: {token} is {ids[field]} in the tokenizer but {key}='
+          f'{config[key]} in config.json; they belong to different models.')
+  distinct({'pad_id': tokenizer.pad_token_id,
+            'eos_id': tokenizer.eos_token_id, **ids}, path)
+  return ids
+
+
+def distinct(ids: Mapping[str, int | None], path: str) -> None:
+  """Refuses special ids that are missing or the same."""
+  for field, value in ids.items():
+    if value is None:
+      raise ValueError(
+          f'{path}: the tokenizer has no {field.removesuffix("_id")} token; '
+          'check special tokens in tokenizer_config.json.')
+  for (a, x), (b, y) in itertools.combinations(ids.items(), 2):
+    if x == y:
+      raise ValueError(
+          f'{path}: {a} and {b} are both {x}; pad, eos and the vision '
+          'placeholders must be pairwise distinct. Give the tokenizer a '
+          'separate token, for example <|endoftext|> for padding.')
