@@ -6,7 +6,8 @@ the shardings of their arguments. On a CPU every core is made a device, since
 XLA runs the element-wise work of one device on one core.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -61,6 +62,21 @@ def everywhere(tree: Tree) -> Tree:
   return jax.device_put(jax.tree.map(np.array, tree), _named())
 
 
-def place(leaf: np.ndarray) -> jax.Array:
-  """`everywhere` for an array that nobody else holds: no copy on the host."""
-  return jax.device_put(leaf, _named())
+class Unread(Protocol):
+  """An array that can be read in parts, such as `models.weights.Leaf`."""
+  shape: tuple[int, ...]
+
+  def read(self, index: Sequence[slice] = ()) -> np.ndarray:
+    """The part that a slice per axis names."""
+
+
+def place(leaf: Unread, where: jax.sharding.Sharding | None = None
+          ) -> jax.Array:
+  """Reads an array onto the devices, every part by the host that owns it.
+
+  Args:
+    leaf: read once for every part that a device of this host holds.
+    where: None: on each of the devices.
+  """
+  return jax.make_array_from_callback(
+      leaf.shape, _named() if where is None else where, leaf.read)

@@ -1,5 +1,6 @@
 """A model so small that whole runs take seconds, and what runs it."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -9,6 +10,14 @@ from etils import epath
 import pytest
 
 from tests import command
+
+# Compiling is most of the tests' time, so LLVM is told not to optimise: here
+# and in the processes that tests start. Before jax is imported.
+_QUICK = ['--xla_backend_optimization_level=0']
+if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (
+    0, 11):  # later ones do not know it, and would stop
+  _QUICK.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_QUICK])
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = dict(

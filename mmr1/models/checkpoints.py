@@ -7,7 +7,6 @@ from typing import Any
 from etils import epath
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmr1.models import decoder_weights
 from mmr1.models import qwen2_5_vl
@@ -61,7 +60,7 @@ def load(
     remat: str = 'none',
     precision: str = 'default',
     query_chunk: int = 1024,
-    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+    place: Callable[[weights.Leaf], Any] = weights.Leaf.read,
 ) -> tuple[Any, Any]:
   """Loads a model.
 
@@ -73,8 +72,9 @@ def load(
     remat: 'none' or 'layer'.
     precision: of matrix products, 'default', 'high' or 'highest'.
     query_chunk: queries handled at once by attention; bounds its memory.
-    place: called with each parameter when it is read, to put it on devices:
-      the host then holds no more than one of them.
+    place: called with each parameter, which is still in its files, to read
+      what belongs here and put it on devices: the host then holds no more
+      than one of them.
 
   Returns:
     The linen module and its parameters, host (numpy) arrays or what `place`

@@ -151,12 +151,14 @@ def _entry(path, name, entry, offset) -> tuple[Tensor, int]:
   return tensor, offset + stop
 
 
-def pieces(f: Any, tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
+def pieces(f: Any, tensor: Tensor, start: int = 0, stop: int | None = None,
+           ) -> Iterator[tuple[int, np.ndarray]]:
   """Reads a tensor row by row, as many at a time as fit into PIECE.
 
   Args:
     f: its file, open.
     tensor: with a dtype of DTYPES.
+    start, stop: the rows that are wanted; the others are not read.
 
   Yields:
     The first row's number and rows [r, ...]; a tensor without axes is one
@@ -167,9 +169,10 @@ def pieces(f: Any, tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
   """
   dtype, shape = DTYPES[tensor.code], tensor.shape
   rows, rest = (shape[0], shape[1:]) if shape else (1, ())
+  rows = rows if stop is None else stop
   size = math.prod(rest) * dtype.itemsize
   step = max(1, PIECE // max(1, size))
-  for begin in range(0, rows, step):
+  for begin in range(start, rows, step):
     count = min(step, rows - begin)
     f.seek(tensor.start + begin * size)  # others read this file too
     data = f.read(count * size)

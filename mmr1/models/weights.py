@@ -48,19 +48,61 @@ class Weight(NamedTuple):
     shape = tuple(leaf_shape[1:] if self.layers else leaf_shape)
     return self.file_shape or (shape[::-1] if self.kernel else shape)
 
-  def fill(self, target: np.ndarray, begin: int, x: np.ndarray) -> None:
-    """Puts rows `begin`... of the tensor into `target`, its place."""
-    if self.kernel:
-      target[:, begin:begin + len(x)] = x.reshape(len(x), -1).T
-    elif x.ndim:
-      target[begin:begin + len(x)] = x
-    else:
+  def rows(self, index: Sequence[slice]) -> slice:
+    """Rows of the tensor that hold a part of it, by the leaf's axes."""
+    return index[-1 if self.kernel else 0] if index else slice(0, 1)
+
+  def fill(self, target: np.ndarray, index: Sequence[slice], begin: int,
+           x: np.ndarray) -> None:
+    """Puts rows `begin`... of the tensor into `target`, the part `index`."""
+    if not index:
       target[...] = x
+      return
+    begin -= self.rows(index).start
+    if self.kernel:
+      target[:, begin:begin + len(x)] = x.reshape(len(x), -1)[:, index[0]].T
+    else:
+      target[begin:begin + len(x)] = x[(slice(None), *index[1:])]
 
   def to_file(self, x: np.ndarray) -> np.ndarray:
     if not self.kernel:
       return x
     return x.T.reshape(self.file_shape or x.shape[::-1])
+
+
+class Leaf:
+  """A parameter that is still in its files, and can be read in parts.
+
+  Attributes:
+    path: keys of the leaf joined by '/'.
+    shape, dtype: of the whole leaf.
+  """
+
+  def __init__(self, row: Weight, shape: tuple[int, ...], dtype: np.dtype,
+               pieces: Callable[..., Iterator[tuple[int, np.ndarray]]]):
+    self.path, self.shape, self.dtype = row.path, shape, dtype
+    self._row, self._pieces = row, pieces
+
+  def read(self, index: Sequence[slice] = ()) -> np.ndarray:
+    """The part `index` of the leaf (one slice an axis; missing ones: all).
+
+    Rows of the files outside of it are not read. A host array that nobody
+    else holds.
+
+    Raises:
+      ValueError: a file that is damaged, nan or inf; names file and tensor.
+    """
+    slices = [slice(*part.indices(size)[:2]) for part, size in zip(
+        (*index, *[slice(None)] * (len(self.shape) - len(index))), self.shape)]
+    result = _empty([part.stop - part.start for part in slices], self.dtype)
+    row, names = self._row, self._row.names
+    inner = slices[1:] if row.layers else slices
+    rows = row.rows(inner)
+    for i, name in enumerate(names[slices[0]] if row.layers else names):
+      target = result[i if row.layers else ...]
+      for begin, x in self._pieces(name, rows.start, rows.stop):
+        row.fill(target, inner, begin, x)
+    return result
 
 
 def read(
@@ -71,7 +113,7 @@ def read(
     canonical: Callable[[str], str | None],
     tied: Mapping[str, str],
     dtype: Any,
-    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+    place: Callable[[Leaf], Any] = Leaf.read,
 ) -> dict[str, Any]:
   """Reads a folder's tensors into a nested dict, a leaf at a time.
 
@@ -82,7 +124,7 @@ def read(
     canonical: a file's tensor name -> the table's, or None to skip it.
     tied: {name: other}: a name that may be there if it equals `other`.
     dtype: of the arrays.
-    place: puts a leaf where it belongs; the host then drops it.
+    place: reads of a leaf what belongs here and puts it where it belongs.
 
   Raises:
     ValueError: missing, unknown or wrongly shaped tensors, all listed; a file
@@ -104,8 +146,8 @@ def read(
     files = {path: stack.enter_context(path.open('rb'))
              for path in {tensor.file for tensor in found.values()}}
 
-    def pieces(name):
-      return tensor_files.pieces(files[found[name].file], found[name])
+    def pieces(name, *rows):
+      return tensor_files.pieces(files[found[name].file], found[name], *rows)
 
     for name, other in tied.items():
       if name in found and not _equal(pieces(name), found[name], found[other],
@@ -114,11 +156,7 @@ def read(
             f'{folder}: config.json ties {name!r} to {other!r}, but the '
             'tensors differ. Set tie_word_embeddings to false?')
     for row in table:
-      leaf = _empty(shapes[row.path], np.dtype(dtype))
-      for i, name in enumerate(row.names):
-        target = leaf[i if row.layers else ...]
-        for begin, x in pieces(name):
-          row.fill(target, begin, x)
+      leaf = Leaf(row, shapes[row.path], np.dtype(dtype), pieces)
       *parents, last = row.path.split('/')
       node = result
       for key in parents:
