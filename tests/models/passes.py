@@ -104,7 +104,7 @@ def _in_tree(line, tensor):
   """A tensor of torch's in the layout of our parameters."""
   rows = tensor.reshape(len(tensor), -1)
   result = np.empty(rows.T.shape if line.kernel else tensor.shape, np.float32)
-  line.fill(result, 0, tensor)
+  line.fill(result, [slice(0, size) for size in result.shape], 0, tensor)
   return result
 
 
