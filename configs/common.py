@@ -64,6 +64,7 @@ def _data() -> ConfigDict:
       # Shapes of one prompt row. Longer prompts are dropped and counted.
       prompt_tokens=64,
       patches=64,
+      patch_buckets=(),  # smaller sizes for batches that fit, ascending
       min_pixels=placeholder(int),  # None: as the checkpoint's preprocessor
       max_pixels=placeholder(int),
       video_fps=placeholder(float),

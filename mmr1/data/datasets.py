@@ -67,7 +67,8 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
   For a model that reads text only there are no patches, whatever `data` says.
 
   Raises:
-    ValueError: no room at all, `patches` is not whole attention windows.
+    ValueError: no room at all, `patches` or a bucket is not whole attention
+      windows.
   """
   unit = processor.window_patches
   wanted = {'prompt_tokens': data.prompt_tokens, 'patches': data.patches}
@@ -82,9 +83,18 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
         f'data.patches: got {patches}; it must be a multiple of {unit} '
         '(one attention window), for example '
         f'{-(-patches // unit) * unit}.')
+  buckets = tuple(data.patch_buckets)
+  if not processor.reads_media:
+    buckets = ()
+  if any(size % unit or not 0 <= size < patches for size in buckets) or (
+      list(buckets) != sorted({*buckets})):
+    raise ValueError(
+        f'data.patch_buckets: got {buckets}; allowed: ascending multiples of '
+        f'{unit} below data.patches={patches}, 0 for batches without media.')
   return pipeline.Shape(
       processor=processor, template=template(data),
-      prompt_length=data.prompt_tokens, patches=patches)
+      prompt_length=data.prompt_tokens, patches=patches,
+      buckets=buckets)
 
 
 def _form(data: Any, *, completions: bool) -> rows.RowFormat:

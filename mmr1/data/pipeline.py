@@ -11,12 +11,14 @@ hosts there are.
 import collections
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 from absl import flags
 
 from mmr1 import records
+from mmr1 import types
 from mmr1.data import collate
 from mmr1.data import encode
 from mmr1.data import processor as processor_lib
@@ -41,6 +43,8 @@ class Shape:
     template: Example -> messages.
     prompt_length: P; longer prompts are dropped.
     patches: S; prompts with more patches are dropped.
+    buckets: smaller S, ascending, for batches that fit: each is one more
+      compiled program. 0: no media at all, the tower is not run.
     prefix: start of the assistant's turn.
     completions: items must have one that can be trained on, else they are
       Broken.
@@ -49,6 +53,7 @@ class Shape:
   template: template_lib.Template
   prompt_length: int
   patches: int
+  buckets: tuple[int, ...] = ()
   prefix: str = ''
   completions: bool = False
 
@@ -57,6 +62,17 @@ class Shape:
     """True if prompts end with an open `<think>`."""
     return encode.prefilled(
         self.processor, template=self.template, prefix=self.prefix)
+
+  def collate(
+      self, rows: Sequence[encode.Encoded], pad_rows: int = 0,
+  ) -> types.Prompts:
+    """Stacks prompts into the smallest bucket that holds all of them."""
+    most = max(len(row.patches) for row in rows)
+    patches = next(
+        size for size in (*self.buckets, self.patches) if most <= size)
+    return collate.collate(
+        rows, prompt_length=self.prompt_length, patches=patches,
+        pad_id=self.processor.pad_id, pad_rows=pad_rows)
 
   def encode(self, item: sources.Item, index: int) -> Pair | records.Broken:
     """Encodes item `index` of a source; what is unusable becomes Broken."""

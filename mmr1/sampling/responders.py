@@ -138,10 +138,8 @@ class Local:
 
   def _samples(self, part, shape, rows: int) -> list[records.Sample]:
     ctx = self._ctx
-    prompts = sharding.spread(collate.collate(
-        [encoded for _, encoded in part], prompt_length=shape.prompt_length,
-        patches=shape.patches, pad_id=ctx.processor.pad_id,
-        pad_rows=rows - len(part)))
+    prompts = sharding.spread(shape.collate(
+        [encoded for _, encoded in part], pad_rows=rows - len(part)))
     rollout = sample.sample_jit(
         ctx.policy, self._params, prompts, keys.step_key(0, 0, 0),
         sample.knobs(temperature=0.0, max_new_tokens=self._length),

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmr1 import context
-from mmr1.data import collate
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import records
@@ -127,10 +126,8 @@ class Evaluation:
     key = keys.step_key(section.seed, 0, 0, view=view)
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
-      prompts = sharding.spread(collate.collate(
-          [encoded for _, encoded in part], prompt_length=shape.prompt_length,
-          patches=shape.patches, pad_id=ctx.processor.pad_id,
-          pad_rows=size - len(part)))
+      prompts = sharding.spread(shape.collate(
+          [encoded for _, encoded in part], pad_rows=size - len(part)))
       rollout = sample.sample_jit(
           ctx.policy, params, prompts, key, self._knobs[view], jnp.int32(0),
           group=1, length=section.max_new_tokens)

@@ -16,7 +16,6 @@ import numpy as np
 
 from mmr1 import columns as columns_lib
 from mmr1 import context
-from mmr1.data import collate
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import loop
@@ -121,10 +120,8 @@ class Trainer:
         state, metrics, (block,), functools.partial(self._samples, judged))
 
   def _sample(self, state, pairs, k) -> types.Rollout:
-    prompts = sharding.spread(collate.collate(
-        [encoded for _, encoded in pairs],
-        prompt_length=self._shape.prompt_length, patches=self._shape.patches,
-        pad_id=self._ctx.processor.pad_id))
+    prompts = sharding.spread(self._shape.collate(
+        [encoded for _, encoded in pairs]))
     key = keys.step_key(
         self._ctx.config.seed, self._ctx.index(self._stage), k)
     return sample_lib.sample_jit(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from mmr1 import context
-from mmr1.data import collate
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import pipeline
@@ -100,7 +99,6 @@ class Rows:
 def assemble(
     rows: list[tuple[pipeline.Pair, np.ndarray]],
     shape: pipeline.Shape,
-    pad_id: int,
     length: int,
 ) -> types.Block:
   """A block of N rows, G = 1; the mask covers every completion token.
@@ -108,10 +106,8 @@ def assemble(
   For ids [5, 9, 2] under T = 5: tokens [5, 9, 2, pad, pad], kind
   [expert, expert, expert, pad, pad], mask [1, 1, 1, 0, 0].
   """
-  n = len(rows)
-  prompts = collate.collate(
-      [encoded for (_, encoded), _ in rows],
-      prompt_length=shape.prompt_length, patches=shape.patches, pad_id=pad_id)
+  n, pad_id = len(rows), shape.processor.pad_id
+  prompts = shape.collate([encoded for (_, encoded), _ in rows])
   tokens = np.full((n, 1, length), pad_id, np.int32)
   kind = np.zeros((n, 1, length), np.int8)
   for i, (_, ids) in enumerate(rows):
@@ -149,7 +145,7 @@ def run(
     del k
     taken = rows.take(section.rows_per_step)
     batch = (sharding.spread(assemble(
-        taken, shape, ctx.processor.pad_id, section.max_new_tokens)),)
+        taken, shape, section.max_new_tokens)),)
     state, metrics = train_step(state, batch, knobs, None)
     lengths = [len(ids) for _, ids in taken]
     return loop.Step(state, {

@@ -175,6 +175,14 @@ def test_the_shape_is_checked_and_the_template_bound(config):
     datasets.shape(final(config).data, processor)
 
 
+@pytest.mark.parametrize('buckets', [(8,), (16, 64), (32, 16), (16, 16)])
+def test_m22_buckets_are_ascending_whole_windows(config, proc, buckets):
+  config.data.patch_buckets = buckets
+  with pytest.raises(ValueError, match='data.patch_buckets: got .*below '
+                     'data.patches=64'):
+    datasets.shape(final(config).data, proc)
+
+
 @pytest.mark.parametrize('patches', [0, 7, 64])
 def test_a_text_only_model_has_no_patches(config, text_proc, patches):
   config.data.patches = patches

@@ -1,8 +1,10 @@
 """The stream: exact resume, workers, broken and over-long records."""
 
+import dataclasses
 import json
 import logging
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -216,3 +218,27 @@ def test_m26_an_evaluation_split_may_be_too_broken(proc):
   with pytest.raises(ValueError, match=(
       r'(?s)3 of the 8 records.*max_broken_frac=0.3.*file:0')):
     pipeline.all_examples(source, _shape(proc), max_broken_frac=0.3)
+
+
+def test_m6_a_batch_takes_the_smallest_bucket_that_holds_it(proc):
+  """Windows of 16 patches: text has none, 32 x 32 pixels one, 64 x 64 four."""
+  shape = dataclasses.replace(_shape(proc, patches=64), buckets=(0, 16))
+
+  def encoded(*images):
+    item = records.Example(uid=1, question='?', images=images)
+    return shape.encode(item, 0)[1]
+  text, small, large = encoded(), *(
+      encoded(Image.new('RGB', (size, size))) for size in (32, 64))
+  for rows, patches in (([text], 0), ([text, small], 16), ([small, large], 64)):
+    prompts = shape.collate(rows, pad_rows=1)
+    assert prompts.tokens.shape == (len(rows) + 1, 160)
+    assert set(prompts.media) == ({'vision'} if patches else set())
+    if patches:
+      assert prompts.media['vision'].patches.shape[1] == patches
+    # Nothing but the padding differs from a batch without buckets.
+    whole = dataclasses.replace(shape, buckets=()).collate(rows, pad_rows=1)
+    np.testing.assert_array_equal(prompts.tokens, whole.tokens)
+    for x, y in zip(jax.tree.leaves(prompts.media),
+                    jax.tree.leaves(whole.media)):
+      cut = y[:, :x.shape[1]]
+      np.testing.assert_array_equal(x, cut)

@@ -72,8 +72,10 @@ def test_a_block_by_hand(config, open_run, tmp_path):
       datasets.open_expert(ctx.config), ctx.shape(), max_broken_frac=0.5)
   (pair,) = stream.take(1)
   block = sft.assemble(
-      [(pair, np.asarray([5, 9, 2], np.int32))], ctx.shape(), 7, 5)
-  np.testing.assert_array_equal(block.completions.tokens, [[[5, 9, 2, 7, 7]]])
+      [(pair, np.asarray([5, 9, 2], np.int32))], ctx.shape(), 5)
+  pad = ctx.processor.pad_id
+  np.testing.assert_array_equal(
+      block.completions.tokens, [[[5, 9, 2, pad, pad]]])
   np.testing.assert_array_equal(block.completions.kind, [[[4, 4, 4, 0, 0]]])
   np.testing.assert_array_equal(block.mask, [[[1, 1, 1, 0, 0]]])
   # Text goes on at the position after the prompt, the same on all three axes.
