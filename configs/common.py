@@ -33,6 +33,7 @@ def _model() -> ConfigDict:
       position_rule='legacy',
       # Tokens whose logits exist at the same time.
       head_chunk=2048,
+      scalars=(),  # heads of one number: 'value', 'reward'
   ))
 
 

@@ -206,7 +206,8 @@ def score(
   """Scores of a block under `params`, given its prompts' prefix.
 
   With `ref_params` and `block.ref_hidden`, `pairs['kl_ref']` holds the exact
-  KL(policy || reference) of every token.
+  KL(policy || reference) of every token. `value` is there if the model has
+  that head: entry t is the state's value before token t is chosen.
   """
   hidden = hidden_states(
       policy, params, prefix, block.prompts, block.completions)
@@ -214,7 +215,31 @@ def score(
       policy, params, hidden, block.completions.tokens, block.mask,
       temperature, ref_params=ref_params, ref_hidden=block.ref_hidden)
   pairs: Mapping[str, Array] = {} if kl is None else {'kl_ref': kl}
-  return types.Scores(logp=logp, entropy=entropy, pairs=dict(pairs))
+  value = None
+  if 'value' in policy.module.config.scalars:
+    value = policy.apply(params, hidden, 'value', method='scalar')
+    value = jnp.where(block.mask, value, 0.0)
+  return types.Scores(
+      logp=logp, entropy=entropy, pairs=dict(pairs), value=value)
+
+
+def reward(
+    policy: Policy, params: Any, prompts: types.Prompts,
+    completions: types.Completions) -> Array:
+  """f32[N, G], what the head 'reward' says at each completion's last token.
+
+  A completion without tokens is judged at the end of its prompt.
+  """
+  prefix = policy.prompt_pass(params, prompts)
+  mask = completion_mask(completions)
+  hidden = policy.apply(
+      params, prefix, prompts.mask, completions.tokens, completions.positions,
+      mask, completions.segment, method='completion_pass')
+  length = jnp.sum(mask, -1)
+  last = jnp.take_along_axis(
+      hidden, jnp.maximum(length - 1, 0)[..., None, None], axis=2)[:, :, 0]
+  last = jnp.where(length[..., None] > 0, last, prefix.last[:, None])
+  return policy.apply(params, last, 'reward', method='scalar')
 
 
 def logp_and_hidden(

@@ -62,7 +62,8 @@ def export(
   base = epath.Path(datasets.model_path(config.model.path))
   processor = datasets.open_processor(config.model, config.data)
   module, structs = model_checkpoints.describe(
-      base, param_dtype=config.model.param_dtype)
+      base, param_dtype=config.model.param_dtype,
+      scalars=tuple(config.model.scalars))
   restored = saved.restore(name, {'params': {'policy': structs}}, step=number,
                            only=('params/policy/.*',))
   target.mkdir(parents=True, exist_ok=True)

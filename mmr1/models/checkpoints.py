@@ -60,6 +60,7 @@ def load(
     remat: str = 'none',
     precision: str = 'default',
     query_chunk: int = 1024,
+    scalars: tuple[str, ...] = (),
     place: Callable[[weights.Leaf], Any] = weights.Leaf.read,
 ) -> tuple[Any, Any]:
   """Loads a model.
@@ -72,6 +73,8 @@ def load(
     remat: 'none' or 'layer'.
     precision: of matrix products, 'default', 'high' or 'highest'.
     query_chunk: queries handled at once by attention; bounds its memory.
+    scalars: heads of one number, 'value' or 'reward', zeros where the folder
+      has none.
     place: called with each parameter, which is still in its files, to read
       what belongs here and put it on devices: the host then holds no more
       than one of them.
@@ -89,7 +92,7 @@ def load(
         f'param_dtype={param_dtype!r}: allowed are {_DTYPES}.')
   config = read_config(
       path, compute_dtype=compute_dtype, layers=layers, remat=remat,
-      precision=precision, query_chunk=query_chunk)
+      precision=precision, query_chunk=query_chunk, scalars=scalars)
   family, names = _family(json.loads(config.hf)['model_type'], path)
   params = weights.read(
       path, names.table(config), _shapes(family, config),
@@ -98,13 +101,14 @@ def load(
   return family.build(config), params
 
 
-def describe(path: epath.PathLike, *, param_dtype: str) -> tuple[Any, Any]:
+def describe(path: epath.PathLike, *, param_dtype: str,
+             scalars: tuple[str, ...] = ()) -> tuple[Any, Any]:
   """What `load` would return, without reading weights.
 
   Returns:
     The linen module, and the tree of its parameters as shape structs.
   """
-  config = read_config(path)
+  config = read_config(path, scalars=scalars)
   family, _ = _family(json.loads(config.hf)['model_type'], path)
   return family.build(config), jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(param_dtype)),

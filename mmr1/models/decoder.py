@@ -9,6 +9,7 @@ Parameters of the layers are stacked, leaves [L, ...], whether the loop over
 them is scanned or unrolled:
 
   language/  embed [V, D], layers, norm, head [V, D] (absent if tied)
+  scalars/   one linear layer to a number for each of `Config.scalars`
 """
 
 from typing import Any
@@ -142,6 +143,16 @@ class LanguageModel(nn.Module):
 
   def setup(self):
     self.language = Decoder(self.config)
+    if self.config.scalars:
+      self.scalars = self.param('scalars', self._init_scalars)
+
+  def _init_scalars(self, rng: Array) -> Any:
+    """Zeros, so that a new critic says 0; a reward model has no bias."""
+    del rng
+    kernel = jnp.zeros((self.config.width, 1))
+    every = {'value': {'kernel': kernel, 'bias': jnp.zeros(1)},
+             'reward': {'kernel': kernel}}
+    return {name: every[name] for name in self.config.scalars}
 
   def __call__(self, prompts: types.Prompts) -> Array:
     """Logits f32[N, V] of the first completion token."""
@@ -248,6 +259,14 @@ class LanguageModel(nn.Module):
   def head(self, hidden: Array) -> Array:
     """Logits f32[..., V] of hidden states [..., D]."""
     return self.language.logits(hidden)
+
+  def scalar(self, hidden: Array, name: str) -> Array:
+    """f32[...], the number that head `name` gives hidden states [..., D]."""
+    head = self.scalars[name]
+    return (jnp.einsum('...d,d->...', hidden.astype(jnp.float32),
+                       head['kernel'][:, 0].astype(jnp.float32),
+                       precision=self.config.precision)
+            + (head['bias'][0] if 'bias' in head else 0))
 
   def init_cache(self, n: int, g: int, t: int) -> Any:
     """An empty cache in the compute dtype; see `init_cache` below."""

@@ -7,6 +7,10 @@ from typing import Any
 from mmr1.models import layers as layer_lib
 
 
+# Heads of one number: of a token (a critic), of a completion (a reward model).
+SCALARS = ('value', 'reward')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """A decoder and how to run it; families add to it.
@@ -25,6 +29,7 @@ class Config:
     tied: the head is the embedding.
     max_positions: the context it was made for.
     hf: the config.json it came from, as a JSON string (hashable).
+    scalars: heads that give one number per token, of SCALARS.
     compute_dtype: of activations, 'float32', 'bfloat16' or 'float16'.
     layers: 'unrolled' or 'scan'.
     remat: 'none' or 'layer'.
@@ -51,6 +56,7 @@ class Config:
   tied: bool
   max_positions: int
   hf: str
+  scalars: tuple[str, ...] = ()
   compute_dtype: str = 'float32'
   layers: str = 'unrolled'
   remat: str = 'none'
@@ -65,6 +71,9 @@ class Config:
       if getattr(self, name) not in allowed:
         raise ValueError(
             f'{name}={getattr(self, name)!r}: allowed are {allowed}.')
+    if not set(self.scalars) <= set(SCALARS):
+      raise ValueError(
+          f'scalars={self.scalars!r}: allowed are some of {SCALARS}.')
     if self.query_chunk < 1:
       raise ValueError(f'query_chunk={self.query_chunk}: must be positive.')
     if 2 * sum(self.sections) != self.head_width:

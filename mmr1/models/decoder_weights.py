@@ -23,6 +23,12 @@ _QK_NORM = {
     'q_norm/weight': 'self_attn.q_norm.weight',
     'k_norm/weight': 'self_attn.k_norm.weight',
 }
+# As TRL names a critic's head and transformers a sequence classifier's.
+_SCALARS = {
+    'value': {'kernel': 'v_head.summary.weight',
+              'bias': 'v_head.summary.bias'},
+    'reward': {'kernel': 'score.weight'},
+}
 _IGNORED = re.compile(r'rotary_emb\.inv_freq$')
 
 
@@ -43,6 +49,9 @@ def table(config: decoder_config.Config) -> tuple[weights.Weight, ...]:
     rows += linear(
         f'language/layers/{ours}', f'model.layers.{{}}.{theirs}',
         bias=config.qkv_bias and ours in ('q', 'k', 'v'), layers=config.depth)
+  for head in config.scalars:
+    rows += [weights.Weight(f'scalars/{head}/{ours}', theirs, optional=True)
+             for ours, theirs in _SCALARS[head].items()]
   return tuple(rows)
 
 

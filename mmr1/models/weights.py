@@ -29,11 +29,13 @@ class Weight(NamedTuple):
     name: of the tensor; with `{}` for the layer if `layers`.
     layers: L if the leaf is stacked [L, ...] from L tensors, else 0.
     file_shape: of a kernel's tensor, where it has more than two axes.
+    optional: zeros where the file does not have it.
   """
   path: str
   name: str
   layers: int = 0
   file_shape: tuple[int, ...] = ()
+  optional: bool = False
 
   @property
   def names(self) -> list[str]:
@@ -79,7 +81,7 @@ class Leaf:
   """
 
   def __init__(self, row: Weight, shape: tuple[int, ...], dtype: np.dtype,
-               pieces: Callable[..., Iterator[tuple[int, np.ndarray]]]):
+               pieces: Callable[..., Iterator[tuple[int, np.ndarray]]] | None):
     self.path, self.shape, self.dtype = row.path, shape, dtype
     self._row, self._pieces = row, pieces
 
@@ -95,6 +97,9 @@ class Leaf:
     slices = [slice(*part.indices(size)[:2]) for part, size in zip(
         (*index, *[slice(None)] * (len(self.shape) - len(index))), self.shape)]
     result = _empty([part.stop - part.start for part in slices], self.dtype)
+    if self._pieces is None:
+      result.fill(0)
+      return result
     row, names = self._row, self._row.names
     inner = slices[1:] if row.layers else slices
     rows = row.rows(inner)
@@ -156,7 +161,8 @@ def read(
             f'{folder}: config.json ties {name!r} to {other!r}, but the '
             'tensors differ. Set tie_word_embeddings to false?')
     for row in table:
-      leaf = Leaf(row, shapes[row.path], np.dtype(dtype), pieces)
+      leaf = Leaf(row, shapes[row.path], np.dtype(dtype),
+                  pieces if row.names[0] in found else None)
       *parents, last = row.path.split('/')
       node = result
       for key in parents:
@@ -188,6 +194,8 @@ def _check(folder, table, shapes, found, tied):
     expected = row.shape_in_file(shapes[row.path])
     for name in row.names:
       known.add(name)
+      if name not in found and row.optional:
+        continue
       if name not in found:
         wrong['missing'].append(name)
       elif found[name].shape != expected:
