@@ -92,6 +92,18 @@ def _optimizer() -> ConfigDict:
   ))
 
 
+def _lora() -> ConfigDict:
+  return ConfigDict(dict(
+      # Rank of the adapters; 0: none. With them everything else is frozen.
+      rank=0,
+      alpha=16.0,  # they are scaled by alpha / rank
+      # Regexes of names of kernels: every linear layer of the decoder.
+      targets=('language/layers/.*',),
+      # Regexes of names of other parameters, which train in full.
+      train=(),
+  ))
+
+
 def _training() -> dict:
   """Keys that sft and rl share."""
   return dict(
@@ -103,6 +115,7 @@ def _training() -> dict:
       data='train',
       steps=100,
       optimizer=_optimizer(),
+      lora=_lora(),
       # Updates in a row that may be non-finite before the run stops.
       max_bad_updates=5,
       log_every=1,

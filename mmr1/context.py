@@ -12,13 +12,14 @@ from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1 import forward
 from mmr1 import guard
+from mmr1 import lineage as lineage_lib
 from mmr1 import log
 from mmr1 import resolve
 from mmr1 import sharding
 from mmr1.models import checkpoints as model_checkpoints
 
 Tree = Any
-TRAINS = ('sft', 'rl')  # kinds of stages that make a model
+TRAINS = lineage_lib.TRAINS
 
 
 class Preempted(SystemExit):
@@ -70,33 +71,31 @@ class Context:
       return self.models[-1] if self.models else 'base'
     return name
 
+  @property
+  def lineage(self) -> lineage_lib.Lineage:
+    """Where the parameters of stages come from."""
+    return lineage_lib.Lineage(
+        self.config, self.checkpoints, self.base, lambda: self.base,
+        self._folder)
+
   def params(self, name: str) -> Tree:
-    """Parameters of 'base', 'previous', a finished stage, or a folder."""
-    name = self.named(name)
-    if name == 'base':
-      return self.base
-    if name in self.order:
-      return self._restore(name, {'params': {'policy': self.base}},
-                           ('params/.*',))['params']['policy']
-    _, params = open_model(
-        self.config.model, datasets.model_path(name), self.processor)
-    return params
+    """Parameters of 'base', 'previous', a finished stage, or a folder.
+
+    Those of a stage with adapters have them: any pass takes them as they are.
+    """
+    return self.lineage.params(self.named(name))
+
+  def start(self, stage: str) -> Tree:
+    """Parameters that a stage which trains starts from, adapters included."""
+    return self.lineage.start(stage)
 
   def optimizer_state(self, name: str, target: Tree) -> Tree:
     """Optimiser state that a stage ended with, in the form of `target`."""
-    return self._restore(
-        self.named(name), {'opt': {'policy': target}}, ('opt/.*',)
-    )['opt']['policy']
+    return self.lineage.optimizer_state(self.named(name), target)
 
-  def _restore(self, stage: str, target: Tree, only: tuple[str, ...]) -> Tree:
-    record = self.checkpoints.done(stage)
-    if record is None:
-      raise ValueError(
-          f'stage {stage!r} has not finished in this run; stages run in the '
-          f'order {self.order}.')
-    restored = self.checkpoints.restore(
-        stage, target, step=record['step'], only=only)
-    return restored.tree
+  def _folder(self, path: str) -> Tree:
+    return open_model(
+        self.config.model, datasets.model_path(path), self.processor)[1]
 
   def shape(self) -> pipeline.Shape:
     return datasets.shape(self.config.data, self.processor)

@@ -4,7 +4,7 @@ Resume, progress, logging one step behind, the non-finite guard, checkpoints,
 evaluation, preemption. A stage hands over `take_step` and stays readable.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import time
 from typing import Any, NamedTuple, Protocol
 
@@ -50,6 +50,7 @@ def train(
     state: types.TrainState,
     position: Resumable,
     take_step: Callable[[types.TrainState, int], Step],
+    stored: Iterable[str] = ('.*',),
 ) -> types.TrainState:
   """Runs a stage to its end, from its last checkpoint if it has one.
 
@@ -61,11 +62,13 @@ def train(
     state: where the stage starts.
     position: data position and host state, saved with each checkpoint.
     take_step: (state, k) -> Step, k from 0.
+    stored: regexes of the leaves of the state that checkpoints hold; the rest
+      never changes.
 
   Returns:
     The state the stage ends with: the last, or the best if restore_best.
   """
-  restored = ctx.checkpoints.restore(stage, state)
+  restored = ctx.checkpoints.restore(stage, state, only=stored)
   begin = 0
   if restored is not None:
     state, begin = restored.tree, restored.step
@@ -94,14 +97,14 @@ def train(
         or done == section.steps):
       _record(ctx, stage, section, *pending)
       pending = None
-      _save(ctx, stage, done, state, position)
+      _save(ctx, stage, done, state, position, stored)
     if evaluates and not asked:
       _evaluate(ctx, stage, state, done)
       asked = ctx.interrupt.agreed()
     if asked:
       ctx.stop()
   ctx.logger.stop()
-  return _finish(ctx, stage, section, state)
+  return _finish(ctx, stage, section, state, stored)
 
 
 def _evaluates(section, done: int) -> bool:
@@ -110,23 +113,25 @@ def _evaluates(section, done: int) -> bool:
               and done % section.eval_every == 0)
 
 
-def _save(ctx, stage, done, state, position):
+def _save(ctx, stage, done, state, position, stored):
   """A checkpoint; the rows up to it are safe before it exists.
 
   It comes before the evaluation of its step, which at scale takes longer than
   a preempted machine has (M16).
   """
   ctx.logger.flush()
-  ctx.checkpoints.save(stage, done, state, position.state())
+  ctx.checkpoints.save(
+      stage, done, state, position.state(), only=stored)
 
 
-def _finish(ctx, stage, section, state):
+def _finish(ctx, stage, section, state, stored):
   """Last evaluation, DONE."""
   result = _evaluate(ctx, stage, state, section.steps)
   final = section.steps
   if section.restore_best:
     final = ctx.checkpoints.best(stage)
-    state = ctx.checkpoints.restore(stage, state, step=final).tree
+    state = ctx.checkpoints.restore(
+        stage, state, step=final, only=stored).tree
     if final != section.steps:  # the numbers of what the stage ends with
       result = dict(ctx.evaluate(state.params['policy'], stage, final))
   ctx.checkpoints.finish(stage, {'step': final, 'eval': result})

@@ -47,7 +47,8 @@ class Guard:
   total: Array
 
 
-def make(section: Any, params: Tree, total_steps: int) -> Optimizer:
+def make(section: Any, params: Tree, total_steps: int,
+         trains: Tree | None = None) -> Optimizer:
   """AdamW with clipping, warm-up, decay and freezing.
 
   u = -lr(t) * multiplier * (adam(clip(g)) + weight_decay * p)
@@ -72,13 +73,15 @@ def make(section: Any, params: Tree, total_steps: int) -> Optimizer:
       lr_multipliers: 'regex:factor', the first that matches counts.
     params: nested dict of arrays or shape structs.
     total_steps: updates in the stage.
+    trains: tree of bools, what may train at all; None: everything.
 
   Raises:
     ValueError: a value out of range; a regex without a match; all is frozen.
   """
   _check(section, total_steps)
   frozen = trees.select(params, section.freeze, 'freeze')
-  mask = jax.tree.map(lambda f: not f, frozen)
+  mask = jax.tree.map(lambda f, t: t and not f, frozen, trains or jax.tree.map(
+      lambda f: True, frozen))
   trainable, _ = trees.partition(params, mask)
   if not trainable:
     raise ValueError(f'freeze: {section.freeze} leaves nothing to train.')
@@ -236,12 +239,9 @@ def guarded_update(
       consecutive=(guard.consecutive + 1) * skipped,
       total=guard.total + skipped)
   metrics = {
-      'grad_norm': norm,
-      'lr': rate,
-      'update/skipped': skipped,
+      'grad_norm': norm, 'lr': rate, 'update/skipped': skipped,
       'update/skipped_in_a_row': guard.consecutive,
-      'update/skipped_total': guard.total,
-  }
+      'update/skipped_total': guard.total}
   return pick(moved, trainable), pick(after, opt_state), guard, metrics
 
 

@@ -18,12 +18,12 @@ from mmr1 import context
 from mmr1.data import datasets
 from mmr1 import guard
 from mmr1 import log
-from mmr1 import optim
 from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import sharding
 from mmr1.stages import collect
 from mmr1.stages import evaluate
+from mmr1 import training
 from mmr1 import workdir as workdir_lib
 
 _BASE = 'base'
@@ -136,7 +136,8 @@ def open_run(
       config.model, datasets.model_path(config.model.path), processor)
   evaluate.check(config.evaluation)
   _check_lengths(config, policy)
-  _check_optimizers(config, base)
+  training.check_overrides(config, overrides)
+  training.check_parameters(config, base)
   _check_data_keys(config, overrides)
   _read_everything_else(config)
   if defaults is not None:
@@ -169,21 +170,6 @@ def _check_lengths(config, policy) -> None:
           f'{name}.max_new_tokens: got {length}; with data.prompt_tokens='
           f'{prompt} that is more than the {limit} positions of the model '
           '(max_position_embeddings in its config.json).')
-
-
-def _check_optimizers(config, base) -> None:
-  """What needs the parameters, before an earlier stage has cost hours."""
-  for name in config.stages:
-    section = config[name]
-    if section.kind not in context.TRAINS:
-      continue
-    updates = section.steps
-    if section.kind == 'rl':
-      updates *= section.epochs_per_step * section.minibatches_per_step
-    try:
-      optim.make(section.optimizer, base, updates)
-    except ValueError as error:
-      raise ValueError(f'{name}.optimizer.{error}') from error
 
 
 def _check_data_keys(config, overrides) -> None:

@@ -1,6 +1,6 @@
 """What sft and rl share: where a stage starts, and its jitted update."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,8 @@ import numpy as np
 
 from mmr1 import context
 from mmr1 import forward
+from mmr1 import lineage
+from mmr1.models import lora
 from mmr1 import optim
 from mmr1 import sharding
 from mmr1 import trees
@@ -35,6 +37,111 @@ def check(section: Any, stage: str, config: Any) -> None:
   section.restore_best  # read in the loop
   section.optimizer.as_dict()
   context.check_init(section.init, stage, config)
+  _check_lora(section, stage, config)
+
+
+def _check_lora(section: Any, stage: str, config: Any) -> None:
+  """With rank 0 the other keys stay unread, which is an error where they were
+  changed, unless a stage of the same family has adapters."""
+  given = section.lora
+  if given.rank < 0:
+    raise ValueError(f'{stage}.lora.rank: got {given.rank}; allowed: 0 (no '
+                     'adapters) or more.')
+  if not given.rank:
+    if any(config[other].lora.rank for other in config.stages
+           if config[other].kind == section.kind):
+      given.as_dict()
+    return
+  given.as_dict()
+  if not 0 < given.alpha < float('inf'):
+    raise ValueError(f'{stage}.lora.alpha: got {given.alpha}; allowed: a '
+                     'number > 0. The scale of an adapter is alpha / rank.')
+  if not given.targets:
+    raise ValueError(f'{stage}.lora.targets: empty, with rank {given.rank}; '
+                     "name kernels, as in ('language/layers/.*',), or set "
+                     'lora.rank to 0.')
+
+
+def check_overrides(config: Any, overrides: Iterable[str]) -> None:
+  """Refuses `lora` keys from the command line that no adapter takes."""
+  for path in overrides:
+    head, *rest = path.split('.')
+    if rest[:1] != ['lora'] or rest[1:] == ['rank']:
+      continue
+    if not any(config[name].lora.rank for name in config.stages
+               if head in (name, config[name].kind)):
+      raise ValueError(f'--config.{path} has no effect: {head}.lora.rank is 0, '
+                       'so there are no adapters.')
+
+
+def check_parameters(config: Any, base: Any) -> None:
+  """Refuses what only the parameters show, before a stage has cost hours.
+
+  Args:
+    config: the resolved config.
+    base: the base model's parameters.
+  """
+  models = lineage.Lineage(config, None, base)
+  trained: dict[str, frozenset[str]] = {}
+  for name in config.stages:
+    section = config[name]
+    if section.kind not in lineage.TRAINS:
+      continue
+    updates = section.steps
+    if section.kind == 'rl':
+      updates *= section.epochs_per_step * section.minibatches_per_step
+    try:
+      shapes = models.shapes(name)
+      mask = make_optimizer(section, shapes, updates).mask
+    except ValueError as error:
+      raise ValueError(f'{name}.{error}') from error
+    trained[name] = frozenset(
+        leaf for leaf, on in trees.named(mask).items() if on)
+    if 'optimizer' in section.carry:
+      _check_carry(models, name, trained)
+
+
+def _check_carry(
+    models: lineage.Lineage, stage: str,
+    trained: Mapping[str, frozenset[str]]) -> None:
+  """The optimiser that is carried must have moments of what trains here."""
+  source = models.source(stage)
+  if source not in trained:
+    return  # said when the stage begins
+  adapters = {name for name in trained[stage]
+              if name.rpartition('/')[2] in (lora.A, lora.B)}
+  new = trained[stage] - trained[source] or (
+      set() if models.goes_on(stage) else adapters)
+  if new:
+    raise ValueError(
+        f"{stage}.carry: the optimiser of {source!r} has no moments of "
+        f'{min(new)!r} ({len(new)} of the {len(trained[stage])} parameters '
+        'that train here). Give both stages the same lora and '
+        "optimizer.freeze, or leave out 'optimizer'.")
+
+
+def make_optimizer(
+    section: Any, params: Any, updates: int) -> optim.Optimizer:
+  """The optimiser of a stage over its parameters (or their shapes).
+
+  Raises:
+    ValueError: starts with the key below the stage.
+  """
+  trains = (lora.trains(params, section.lora.train) if section.lora.rank
+            else None)
+  try:
+    result = optim.make(section.optimizer, params, updates, trains)
+  except ValueError as error:
+    raise ValueError(f'optimizer.{error}') from error
+  if trains is not None:
+    kept = trees.named(result.mask)
+    lost = [name for name, on in trees.named(trains).items()
+            if on and not kept[name]]
+    if lost:
+      raise ValueError(
+          f'optimizer.freeze: {lost[0]!r} should train, as lora says, and is '
+          'frozen. With adapters everything else stays as it is anyway.')
+  return result
 
 
 class Start(NamedTuple):
@@ -44,16 +151,19 @@ class Start(NamedTuple):
     state: TrainState with its own buffers.
     optimizer: see `optim.make`.
     mask: trainable leaves of the parameters.
+    stored: regexes of the leaves of `state` that checkpoints hold.
   """
   state: types.TrainState
   optimizer: optim.Optimizer
   mask: Any
+  stored: tuple[str, ...]
 
 
 def start(
     ctx: context.Context, stage: str, section: Any, updates: int,
 ) -> Start:
-  """Parameters of `init`, a new optimiser or the carried one.
+  """Parameters of `init`, with adapters if `lora` asks for them; a new
+  optimiser or the carried one.
 
   Args:
     ctx: the run.
@@ -61,8 +171,8 @@ def start(
     section: the stage's section.
     updates: optimiser updates in the stage.
   """
-  params = sharding.everywhere(ctx.params(section.init))
-  optimizer = optim.make(section.optimizer, params, updates)
+  params = sharding.everywhere(ctx.start(stage))
+  optimizer = make_optimizer(section, params, updates)
   trainable, _ = trees.partition(params, optimizer.mask)
   opt = optimizer.tx.init(trainable)
   if 'optimizer' in section.carry:
@@ -73,7 +183,31 @@ def start(
       aux={'guard': optim.init_guard()})
   _show(ctx, stage, tuple(optim.table(params, optimizer.mask)))
   state = sharding.everywhere(state)
-  return Start(state, optimizer, optimizer.mask)
+  return Start(
+      state, optimizer, optimizer.mask, lineage.stored(section, params))
+
+
+def reference(
+    ctx: context.Context, begun: Start, name: str, *, whole: bool,
+) -> Callable[[types.TrainState], Any]:
+  """(state) -> the parameters of the reference of an rl stage.
+
+  Args:
+    ctx: the run.
+    begun: the stage's start.
+    name: 'init' or what `Context.params` knows.
+    whole: in buffers of its own; else what does not train is the state's.
+  """
+  if name != 'init':
+    params = sharding.everywhere(ctx.params(name))
+    return lambda state: params
+  part, rest = trees.partition(begun.state.params['policy'], begun.mask)
+  part = sharding.everywhere(part)
+  if whole:
+    params = trees.merge(part, sharding.everywhere(rest))
+    return lambda state: params
+  return lambda state: trees.merge(
+      part, trees.partition(state.params['policy'], begun.mask)[1])
 
 
 def _show(ctx: context.Context, stage: str, rows: tuple[Any, ...]) -> None:

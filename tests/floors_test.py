@@ -21,7 +21,7 @@ FLOORS = (
     ('sharding', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
      'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
-     'release'),
+     'release', 'lineage'),
     # F3
     ('papers',),
     # F4

@@ -90,10 +90,10 @@ class Decoder(nn.Module):
     if not c.tied:
       self.head = self.param('head', normal, (c.vocab, c.width))
     angle = jnp.zeros((1, 1, 1, c.head_width))
-    self.layers = self.param('layers', layers.stacked_init(
-        DecoderBlock(c, parent=None), c.depth,
+    self.layers = layers.stacked(
+        self, 'layers', DecoderBlock(c, parent=None), c.depth,
         jnp.zeros((1, 1, 1, c.width)), angle, angle,
-        lambda rows: jnp.ones((1, 1, 1, 1), bool)))
+        lambda rows: jnp.ones((1, 1, 1, 1), bool))
 
   def embedded(self, tokens: Array) -> Array:
     table = jnp.asarray(self.embed)  # parameters may be host arrays

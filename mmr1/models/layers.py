@@ -24,6 +24,10 @@ Source = tuple[Array, Array, Visible]
 # garbage instead of giving NaN, and its gradient stays finite.
 _MASKED = -1e30
 
+# Leaves of an adapter beside a kernel [inputs, outputs]: a [inputs, r],
+# b [r, outputs], scale [].
+ADAPTER = ('lora_a', 'lora_b', 'lora_scale')
+
 
 class RMSNorm(nn.Module):
   """`weight * x / rms(x)`: statistics in float32, cast back, then scaled."""
@@ -53,19 +57,41 @@ class LayerNorm(nn.Module):
     return (wide * scale * weight + bias).astype(self.dtype)
 
 
+class Dense(nn.Module):
+  """A linear layer, kernel [inputs, outputs], initialised N(0, 0.02).
+
+  Where `ADAPTER` leaves stand beside the kernel (`mmr1.models.lora`), it adds
+  `(x a) scale b`: the low-rank product, never a second kernel.
+  """
+  features: int
+  bias: bool
+  dtype: Any
+  precision: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[..., inputs] -> [..., outputs] in `dtype`."""
+    kernel = self.param('kernel', nn.initializers.normal(0.02),
+                        (x.shape[-1], self.features))
+    x = jnp.asarray(x, self.dtype)
+    y = self._times(x, kernel)
+    if self.bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      y = y + jnp.asarray(bias, self.dtype)
+    if self.has_variable('params', ADAPTER[0]):
+      a, b, scale = (self.get_variable('params', name) for name in ADAPTER)
+      low = (self._times(x, a) * scale).astype(self.dtype)
+      y = y + self._times(low, b)
+    return y
+
+  def _times(self, x: Array, matrix: Array) -> Array:
+    return _product(x, jnp.asarray(matrix, self.dtype), self.precision)
+
+
 def dense(features: int, name: str, *, bias: bool, dtype: Any,
-          precision: str) -> nn.Dense:
-  """A linear layer, kernel [inputs, outputs], initialised N(0, 0.02)."""
-  return nn.Dense(
-      features, use_bias=bias, dtype=dtype, precision=precision, name=name,
-      kernel_init=nn.initializers.normal(0.02), dot_general=_project)
-
-
-def _project(x: Array, kernel: Array, dimensions: Any, precision: Any = None,
-             preferred_element_type: Any = None) -> Array:
-  """`x @ kernel`, in the signature of `jax.lax.dot_general`."""
-  del dimensions, preferred_element_type
-  return _product(x, kernel, precision)
+          precision: str) -> Dense:
+  """The `Dense` that every family makes its linear layers with."""
+  return Dense(features, bias, dtype, precision, name=name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -289,6 +315,19 @@ def stacked_init(block: nn.Module, count: int,
     return jax.vmap(lambda key: block.init(key, *example)['params'])(
         jax.random.split(rng, count))
   return init
+
+
+def stacked(owner: nn.Module, name: str, block: nn.Module, count: int,
+            *example: Any) -> Any:
+  """`owner`'s parameter `name`: those of `count` blocks, leaves [L, ...].
+
+  Given ones are taken as they are, where `owner.param` would compare them leaf
+  by leaf with fresh ones: adapters are leaves that fresh ones lack. Each block
+  still compares the shapes of its own.
+  """
+  if owner.has_variable('params', name):
+    return owner.get_variable('params', name)
+  return owner.param(name, stacked_init(block, count, *example))
 
 
 def unstack(tree: Any, count: int) -> list[Any]:

@@ -86,10 +86,10 @@ class VisionTower(nn.Module):
     self.merger_fc2 = layers.dense(v.out_width, 'merger_fc2', bias=True, **kw)
     w = v.window_patches
     angle = jnp.zeros((1, w, v.width // v.heads))
-    self.blocks = self.param('blocks', layers.stacked_init(
-        VisionBlock(c, parent=None), v.depth,
+    self.blocks = layers.stacked(
+        self, 'blocks', VisionBlock(c, parent=None), v.depth,
         jnp.zeros((1, w, v.width)), angle, angle,
-        jnp.ones((1, w), jnp.int32), True))
+        jnp.ones((1, w), jnp.int32), True)
 
   def __call__(self, media: types.Media) -> Array:
     """Returns cells [N, M, D] in the media's window order."""

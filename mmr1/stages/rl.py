@@ -40,7 +40,8 @@ def run(
   """Trains; the stage's last checkpoint is its model."""
   trainer = Trainer(ctx, stage, section, plan)
   loop.train(
-      ctx, stage, section, trainer.start.state, trainer, trainer.step)
+      ctx, stage, section, trainer.start.state, trainer, trainer.step,
+      trainer.start.stored)
 
 
 class Judged(NamedTuple):
@@ -83,11 +84,10 @@ class Trainer:
     self._host_state: dict[str, Any] = {
         'combine': {}, 'select': {}, 'hooks': {}}
     self._last_metrics: dict[str, float] = {}
-    self._reference = None
-    if plan.objective.reference:
-      name = section.reference
-      self._reference = sharding.everywhere(ctx.params(
-          section.init if name == 'init' else name))
+    self._reference = (
+        training.reference(ctx, self.start, section.reference,
+                           whole=plan.objective.reference_hidden)
+        if plan.objective.reference else None)
     self._train_step = training.make_update(
         ctx.policy, self.start.optimizer,
         plan.objective.terms, chunks=section.chunks_per_minibatch)
@@ -202,14 +202,16 @@ class Trainer:
       old, _ = score(state.params['policy'], block, hidden=False)
     if self._reference is not None:
       ref, ref_hidden = score(
-          self._reference, block, hidden=self._plan.objective.reference_hidden)
+          self._reference(state), block,
+          hidden=self._plan.objective.reference_hidden)
     return block.replace(old=old, ref=ref, ref_hidden=ref_hidden)
 
   def _update(self, state, block, knobs, k):
     """Epochs of minibatches; metrics as `training.combine` makes them."""
     section, seen = self._section, []
     size = section.prompts_per_step // section.minibatches_per_step
-    ref = self._reference if self._plan.objective.reference_hidden else None
+    ref = (self._reference(state) if self._plan.objective.reference_hidden
+           else None)
     for epoch in range(section.epochs_per_step):
       order = np.arange(section.prompts_per_step)
       if self._updates > 1:

@@ -155,7 +155,8 @@ def run(
         'data/broken': rows.broken}, batch,
         functools.partial(_samples, taken))
 
-  loop.train(ctx, stage, section, start.state, rows, take_step)
+  loop.train(
+      ctx, stage, section, start.state, rows, take_step, start.stored)
 
 
 def _samples(taken) -> list[dict[str, Any]]:
