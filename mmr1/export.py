@@ -3,8 +3,10 @@
   python -m mmr1.export --workdir=runs/vision_r1 --out=exported
 
 `transformers` opens the folder it writes: weights, config.json, generation
-config, tokenizer, chat template and the settings of the image processor. It
-runs on the host and only reads the run, which may be going on.
+config, tokenizer, chat template and the settings of the image processor.
+Adapters (`lora` in the config) are merged into the weights; with --adapter they
+alone are written, as a folder of PEFT. It runs on the host and only reads the
+run, which may be going on.
 """
 
 import sys
@@ -24,10 +26,14 @@ for _name, _help in (
     ('stage', 'Default: the last finished stage that trains.'),
     ('step', "A step, or 'best'. Default: what the stage ended with, or the "
              'last checkpoint of a stage that has not ended.'),
-    ('model', 'Where the base model is now, if it was moved.')):
+    ('model', 'Where the base model is now, if it was moved.'),
+    ('base', 'With --adapter: the exported stage that the adapters were added '
+             'to, where that is not the base model.')):
   flags.DEFINE_string(_name, None, _help, flag_values=_FLAGS)
 flags.DEFINE_enum('dtype', None, ['bfloat16', 'float32'],
                   "Of the weights. Default: the run's model.param_dtype.",
+                  flag_values=_FLAGS)
+flags.DEFINE_bool('adapter', False, 'Writes the adapters alone, for PEFT.',
                   flag_values=_FLAGS)
 flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
@@ -44,12 +50,16 @@ def main(argv: list[str]) -> None:
     sys.exit(f'mmr1: unknown argument {rest[0]!r}.')
   if not _FLAGS.workdir or not _FLAGS.out:
     sys.exit('mmr1: --workdir=<run> and --out=<folder> are needed.')
+  if _FLAGS.base and not _FLAGS.adapter:
+    sys.exit('mmr1: --base has no effect without --adapter.')
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
   jax.config.update('jax_platforms', 'cpu')  # leaves accelerators alone
   try:
-    print(release.export(
-        _FLAGS.workdir, _FLAGS.out, stage=_FLAGS.stage, step=_FLAGS.step,
-        dtype=_FLAGS.dtype, model=_FLAGS.model))
+    kw = dict(stage=_FLAGS.stage, step=_FLAGS.step, dtype=_FLAGS.dtype,
+              model=_FLAGS.model)
+    print(release.export_adapter(
+        _FLAGS.workdir, _FLAGS.out, base=_FLAGS.base, **kw) if _FLAGS.adapter
+          else release.export(_FLAGS.workdir, _FLAGS.out, **kw))
   except ValueError as error:
     if not main_lib.is_message(error):
       raise

@@ -1,17 +1,25 @@
-"""A run's model as a Hugging Face folder, for `python -m mmr1.export`."""
+"""A run's model as a Hugging Face folder, for `python -m mmr1.export`.
+
+Adapters become part of the kernels, or a folder of PEFT.
+"""
 
 import fnmatch
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
+import jax
+import numpy as np
 
 from mmr1 import checkpoint
 from mmr1 import context
 from mmr1.data import datasets
+from mmr1 import lineage
 from mmr1.models import checkpoints as model_checkpoints
+from mmr1.models import lora
 from mmr1.models import tensor_files
 from mmr1 import resolve
+from mmr1 import trees
 from mmr1 import workdir as workdir_lib
 
 # Of the base model's folder; what is beside these is weights or of no use.
@@ -50,6 +58,101 @@ def export(
     ValueError: no run, stage or checkpoint there; `out` is not empty; the base
       model is gone, incomplete or of other sizes.
   """
+  opened = _open(workdir, out, stage, step, model)
+  config, target, base = opened.config, opened.target, opened.base
+  processor = datasets.open_processor(config.model, config.data)
+  restored = opened.models.at(opened.stage, opened.step)
+  target.mkdir(parents=True, exist_ok=True)
+  for file in base.iterdir():
+    if file.is_file() and any(
+        fnmatch.fnmatch(file.name, pattern) for pattern in _COPIED):
+      (target / file.name).write_bytes(file.read_bytes())
+  (target / 'generation_config.json').write_text(
+      json.dumps(_generation(base, processor), indent=2) + '\n')
+  dtype = dtype or config.model.param_dtype
+  model_checkpoints.save(
+      target, opened.module, lora.merge(restored.tree), dtype=dtype,
+      max_shard_bytes=max_shard_bytes)
+  merged = (', adapters merged' if lineage.rank_of(config[opened.stage])
+            else '')
+  return (f'{opened.stage}, step {restored.step}{opened.told}{merged}, as '
+          f'{dtype}: {target}' + _pixels(config.data))
+
+
+def export_adapter(
+    workdir: str,
+    out: str,
+    *,
+    stage: str | None = None,
+    step: int | str | None = None,
+    dtype: str | None = None,
+    model: str | None = None,
+    base: str | None = None,
+) -> str:
+  """Writes a stage's adapters as a folder of PEFT, which names their base.
+
+  Args:
+    workdir, out, stage, step, model: see `export`.
+    dtype: of the tensors, None: float32, as they are trained.
+    base: an export of the stage that the adapters were added to, where that
+      is not the base model: PEFT adds them to what is there.
+
+  Returns:
+    What was exported, in a sentence.
+
+  Raises:
+    ValueError: as `export`; the stage has no adapters, or trained more than
+      them; `base` is missing, or is not what they were added to.
+  """
+  opened = _open(workdir, out, stage, step, model)
+  name, models = opened.stage, opened.models
+  _check_adapters(opened)
+  footing = models.footing(name)
+  restored = models.at(name, opened.step)
+  if footing in opened.config.stages:
+    if base is None:
+      raise ValueError(
+          f'--adapter: the adapters of {name!r} were added to what {footing!r} '
+          'ended with, not to the base model. Export that first, without '
+          f'--adapter and --dtype: --stage={footing} --out=<folder>; then say '
+          '--base=<folder> here.')
+    _check_base(base, opened, restored.tree)
+  elif base is not None:
+    raise ValueError(f'--base has no effect: the adapters of {name!r} were '
+                     f'added to {footing!r}, which is a folder already.')
+  else:
+    base = str(opened.base) if footing == 'base' else footing
+  model_checkpoints.save_adapter(
+      opened.target, opened.module, restored.tree,
+      alpha=opened.config[name].lora.alpha, dtype=dtype or 'float32',
+      base=str(workdir_lib.absolute(base)))
+  return (f'adapters of {name}, step {restored.step}{opened.told}, as '
+          f'{dtype or "float32"}: {opened.target}\nThey belong to '
+          f'{workdir_lib.absolute(base)}.')
+
+
+class _Opened(NamedTuple):
+  """A run and what to take from it.
+
+  Fields:
+    config: of the run.
+    target: the folder to write.
+    stage, step: whose checkpoint; told: what to say of it.
+    base: folder of the base model.
+    module: the model.
+    models: the run's parameters.
+  """
+  config: resolve.Section
+  target: epath.Path
+  stage: str
+  step: int | str
+  told: str
+  base: epath.Path
+  module: Any
+  models: lineage.Lineage
+
+
+def _open(workdir, out, stage, step, model) -> _Opened:
   run, target = map(workdir_lib.absolute, (workdir, out))
   config = _config(run, model)
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -60,25 +163,46 @@ def export(
   saved = checkpoint.Checkpoints(run, read_only=True)
   name, number, told = _choose(config, saved, stage, step)
   base = epath.Path(datasets.model_path(config.model.path))
-  processor = datasets.open_processor(config.model, config.data)
-  module, structs = model_checkpoints.describe(
-      base, param_dtype=config.model.param_dtype,
-      scalars=tuple(config.model.scalars))
-  restored = saved.restore(name, {'params': {'policy': structs}}, step=number,
-                           only=('params/policy/.*',))
-  target.mkdir(parents=True, exist_ok=True)
-  for file in base.iterdir():
-    if file.is_file() and any(
-        fnmatch.fnmatch(file.name, pattern) for pattern in _COPIED):
-      (target / file.name).write_bytes(file.read_bytes())
-  (target / 'generation_config.json').write_text(
-      json.dumps(_generation(base, processor), indent=2) + '\n')
-  dtype = dtype or config.model.param_dtype
-  model_checkpoints.save(
-      target, module, restored.tree['params']['policy'], dtype=dtype,
-      max_shard_bytes=max_shard_bytes)
-  return (f'{name}, step {restored.step}{told}, as {dtype}: {target}'
-          + _pixels(config.data))
+  given = dict(param_dtype=config.model.param_dtype,
+               scalars=tuple(config.model.scalars))
+  module, structs = model_checkpoints.describe(base, **given)
+
+  def load(path):
+    return model_checkpoints.load(datasets.model_path(path), **given)[1]
+
+  models = lineage.Lineage(
+      config, saved, structs, lambda: load(config.model.path), load)
+  return _Opened(config, target, name, number, told, base, module, models)
+
+
+def _check_adapters(opened: _Opened) -> None:
+  """Refuses a stage that is more than adapters on a model, or has none."""
+  name = opened.stage
+  if not lineage.rank_of(opened.config[name]):
+    raise ValueError(f'--adapter: {name!r} has none, its lora.rank is 0. '
+                     'Without --adapter its whole model is exported.')
+  while True:
+    more = opened.config[name].lora.train
+    if more:
+      raise ValueError(
+          f'--adapter: {name!r} also trained {more} in full (lora.train), '
+          'which adapters do not hold. Without --adapter everything is '
+          'exported as one model.')
+    if not opened.models.goes_on(name):
+      return
+    name = opened.models.source(name)
+
+
+def _check_base(folder: str, opened: _Opened, params: Any) -> None:
+  """Refuses a folder that does not hold what is below the adapters."""
+  found = trees.named(opened.models.folder(folder))
+  for name, leaf in trees.named(lora.without(params)).items():
+    if name not in found or not np.array_equal(
+        jax.device_get(leaf), found[name]):
+      raise ValueError(
+          f'--base: {folder} is not what the adapters of {opened.stage!r} were '
+          f'added to: {name!r} differs. Was it exported from another stage or '
+          'step, or with --dtype?')
 
 
 def _config(run: epath.Path, model: str | None) -> resolve.Section:

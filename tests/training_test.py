@@ -30,7 +30,8 @@ class Logger:
 
 def context(base, opt=None):
   return python_types.SimpleNamespace(
-      params=lambda name: base, logger=Logger(), trains=(),
+      params=lambda name: base, start=lambda stage: base, logger=Logger(),
+      trains=(),
       optimizer_state=lambda name, target: opt)
 
 

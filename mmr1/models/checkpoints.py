@@ -8,6 +8,7 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 
+from mmr1.models import adapter_files
 from mmr1.models import decoder_weights
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_vl
@@ -148,6 +149,36 @@ def save(
   tensor_files.write_text(
       epath.Path(path) / 'config.json',
       json.dumps(hf, indent=2, sort_keys=True) + '\n')
+
+
+def save_adapter(
+    path: epath.PathLike,
+    module: Any,
+    params: Any,
+    *,
+    alpha: float,
+    base: str,
+    dtype: str = 'float32',
+) -> None:
+  """Writes the adapters of `params` as a folder of PEFT into `path`.
+
+  Args:
+    path: the folder, local or in a bucket; made if absent.
+    module: as from `load`.
+    params: with adapters, all of one rank; see `mmr1.models.lora`.
+    alpha: of their scale, alpha / rank.
+    base: where the model below them is, for whoever opens the folder.
+    dtype: of the tensors in the file.
+
+  Raises:
+    ValueError: nan or inf.
+  """
+  hf = json.loads(module.config.hf)
+  _, names = _family(hf.get('model_type'), 'the config of this module')
+  adapter_files.write(
+      path, names.table(module.config), _leaves(params),
+      in_memory=names.in_memory, alpha=alpha, base=base,
+      dtype=jnp.dtype(dtype))
 
 
 def _structs(family: Any, config: Any) -> Any:

@@ -37,6 +37,11 @@ def canonical(name: str) -> str | None:
   return None if _IGNORED.search(name) else name
 
 
+def in_memory(name: str) -> str:
+  """The name in a model of transformers of a tensor that the table names."""
+  return name
+
+
 def table(config: decoder_config.Config) -> tuple[weights.Weight, ...]:
   """One row per parameter leaf, for loading and saving alike."""
   rows = [

@@ -37,6 +37,12 @@ def canonical(name: str) -> str | None:
       re.sub(r'^model\.language_model\.', 'model.', name))
 
 
+def in_memory(name: str) -> str:
+  """The name in a model of transformers 5; the inverse of `canonical`."""
+  name = re.sub(r'^model\.', 'model.language_model.', name)
+  return re.sub(r'^visual\.', 'model.visual.', name)
+
+
 def table(config: qwen_vl_config.Config) -> tuple[weights.Weight, ...]:
   """One row per parameter leaf, for loading and saving alike."""
   v = config.vision

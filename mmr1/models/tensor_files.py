@@ -253,6 +253,20 @@ def write(
                      for name in shard}}, indent=2) + '\n')
 
 
+def write_one(
+    path: epath.Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Iterable[np.ndarray],
+    *,
+    dtype: Any,
+) -> None:
+  """Writes one file of any name, whole or not at all; see `write`."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with _partial(path).open('wb') as f:
+    _write(f, shapes, iter(arrays), np.dtype(dtype))
+  _partial(path).replace(path)
+
+
 def write_text(path: epath.Path, text: str) -> None:
   """A text file that is whole or not there."""
   _partial(path).write_text(text)

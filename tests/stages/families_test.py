@@ -54,8 +54,12 @@ RUN_BY_HAND = ('qwen2', 'llama', 'qwen2_5_vl')
     pytest.param(name, marks=pytest.mark.slow if name in RUN_BY_HAND else ())
     for name in FAMILIES])
 def folder(request, tmp_path):
-  """(family, its folder): the embedded model's tokenizer, random weights."""
-  family, path = request.param, tmp_path / request.param
+  """(family, its folder)."""
+  return request.param, write(request.param, tmp_path / request.param)
+
+
+def write(family, path):
+  """A folder of the family: the embedded model's tokenizer, random weights."""
   code, more = FAMILIES[family]
   shutil.copytree(EMBEDDED, path,
                   ignore=shutil.ignore_patterns('*.safetensors'))
@@ -70,7 +74,7 @@ def folder(request, tmp_path):
       lambda path, x: 10 * x if 'embed' in str(path) else x,
       code.init_params(sizes, jax.random.key(0)))
   checkpoints.save(path, code.build(sizes), params)
-  return family, path
+  return path
 
 
 def test_families_are_all_here():
