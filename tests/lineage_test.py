@@ -141,6 +141,14 @@ def folder(tmp_path_factory):
   return families_test.write('qwen3', tmp_path_factory.mktemp('model') / 'm')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+  """Compiling is most of the time."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='module')
 def config(folder, shrink, tmp_path_factory):
   """Imitation, then rl on the same adapters and moments."""

@@ -143,18 +143,6 @@ def test_new_adapters_change_no_bit_and_are_all_read(block):
   assert [name for name, on in zip(names, used) if not on] == []
 
 
-def test_m1_scan_and_sampler_have_them(block):
-  """The sampler's log-probs are the trainer's, adapters and all."""
-  params = grown(inject(small.params()))
-  result, _ = small.rollout(params, block.prompts, jax.random.key(0),
-                            policy_=small.policy(layers='scan'))
-  sampled = result.completions.kind == 1
-  again = np.asarray(small.logp(
-      small.policy(), params, result.prompts, result.completions, sampled,
-      jnp.float32(1))[0])
-  assert np.abs(again - result.logp).max() < 1e-4
-
-
 def test_stacked_layers_take_adapters():
   """`param` would refuse the leaves that a fresh stack lacks."""
   folder = pathlib.Path(layers.__file__).parent
