@@ -107,7 +107,9 @@ def _check_carry(
   """The optimiser that is carried must have moments of what trains here."""
   source = models.source(stage)
   if source not in trained:
-    return  # said when the stage begins
+    raise ValueError(
+        f"{stage}.carry: 'optimizer' is that of a stage that trained, and "
+        f'{stage} starts from {source!r}. Leave it out.')
   adapters = {name for name in trained[stage]
               if name.rpartition('/')[2] in (lora.A, lora.B)}
   new = trained[stage] - trained[source] or (

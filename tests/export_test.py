@@ -55,6 +55,9 @@ def test_it_says_what_it_exported(shell, run):
     (['--workdir=run', '--out=o', '--step=4'], '--step: got 4'),
     (['--workdir=run', '--out=o', '--dtype=int8'], 'int8'),
     (['--workdir=run', '--out=o', '--setp=4'], "flag 'setp'"),
+    (['--workdir=run', '--out=o', '--adapter'],
+     "--adapter: 'cold_start' has none, its lora.rank is 0"),
+    (['--workdir=run', '--out=o', '--base=b'], 'no effect without --adapter'),
     (['run', '--workdir=run', '--out=o'], "unknown argument 'run'"),
 ], ids=lambda value: value[-1] if isinstance(value, list) and value else '')
 def test_m22_a_wrong_command_is_a_line(shell, run, args, words):
@@ -66,5 +69,6 @@ def test_m22_a_wrong_command_is_a_line(shell, run, args, words):
 def test_help(shell, tmp_path):
   result = shell.call(command.export, ['--help'], cwd=tmp_path)
   assert result.code == 0
-  for flag in ('workdir', 'out', 'stage', 'step', 'dtype', 'model'):
+  for flag in ('workdir', 'out', 'stage', 'step', 'dtype', 'model', 'base',
+               '[no]adapter'):
     assert f'--{flag}:' in result.out

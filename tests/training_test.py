@@ -8,10 +8,13 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from mmr1 import compiles
+from mmr1 import resolve
 from mmr1 import sharding
 from mmr1 import trees
 from mmr1 import training
+from mmr1.models import lora
 from tests import small
 
 PEAK = 1e-2
@@ -206,6 +209,135 @@ def test_m22_0_is_not_unlimited(key):
   stage = small.section(**{key: 0})
   with pytest.raises(ValueError, match=f'rl.{key}: got 0.*at least 1'):
     training.check(stage, 'rl', python_types.SimpleNamespace(stages=('rl',)))
+
+
+# Adapters.
+
+
+@pytest.fixture(scope='module')
+def adapted():
+  """A stage with adapters of rank 2 on q and k, and its parameters."""
+  stage = small.section(
+      lora__rank=2, lora__targets=('language/layers/[qk]/.*',),
+      lora__train=('language/norm/weight',))
+  params = lora.inject(
+      small.params(), jax.random.key(0), rank=2, alpha=stage.lora.alpha,
+      targets=stage.lora.targets)
+  return stage, params
+
+
+def test_m21_with_adapters_all_else_is_frozen(adapted):
+  stage, params = adapted
+  ctx = context(params)
+  start = training.start(ctx, 'rl', stage, 1)
+  trained = {name for name, on in trees.named(start.mask).items() if on}
+  assert trained == {'language/norm/weight', *(
+      f'language/layers/{x}/lora_{y}' for x in 'qk' for y in 'ab')}
+  owned = [name for name, x in trees.named(start.state.opt).items() if x.ndim]
+  assert len(owned) == 2 * len(trained)
+  assert all(name.endswith(tuple(trained)) for name in owned)
+  rows = {row[0]: row[1:] for row in ctx.logger.tables[0]}
+  # Two layers, a [32, 2] and b [2, 32 or 16]; and the norm of 32.
+  assert rows['total'][0] == str(2 * (2 * 64 + 64 + 32) + 32)
+  assert rows['visual/blocks'][0] == '0'
+  # What a checkpoint holds.
+  kept = trees.select(start.state, start.stored)
+  assert {name for name, on in trees.named(kept).items() if on} == {
+      *(f'params/policy/{name}' for name in trained), 'step',
+      *trees.named({'opt': start.state.opt, 'aux': start.state.aux})}
+  assert training.start(context(small.params()), 'rl', section(), 1
+                        ).stored == ('.*',)
+
+
+def test_the_reference_shares_what_does_not_train(adapted):
+  stage, params = adapted
+  start = training.start(context(params), 'rl', stage, 1)
+  moved = start.state.replace(
+      params=jax.tree.map(lambda x: x + 1, start.state.params))
+  for whole in (False, True):
+    made = training.reference(None, start, 'init', whole=whole)(moved)
+    own = {name for name, x in trees.named(made).items()
+           if x is not trees.named(moved.params['policy'])[name]}
+    mask = trees.named(start.mask)
+    assert own == {name for name, on in mask.items() if on or whole}
+    for name in own:  # where the stage started
+      np.testing.assert_array_equal(
+          trees.named(made)[name], trees.named(params)[name])
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(rank=-1), r'rl.lora.rank: got -1; allowed: 0'),
+    (dict(rank=2, alpha=0.0), r'rl.lora.alpha: got 0.0.*alpha / rank'),
+    (dict(rank=2, alpha=float('inf')), r'rl.lora.alpha: got inf'),
+    (dict(rank=2, targets=()), r'rl.lora.targets: empty, with rank 2'),
+])
+def test_m22_adapters_that_cannot_be(changes, message):
+  stage = small.section(**{f'lora__{k}': v for k, v in changes.items()})
+  with pytest.raises(ValueError, match=message):
+    training.check(stage, 'rl', resolve.Section(
+        {'stages': (), 'rl': stage.as_dict()}))
+
+
+def stages(first, second, **more):
+  """Two rl stages by their `lora` and `more` keys of the second."""
+  c = common.get_base()
+  c.stages = ('first', 'second')
+  c.first = common.overlay(c.rl, lora=first)
+  c.second = common.overlay(c.rl, lora=second, **more)
+  return c
+
+
+QK = dict(rank=2, targets=('language/layers/[qk]/.*',))
+
+
+@pytest.mark.parametrize('second, more, message', [
+    (dict(rank=33), {}, r'^second.lora.rank: got 33'),
+    (dict(rank=2, targets=('visul/.*',)), {}, r'^second.lora.targets: .visul'),
+    (dict(rank=2, train=('norm',)), {}, r'^second.lora.train: .norm. matches'),
+    (dict(rank=2), dict(optimizer=dict(freeze=('language/.*',))),
+     r'^second.optimizer.freeze: .*leaves nothing to train'),
+    (dict(rank=2, targets=('.*',)), dict(optimizer=dict(
+        freeze=('visual/.*',))),
+     r"^second.optimizer.freeze: 'visual/.*lora_a' should train"),
+    (dict(QK, rank=4), dict(carry=('optimizer',)),
+     r"^second.carry: the optimiser of 'first' has no moments of .* \(4 of"),
+    (dict(QK, alpha=3.0), dict(carry=('optimizer',)), r'^second.carry'),
+    (dict(QK, train=('language/norm/weight',)), dict(carry=('optimizer',)),
+     r"^second.carry: .*'language/norm/weight' \(1 of the 5"),
+    (dict(rank=0), dict(carry=('optimizer',)), r'^second.carry'),
+    (QK, dict(carry=('optimizer',), init='base'),
+     r"^second.carry: .* starts from 'base'"),
+    (QK, dict(carry=('optimizer',)), None),
+    (dict(rank=0), {}, None),
+])
+def test_m22_adapters_that_the_parameters_refuse(second, more, message):
+  config = resolve.finalise(stages(QK, second, **more))
+  if message is None:
+    training.check_parameters(config, small.params())
+    return
+  with pytest.raises(ValueError, match=message):
+    training.check_parameters(config, small.params())
+
+
+def test_m22_keys_of_adapters_without_adapters():
+  """From the command line and in a file; a family may serve one stage only."""
+  c = stages(dict(), dict())
+  c.rl.lora.alpha = 32.0
+  final = resolve.finalise(c)
+  with pytest.raises(ValueError, match='--config.rl.lora.alpha has no effect: '
+                                       'rl.lora.rank is 0'):
+    training.check_overrides(final, ('seed', 'rl.lora.alpha'))
+  for name in final.stages:
+    training.check(final[name], name, final)
+  assert {'first.lora.alpha', 'second.lora.alpha'} <= set(final.unread())
+  c.first.lora.rank = 2
+  final = resolve.finalise(c)
+  training.check_overrides(final, ('rl.lora.alpha', 'second.lora.rank'))
+  for name in final.stages:
+    training.check(final[name], name, final)
+  assert not [key for key in final.unread() if '.lora.' in key]
+  with pytest.raises(ValueError, match='--config.second.lora.train has no'):
+    training.check_overrides(final, ('second.lora.train',))
 
 
 def rows(**columns):
