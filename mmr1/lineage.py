@@ -108,7 +108,7 @@ class Lineage:
     params = lora.merge(params)
     if not rank_of(self.config[stage]):
       return params
-    return self._inject(stage, params, sharding.place)
+    return self._inject(stage, params, sharding.everywhere)
 
   def _inject(self, stage, params, place):
     section = self.config[stage].lora
