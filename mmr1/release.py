@@ -163,8 +163,8 @@ def _open(workdir, out, stage, step, model) -> _Opened:
   saved = checkpoint.Checkpoints(run, read_only=True)
   name, number, told = _choose(config, saved, stage, step)
   base = epath.Path(datasets.model_path(config.model.path))
-  given = dict(param_dtype=config.model.param_dtype,
-               scalars=tuple(config.model.scalars))
+  heads = config.model.scalars if 'scalars' in config.model else ()  # older run
+  given = dict(param_dtype=config.model.param_dtype, scalars=tuple(heads))
   module, structs = model_checkpoints.describe(base, **given)
 
   def load(path):

@@ -32,6 +32,13 @@ def _last(name: str) -> str:
   return name.rpartition('/')[2]
 
 
+def _kernels(params: Tree) -> dict[str, Any]:
+  """{name: kernel} of linear layers; a head of one number has rank 1 as it
+  is, and none of `layers.Dense`."""
+  return {name: leaf for name, leaf in trees.named(params).items()
+          if _last(name) == _KERNEL and min(leaf.shape[-2:]) > 1}
+
+
 def chosen(params: Tree, targets: Iterable[str]) -> tuple[str, ...]:
   """Names of the kernels that `targets` select, sorted.
 
@@ -42,8 +49,9 @@ def chosen(params: Tree, targets: Iterable[str]) -> tuple[str, ...]:
   Raises:
     ValueError: a regex that matches no kernel, or is none.
   """
+  known = _kernels(params)
   kernels, _ = trees.partition(params, jax.tree.map(
-      lambda name: _last(name) == _KERNEL, trees.names(params)))
+      lambda name: name in known, trees.names(params)))
   mask = trees.select(kernels, targets, 'lora.targets')
   return tuple(sorted(name for name, on in trees.named(mask).items() if on))
 
@@ -73,13 +81,11 @@ def inject(
   Raises:
     ValueError: a regex without a match; a rank that a kernel cannot have.
   """
-  kernels = {name: leaf.shape for name, leaf in trees.named(params).items()
-             if _last(name) == _KERNEL}
   wanted = frozenset(chosen(params, targets))
-  for i, (name, shape) in enumerate(sorted(kernels.items())):
+  for i, (name, leaf) in enumerate(sorted(_kernels(params).items())):
     if name not in wanted:
       continue
-    *stack, inputs, outputs = shape
+    *stack, inputs, outputs = leaf.shape
     if rank > min(inputs, outputs):
       raise ValueError(
           f'lora.rank: got {rank}, but {name!r} is [{inputs}, {outputs}]; '
@@ -92,7 +98,7 @@ def inject(
             -bound, bound),
         B: jnp.zeros((*stack, rank, outputs), jnp.float32),
         SCALE: jnp.full(stack, alpha / rank, jnp.float32)}
-    new = {leaf: place(value) for leaf, value in new.items()}
+    new = {part: place(value) for part, value in new.items()}
     for parent in reversed(name.split('/')[:-1]):
       new = {parent: new}
     params = trees.merge(params, new)

@@ -178,12 +178,15 @@ def test_bfloat16_kernels_have_float32_adapters():
 
 
 PARAMS = {'mlp': {'up': {'kernel': np.zeros((8, 4))}, 'norm': np.zeros(8)},
-          'q': {'kernel': np.zeros((8, 8)), 'bias': np.zeros(8)}}
+          'q': {'kernel': np.zeros((8, 8)), 'bias': np.zeros(8)},
+          # A head of one number: no layer that could have an adapter.
+          'value': {'kernel': np.zeros((8, 1))}}
 
 
 @pytest.mark.parametrize('kw, message', [
     (dict(targets=('q/kernal',)), 'lora.targets: .q/kernal.*Nearest: q/kernel'),
     (dict(targets=('mlp/norm',)), 'matches no parameter'),
+    (dict(targets=('value/kernel',)), 'matches no parameter'),
     (dict(targets=('(',)), 'is not a regular expression'),
     (dict(rank=5), r"lora.rank: got 5, but 'mlp/up/kernel' is \[8, 4\].*most 4"
      ),
