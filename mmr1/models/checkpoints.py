@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from mmr1.models import adapter_files
 from mmr1.models import decoder_weights
+from mmr1.models import internvl
+from mmr1.models import internvl_weights
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_vl
 from mmr1.models import tensor_files
@@ -19,11 +21,15 @@ from mmr1.models import weights
 
 # model_type of config.json: (code of the family, its weight table).
 _FAMILIES = {
+    'internvl': (internvl, internvl_weights),
     'qwen2_5_vl': (qwen2_5_vl, qwen_vl_weights),
     'qwen2_vl': (qwen2_vl, qwen_vl_weights),
     **{name: (text_decoder, decoder_weights)
        for name in text_decoder.FAMILIES}}
 FAMILIES = tuple(sorted(_FAMILIES))
+# Those whose config.json says that the head is the embedding whether it is or
+# not: it is the default there, and was not looked at when files were made.
+_HEAD_IN_FILES = ('internvl',)
 _DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -48,8 +54,18 @@ def read_config(path: epath.PathLike, **run: Any) -> Any:
         'path or a bucket) with config.json and *.safetensors; download it '
         'first.')
   hf = tensor_files.read_json(file)
-  family, _ = _family(hf.get('model_type'), file)
+  family, names = _family(hf.get('model_type'), file)
+  if hf['model_type'] in _HEAD_IN_FILES and _has_head(file.parent, names):
+    hf['tie_word_embeddings'] = False
   return family.Config.from_hf(hf, **run)
+
+
+def _has_head(folder: epath.Path, names: Any) -> bool:
+  """Whether weights are there and among them a head of its own."""
+  if not tensor_files.exist(folder):
+    return False
+  return any(names.canonical(name) == names.HEAD
+             for name in tensor_files.find(folder))
 
 
 def load(

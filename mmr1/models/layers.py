@@ -249,6 +249,7 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
   if t <= chunk:
     return _attend(query, jnp.arange(t), sources, precision)
   count = -(-t // chunk)
+  chunk = -(-t // count)  # even ones: 1025 queries are not padded to 2048
   padding = count * chunk - t
   query = jnp.pad(query, ((0, 0), (0, 0), (0, padding), (0, 0), (0, 0)))
   query = query.reshape(n, g, count, chunk, heads, width)

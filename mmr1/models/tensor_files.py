@@ -67,6 +67,11 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   return result
 
 
+def exist(folder: epath.Path) -> bool:
+  """Whether `find` has anything to read."""
+  return any((folder / name).exists() for name in (ONE_FILE, INDEX))
+
+
 def find(folder: epath.Path) -> dict[str, Tensor]:
   """{name: where it is} of all tensors of a folder, reading only headers.
 

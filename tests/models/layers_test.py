@@ -30,13 +30,13 @@ def naive(query, sources):
 
 @pytest.fixture(scope='module')
 def example():
-  """Queries [2, 3, 4, 6, 8], own keys and keys of the prompt, 2 heads."""
+  """Queries [2, 3, 5, 6, 8], own keys and keys of the prompt, 2 heads."""
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32) * 2
-  own = (draw(2, 3, 2, 4, 8), draw(2, 3, 2, 4, 8), np.tri(4, dtype=bool))
+  own = (draw(2, 3, 2, 5, 8), draw(2, 3, 2, 5, 8), np.tri(5, dtype=bool))
   mask = rng.random((2, 1, 1, 5)) < 0.6
   prompt = (draw(2, 5, 2, 8), draw(2, 5, 2, 8), mask)
-  return draw(2, 3, 4, 6, 8), own, prompt
+  return draw(2, 3, 5, 6, 8), own, prompt
 
 
 def call(query, sources, chunk=9):
@@ -58,7 +58,7 @@ def test_attend_is_one_softmax_over_all_sources(example):
 
 
 def test_attend_in_chunks_changes_nothing(example):
-  """4 queries; chunks of 3 leave a padded one. Values and gradients."""
+  """5 queries; chunks of 3 leave a padded one. Values and gradients."""
   query, own, prompt = example
 
   def run(chunk):

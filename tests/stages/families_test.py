@@ -13,9 +13,11 @@ import mmr1
 from mmr1 import log
 from mmr1.data import processor as processor_lib
 from mmr1.models import checkpoints
+from mmr1.models import internvl
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_vl
 from mmr1.models import text_decoder
+from tests import internvl as tiny_internvl
 
 EMBEDDED = pathlib.Path(checkpoints.__file__).parent.parent / 'assets' / 'tiny'
 # Contents are strings here, as text-only models have it: a list would fail.
@@ -38,6 +40,9 @@ FAMILIES = {
     'llama': (text_decoder, dict(rope_parameters=dict(
         rope_type='llama3', rope_theta=1e4, factor=4.0, low_freq_factor=1.0,
         high_freq_factor=4.0, original_max_position_embeddings=32))),
+    'internvl': (internvl, dict(
+        text_config=dict(TEXT, model_type='qwen2', rope_parameters=ROPE),
+        vision_config=tiny_internvl.VISION)),
     'qwen2_vl': (qwen2_vl, dict(rope_parameters=MROPE, vision_config=dict(
         PATCH, embed_dim=40, mlp_ratio=2, hidden_size=32))),
     'qwen2_5_vl': (qwen2_5_vl, dict(rope_parameters=MROPE, vision_config=dict(
@@ -46,6 +51,15 @@ FAMILIES = {
 }
 
 
+# Of those whose media are written with other tokens: the tokens, in place of
+# the embedded model's, and the files of the folder.
+OTHERS = {
+    'internvl': (
+        {'<|vision_start|>': '<img>', '<|vision_end|>': '</img>',
+         '<|image_pad|>': '<IMG_CONTEXT>', '<|video_pad|>': '<video>'},
+        {'preprocessor_config.json': tiny_internvl.PREPROCESSOR,
+         'video_preprocessor_config.json': tiny_internvl.CLIPS,
+         'chat_template.jinja': tiny_internvl.CHAT})}
 # The others share their code with one that is run, or with every other test.
 RUN_BY_HAND = ('qwen2', 'llama', 'qwen2_5_vl')
 
@@ -69,6 +83,15 @@ def write(family, path):
     for name in ('preprocessor_config.json', 'video_preprocessor_config.json'):
       (path / name).unlink()
     (path / 'chat_template.jinja').write_text(CHAT)
+  if family in OTHERS:
+    tokens, files = OTHERS[family]
+    for name in ('tokenizer.json', 'tokenizer_config.json'):
+      text = (path / name).read_text()
+      for old, new in tokens.items():
+        text = text.replace(json.dumps(old), json.dumps(new))
+      (path / name).write_text(text)
+    for name, x in files.items():
+      (path / name).write_text(x if isinstance(x, str) else json.dumps(x))
   sizes = checkpoints.read_config(path)
   params = jax.tree_util.tree_map_with_path(  # as in tests.conftest
       lambda path, x: 10 * x if 'embed' in str(path) else x,
