@@ -28,7 +28,7 @@ VOCAB = 320
 TURNS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 TEXT = dict(
     vocab_size=VOCAB, hidden_size=48, intermediate_size=80,
-    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=512, rms_norm_eps=1e-6, bos_token_id=None,
     eos_token_id=None)
 

@@ -183,7 +183,7 @@ def _filled(
 ) -> tuple[str, list[base.Span], list[str]]:
   """Puts what a medium is as text where the chat template has its mark."""
   spans = {
-      'image': [codec.image_span(*video.frame_size(x)) for x in example.images],
+      'image': codec.image_spans([video.frame_size(x) for x in example.images]),
       'video': [codec.video_span(clip) for clip in example.videos]}
   marks = {codec.image_mark: 'image', codec.video_mark: 'video'}
   marks.pop('', None)

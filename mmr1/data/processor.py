@@ -17,10 +17,12 @@ from mmr1 import positions
 from mmr1.data import checks
 from mmr1.data.codecs import base
 from mmr1.data.codecs import internvl
+from mmr1.data.codecs import llava_onevision
 from mmr1.data.codecs import qwen
 
 TEXT_FAMILIES = ('llama', 'qwen2', 'qwen3')
-_CODECS = {'internvl': internvl, 'qwen2_5_vl': qwen, 'qwen2_vl': qwen}
+_CODECS = {'internvl': internvl, 'llava_onevision': llava_onevision,
+           'qwen2_5_vl': qwen, 'qwen2_vl': qwen}
 FAMILIES = (*_CODECS, *TEXT_FAMILIES)
 # Tokens made for padding in families whose tokenizer may not say so.
 _PADDING = ('<|finetune_right_pad_id|>',)  # Llama 3.1

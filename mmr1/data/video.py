@@ -147,7 +147,7 @@ def frame_size(frame: Any) -> tuple[int, int]:
   return frame.shape[0], frame.shape[1]
 
 
-def _rgb(frame: Any) -> Image.Image:
+def rgb(frame: Any) -> Image.Image:
   """RGB; transparency lies on white, as image processors do it."""
   if not isinstance(frame, Image.Image):
     frame = Image.fromarray(np.asarray(frame))
@@ -181,7 +181,7 @@ def preprocess(frames: Sequence[Any], config: VideoConfig) -> tuple[
   t, h, w = grid(len(frames), height, width, config)
   target = (w * config.patch, h * config.patch)
   pixels = np.stack([
-      np.asarray(_rgb(frame).resize(target, Image.Resampling.BICUBIC))
+      np.asarray(rgb(frame).resize(target, Image.Resampling.BICUBIC))
       for frame in frames]).astype(np.float32)
   pixels = (pixels / 255 - np.float32(config.mean)) / np.float32(config.std)
   missing = t * config.temporal - len(frames)

@@ -12,6 +12,7 @@ from mmr1.models import adapter_files
 from mmr1.models import decoder_weights
 from mmr1.models import internvl
 from mmr1.models import internvl_weights
+from mmr1.models import llava_onevision
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_vl
 from mmr1.models import tensor_files
@@ -22,6 +23,7 @@ from mmr1.models import weights
 # model_type of config.json: (code of the family, its weight table).
 _FAMILIES = {
     'internvl': (internvl, internvl_weights),
+    'llava_onevision': (llava_onevision, llava_onevision),
     'qwen2_5_vl': (qwen2_5_vl, qwen_vl_weights),
     'qwen2_vl': (qwen2_vl, qwen_vl_weights),
     **{name: (text_decoder, decoder_weights)

@@ -13,7 +13,6 @@ A tile is one attention window of `types.Media` and one frame. Weights:
 
 from collections.abc import Mapping
 import dataclasses
-import json
 from typing import Any
 
 import flax.linen as nn
@@ -106,29 +105,13 @@ class Config(decoder_config.Config):
     Raises:
       ValueError: a field is inconsistent or asks for what is not supported.
     """
-    text = {'model_type': 'qwen2', **(hf.get('text_config') or {})}
-    if text['model_type'] not in text_decoder.FAMILIES:
-      raise ValueError(
-          f"config.json: text_config.model_type {text['model_type']!r} is not "
-          f'supported, only {text_decoder.FAMILIES}.')
     for key, wanted in _FIXED.items():
       if hf.get(key, wanted) != wanted:
         raise ValueError(f'config.json: {key} {hf[key]!r} is not supported, '
                          f'only {wanted!r}.')
-    language = text_decoder.Config.from_hf(
-        {**_in_context(text),
-         'tie_word_embeddings': hf.get('tie_word_embeddings', True)}, **run)
-    return cls(**{**vars(language), 'hf': json.dumps(hf, sort_keys=True)},
-               vision=_vision_config(hf))
-
-
-def _in_context(text: Mapping[str, Any]) -> Mapping[str, Any]:
-  """'dynamic' rotary only changes beyond `max_position_embeddings`."""
-  rope = decoder_config.rope_of(text)
-  if rope.get('rope_type', rope.get('type')) != 'dynamic':
-    return text
-  rope = {k: x for k, x in rope.items() if k == 'rope_theta'}
-  return {**text, 'rope_scaling': None, 'rope_parameters': rope}
+    language = text_decoder.section(
+        hf, tied=hf.get('tie_word_embeddings', True), **run)
+    return cls(**language, vision=_vision_config(hf))
 
 
 def _vision_config(hf: Mapping[str, Any]) -> VisionConfig:

@@ -54,12 +54,33 @@ class Config(decoder_config.Config):
         raise ValueError(
             f'config.json: {key} {hf[key]!r} is not supported for model_type '
             f'{family!r}, only false.')
+    # 'dynamic' differs beyond `max_positions` alone, where no run goes.
     given = decoder_config.fields(
-        hf, _DEFAULTS[family], rotary=('default', 'llama3'))
+        hf, _DEFAULTS[family], rotary=('default', 'dynamic', 'llama3'))
     return cls(
         **given, sections=(given['head_width'] // 2, 0, 0),
         qkv_bias=family == 'qwen2', qk_norm=family == 'qwen3',
         hf=json.dumps(hf, sort_keys=True), **run)
+
+
+def section(hf: Mapping[str, Any], *, tied: bool, **run: Any) -> dict[str, Any]:
+  """Fields of a larger model's config from its `text_config`.
+
+  Args:
+    hf: the parsed config.json of the whole model.
+    tied: whether the head is the embedding.
+    **run: run-time choices, see `decoder_config.Config`.
+
+  Raises:
+    ValueError: of another family, or as `Config.from_hf`.
+  """
+  text = {'model_type': 'qwen2', **(hf.get('text_config') or {})}
+  if text['model_type'] not in FAMILIES:
+    raise ValueError(
+        f"config.json: text_config.model_type {text['model_type']!r} is not "
+        f'supported, only {FAMILIES}.')
+  language = Config.from_hf({**text, 'tie_word_embeddings': tied}, **run)
+  return {**vars(language), 'hf': json.dumps(hf, sort_keys=True)}
 
 
 init_cache = decoder.init_cache

@@ -182,6 +182,7 @@ def test_m20_the_files_say_whether_there_is_a_head(folders, models, tmp_path):
     np.testing.assert_array_equal(again[path], x, err_msg=path)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(models, batch, two, logits):
   module, params = models['small']
   module = internvl.build(dataclasses.replace(

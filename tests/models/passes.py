@@ -127,7 +127,7 @@ def check_bfloat16(got, expected, completions):
   return error.mean() / scale, error.max() / scale
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
 def greedy(module, params, batch, steps):
   """Tokens i32[N, steps], the arg max each time, one row per prompt."""
   variables = {'params': params}

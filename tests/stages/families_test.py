@@ -14,10 +14,12 @@ from mmr1 import log
 from mmr1.data import processor as processor_lib
 from mmr1.models import checkpoints
 from mmr1.models import internvl
+from mmr1.models import llava_onevision
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_vl
 from mmr1.models import text_decoder
 from tests import internvl as tiny_internvl
+from tests import llava_onevision as tiny_llava
 
 EMBEDDED = pathlib.Path(checkpoints.__file__).parent.parent / 'assets' / 'tiny'
 # Contents are strings here, as text-only models have it: a list would fail.
@@ -43,6 +45,9 @@ FAMILIES = {
     'internvl': (internvl, dict(
         text_config=dict(TEXT, model_type='qwen2', rope_parameters=ROPE),
         vision_config=tiny_internvl.VISION)),
+    'llava_onevision': (llava_onevision, dict(
+        text_config=dict(TEXT, model_type='qwen2', rope_parameters=ROPE),
+        vision_config=dict(tiny_llava.VISION, image_size=34, patch_size=8))),
     'qwen2_vl': (qwen2_vl, dict(rope_parameters=MROPE, vision_config=dict(
         PATCH, embed_dim=40, mlp_ratio=2, hidden_size=32))),
     'qwen2_5_vl': (qwen2_5_vl, dict(rope_parameters=MROPE, vision_config=dict(
@@ -59,9 +64,15 @@ OTHERS = {
          '<|image_pad|>': '<IMG_CONTEXT>', '<|video_pad|>': '<video>'},
         {'preprocessor_config.json': tiny_internvl.PREPROCESSOR,
          'video_preprocessor_config.json': tiny_internvl.CLIPS,
-         'chat_template.jinja': tiny_internvl.CHAT})}
+         'chat_template.jinja': tiny_internvl.CHAT}),
+    'llava_onevision': (
+        {'<|image_pad|>': '<image>', '<|video_pad|>': '<video>'},
+        {'preprocessor_config.json': tiny_llava.PREPROCESSOR | dict(
+            size=dict(height=34, width=34), image_grid_pinpoints=[[34, 34]]),
+         'video_preprocessor_config.json': {},
+         'chat_template.jinja': tiny_llava.CHAT})}
 # The others share their code with one that is run, or with every other test.
-RUN_BY_HAND = ('qwen2', 'llama', 'qwen2_5_vl')
+RUN_BY_HAND = ('qwen2', 'llama', 'internvl', 'qwen2_5_vl')
 
 
 @pytest.fixture(params=[

@@ -93,6 +93,10 @@ class Codec:
   min_pixels: int
   max_pixels: int
 
+  def image_spans(self, sizes: Sequence[tuple[int, int]]) -> list[Span]:
+    """The images of one prompt, (height, width) each, as text."""
+    return [self.image_span(*size) for size in sizes]
+
   def image_span(self, height: int, width: int) -> Span:
     """An image of this size, as text."""
     raise NotImplementedError
@@ -102,7 +106,7 @@ class Codec:
     raise NotImplementedError
 
   def image_pixels(self, images: Sequence[Any]) -> list[Pixels]:
-    """PIL images, each on its own."""
+    """The PIL images of one prompt."""
     raise NotImplementedError
 
   def video_pixels(self, clip: records.Video) -> Pixels:

@@ -6,19 +6,15 @@ video is one tile. A tile is a frame of `types.Media` and has always the same
 number of cells.
 """
 
-from collections.abc import Sequence
 import dataclasses
-import json
 import math
 from typing import Any
 
-from etils import epath
 import numpy as np
-from PIL import Image
 
 from mmr1 import positions
-from mmr1 import records
 from mmr1.data import checks
+from mmr1.data import clips
 from mmr1.data import video
 from mmr1.data.codecs import base
 
@@ -27,25 +23,6 @@ _DEFAULTS = {'image_size': 448, 'patch_size': 14}
 IMAGE, VIDEO = '<IMG_CONTEXT>', '<video>'
 START, END = '<img>', '</img>'
 FRAME = f'{START}{IMAGE}{END}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Clips:
-  """How the frames of a clip are chosen and read.
-
-  Fields:
-    frames: their number; None: by `fps`.
-    fps: frames per second; None as well: all of them.
-    most: bound of their number; None: none.
-    shift: frames that are skipped at the start; True: half the distance
-      between two.
-    pixels: what replaces the image processor's settings.
-  """
-  frames: int | None
-  fps: float | None
-  most: int | None
-  shift: bool | float
-  pixels: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,7 +37,7 @@ class Codec(base.Codec):
     min_tiles, max_tiles: of an image, without the one that shows all of it.
   """
   image_processor: Any = dataclasses.field(repr=False)
-  clips: Clips
+  clips: clips.Clips
   tile: int
   patch: int
   merge: int
@@ -85,7 +62,7 @@ class Codec(base.Codec):
     return base.Span(FRAME, (self.tiles(height, width) * self.tile_cells,))
 
   def video_span(self, clip):
-    count = len(sampled(clip, self.clips))
+    count = len(clips.sampled(clip, self.clips))
     return base.Span(
         '\n'.join(f'Frame{i + 1}: {FRAME}' for i in range(count)),
         (self.tile_cells,) * count)
@@ -93,7 +70,8 @@ class Codec(base.Codec):
   def image_pixels(self, images):
     counts = [self.tiles(*video.frame_size(image)) for image in images]
     out = self.image_processor(
-        images=_pil(images), crop_to_patches=True, return_tensors='np')
+        images=[video.rgb(image) for image in images], crop_to_patches=True,
+        return_tensors='np')
     made = [int(x) for x in out['num_patches']]
     if made != counts:
       raise ValueError(
@@ -103,10 +81,7 @@ class Codec(base.Codec):
     return [self.layout(x) for x in tiles]
 
   def video_pixels(self, clip):
-    frames = _pil([clip.frames[i] for i in sampled(clip, self.clips)])
-    return self.layout(self.image_processor(
-        images=frames, crop_to_patches=False, return_tensors='np',
-        **self.clips.pixels)['pixel_values'])
+    return self.layout(clips.read(clip, self.clips))
 
   def layout(self, tiles: np.ndarray) -> base.Pixels:
     """Tiles [count, 3, tile, tile] as patches, cell by cell."""
@@ -151,34 +126,6 @@ def arrangement(
   return below[-1] if below else equal[0]
 
 
-def sampled(clip: records.Video, clips: Clips) -> np.ndarray:
-  """i64[n], the frames to use; never more than there are, at least one.
-
-  Raises:
-    ValueError: no frames.
-  """
-  total = len(clip.frames)
-  if total < 1 or not clip.fps > 0:
-    raise ValueError(f'a video of {total} frames at {clip.fps} fps: both must '
-                     'be positive.')
-  count = total
-  if clips.frames is not None:
-    count = clips.frames
-  elif clips.fps is not None:
-    count = int(total / clip.fps * clips.fps)
-  count = max(1, min(count, total, clips.most or total))
-  step = total / count
-  shift = step / 2 if clips.shift is True else float(clips.shift)
-  taken = shift + np.arange(math.ceil((total - shift) / step)) * step
-  return taken.astype(np.float32).astype(np.int64)
-
-
-def _pil(images: Sequence[Any]) -> list[Image.Image]:
-  """Arrays too: of a lean one, the processor cannot tell colours from rows."""
-  return [image if isinstance(image, Image.Image)
-          else Image.fromarray(np.asarray(image)) for image in images]
-
-
 def open_codec(
     folder: str, path: str, config: Any, tokenizer: Any,
     options: base.Options) -> Codec:
@@ -218,8 +165,10 @@ def open_codec(
       unit=merge**2, window_patches=(tile // patch)**2,
       min_pixels=least * tile**2, max_pixels=most * tile**2,
       image_processor=image_processor,
-      clips=_clips(folder, path, tile, options), tile=tile, patch=patch,
-      merge=merge, min_tiles=least, max_tiles=most)
+      clips=clips.from_folder(
+          folder, path, image_processor, tile, fps=options.video_fps,
+          max_frames=options.video_max_frames, shift=True),
+      tile=tile, patch=patch, merge=merge, min_tiles=least, max_tiles=most)
 
 
 def _side(value: Any) -> int:
@@ -241,37 +190,5 @@ def _image_processor(folder, path, tile, options):
         f'{path}: an image would become {least} to {most} tiles '
         f'(min_pixels={options.min_pixels}, max_pixels={options.max_pixels}, '
         f'{tile**2} pixels each): needed is 1 <= min <= max.')
-  _check_size(result.size, tile, f'{path}/preprocessor_config.json')
+  clips.check_size(result.size, tile, f'{path}/preprocessor_config.json')
   return result, least, most
-
-
-def _check_size(size, tile, where):
-  made = size.get('height'), size.get('width')
-  if made != (tile, tile):
-    raise ValueError(
-        f'{where}: size {dict(size)}, but the tower reads tiles of {tile} x '
-        f'{tile} pixels (vision_config.image_size of config.json).')
-
-
-def _clips(folder, path, tile, options) -> Clips:
-  """Settings of their own file where there is one, else all frames."""
-  own = epath.Path(folder) / 'video_preprocessor_config.json'
-  given = json.loads(own.read_text()) if own.exists() else {}
-  # transformers writes null for what it leaves open.
-  given = {key: x for key, x in given.items() if x is not None}
-  if 'size' in given:
-    _check_size(given['size'], tile, f'{path}/{own.name}')
-  frames = fps = None
-  if given.get('do_sample_frames'):
-    frames, fps = given.get('num_frames'), given.get('fps')
-  if options.video_fps is not None:
-    frames, fps = None, options.video_fps
-  for name, value in (('video_fps', fps), ('num_frames', frames),
-                      ('video_max_frames', options.video_max_frames)):
-    if value is not None and not value > 0:
-      raise ValueError(f'{path}: {name}={value}: needed is more than 0.')
-  return Clips(
-      frames=frames, fps=fps, most=options.video_max_frames,
-      shift=given.get('initial_shift', True),
-      pixels={key: given[key] for key in ('image_mean', 'image_std', 'resample')
-              if key in given})

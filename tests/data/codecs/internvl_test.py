@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 from PIL import Image
 import pytest
-import torch
 from transformers.models.got_ocr2 import image_processing_pil_got_ocr2
 
 from mmr1 import records
@@ -123,32 +122,6 @@ def test_m5_prompt_length_decodes_nothing(oracle, tmp_path):
   assert length == len(oracle.encode(example).tokens)
 
 
-@pytest.mark.parametrize('shift', [True, False, 2.5])
-def test_clips_are_sampled_as_transformers_does(shift):
-  for total in (*range(1, 60), 300, 1111):
-    for count in (1, 2, 3, 7, 8, 16, 300):
-      clips = internvl.Clips(count, None, None, shift, {})
-      count = min(count, total)
-      begin = total / count / 2 if shift is True else float(shift)
-      expected = (torch.arange(begin, total, total / count).int().tolist()
-                  if begin < total else [])
-      got = internvl.sampled(records.Video(tuple(range(total))), clips)
-      assert got.tolist() == expected, (total, count)
-
-
-def test_clips_by_rate_and_bound():
-  """9 seconds; and no rule at all is every frame."""
-  clip = records.Video(tuple(range(90)), fps=10.0)
-  rate = internvl.Clips(None, 0.5, None, True, {})
-  assert internvl.sampled(clip, rate).tolist() == [11, 33, 56, 78]
-  most = dataclasses.replace(rate, most=2)
-  assert internvl.sampled(clip, most).tolist() == [22, 67]
-  every = internvl.Clips(None, None, None, True, {})
-  assert internvl.sampled(clip, every).tolist() == list(range(90))
-  with pytest.raises(ValueError, match='0 frames'):
-    internvl.sampled(records.Video(()), every)
-
-
 def test_options_and_pickling(edit):
   """Areas are whole tiles; 1024 pixels each."""
   opened = processor_lib.Processor.open(
@@ -178,9 +151,9 @@ def test_an_empty_image_is_named(oracle):
     ('config', {'image_token_id': 5}, {}, '<IMG_CONTEXT> is .*belong to diff'),
     ('config', {}, {'video_fps': 0.0}, 'video_fps=0.0'),
     ('preprocessor_config', {'size': {'height': 64, 'width': 64}}, {},
-     'tiles of 32 x 32'),
+     'the tower reads 32 x 32'),
     ('video_preprocessor_config', {'size': {'height': 64, 'width': 64}}, {},
-     'video_preprocessor_config.json: size .* tiles of 32 x 32')])
+     'video_preprocessor_config.json: size .* reads 32 x 32')])
 def test_what_is_refused(edit, name, change, options, message):
   with pytest.raises(ValueError, match=message):
     processor_lib.Processor.open(edit(name, **change), **options)
