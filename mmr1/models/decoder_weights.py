@@ -82,3 +82,29 @@ def tied(config: decoder_config.Config) -> dict[str, str]:
   """Tensors a file may repeat: {name: name of the one it must equal}."""
   return ({'lm_head.weight': 'model.embed_tokens.weight'} if config.tied
           else {})
+
+
+# A decoder inside a larger model of transformers. The hub's files have it as
+# `language_model`, head and all; in memory it is `model.language_model`, and
+# the head beside `model`. Heads of one number stay where they are.
+NESTED_HEAD = 'language_model.lm_head.weight'
+
+
+def nested_canonical(name: str) -> str | None:
+  """As `canonical`, of a decoder inside a larger model."""
+  name = re.sub(r'^model\.language_model\.', 'language_model.model.', name)
+  return canonical(re.sub(r'^lm_head\.', 'language_model.lm_head.', name))
+
+
+def nested_table(config: decoder_config.Config) -> tuple[weights.Weight, ...]:
+  """As `table`, of a decoder inside a larger model."""
+  return tuple(row._replace(name=_nested(row.name)) for row in table(config))
+
+
+def nested_tied(config: decoder_config.Config) -> dict[str, str]:
+  """As `tied`, of a decoder inside a larger model."""
+  return {_nested(a): _nested(b) for a, b in tied(config).items()}
+
+
+def _nested(name: str) -> str:
+  return re.sub(r'^(model|lm_head)\.', r'language_model.\1.', name)

@@ -27,21 +27,18 @@ _QK_NORM = {
 _SCALES = {'scale1': 'lambda_1', 'scale2': 'lambda_2'}
 _TOWER = 'vision_tower'
 _PROJECTOR = 'multi_modal_projector'
-HEAD = 'language_model.lm_head.weight'
+HEAD = decoder_weights.NESTED_HEAD
+tied = decoder_weights.nested_tied
 
 
 def canonical(name: str) -> str | None:
   """The hub's name of a tensor, whichever layout the file has.
 
-  transformers 5 keeps `model.vision_tower.*`, `model.language_model.*` and
-  `lm_head.*` in memory where the hub files have `vision_tower.*`,
-  `language_model.model.*` and `language_model.lm_head.*`. None: not a
-  parameter.
+  transformers 5 keeps everything in `model.*` in memory where the hub files
+  have `vision_tower.*` and so on. None: not a parameter.
   """
-  name = re.sub(rf'^model\.({_TOWER}|{_PROJECTOR})\.', r'\1.', name)
-  name = re.sub(r'^model\.language_model\.', 'language_model.model.', name)
-  name = re.sub(r'^lm_head\.', 'language_model.lm_head.', name)
-  return decoder_weights.canonical(name)
+  return decoder_weights.nested_canonical(
+      re.sub(rf'^model\.({_TOWER}|{_PROJECTOR})\.', r'\1.', name))
 
 
 def table(config: internvl.Config) -> tuple[weights.Weight, ...]:
@@ -78,11 +75,4 @@ def table(config: internvl.Config) -> tuple[weights.Weight, ...]:
         bias=v.qkv_bias or ours not in ('q', 'k', 'v'), layers=v.depth)
   rows += [weights.Weight(f'visual/blocks/{ours}', f'{layer}.{theirs}',
                           layers=v.depth) for ours, theirs in _SCALES.items()]
-  return (*rows, *(row._replace(name=f'language_model.{row.name}')
-                   for row in decoder_weights.table(config)))
-
-
-def tied(config: internvl.Config) -> dict[str, str]:
-  """Tensors a file may repeat: {name: name of the one it must equal}."""
-  return {f'language_model.{name}': f'language_model.{other}'
-          for name, other in decoder_weights.tied(config).items()}
+  return (*rows, *decoder_weights.nested_table(config))

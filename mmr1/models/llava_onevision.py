@@ -118,17 +118,14 @@ class Model(vision_language.Model):
 def canonical(name: str) -> str | None:
   """The hub's name of a tensor, whichever layout the file has.
 
-  transformers 5 keeps `model.*` and `lm_head.*` in memory where the hub files
-  have `language_model.model.*` and `language_model.lm_head.*`, and saves the
-  encoder without `vision_model`. None: not a parameter.
+  transformers 5 keeps everything in `model.*` in memory where the hub files
+  have `vision_tower.*` and so on, and saves the encoder without
+  `vision_model`. None: not a parameter.
   """
   name = re.sub(
       rf'^model\.(vision_tower\.|{_PROJECTOR}\.|image_newline$)', r'\1', name)
-  name = re.sub(r'^model\.language_model\.', 'language_model.model.', name)
-  name = re.sub(r'^lm_head\.', 'language_model.lm_head.', name)
-  name = re.sub(r'^vision_tower\.(?!vision_model\.)',
-                'vision_tower.vision_model.', name)
-  return decoder_weights.canonical(name)
+  return decoder_weights.nested_canonical(re.sub(
+      r'^vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.', name))
 
 
 def table(config: Config) -> tuple[weights.Weight, ...]:
@@ -140,16 +137,10 @@ def table(config: Config) -> tuple[weights.Weight, ...]:
                        ('projector_fc2', 'linear_2')):
     rows += decoder_weights.linear(
         f'visual/{ours}', f'{_PROJECTOR}.{theirs}', bias=config.projector_bias)
-  return (*rows, *(row._replace(name=f'language_model.{row.name}')
-                   for row in decoder_weights.table(config)))
+  return (*rows, *decoder_weights.nested_table(config))
 
 
-def tied(config: Config) -> dict[str, str]:
-  """Tensors a file may repeat: {name: name of the one it must equal}."""
-  return {f'language_model.{name}': f'language_model.{other}'
-          for name, other in decoder_weights.tied(config).items()}
-
-
+tied = decoder_weights.nested_tied
 init_cache = decoder.init_cache
 
 

@@ -223,3 +223,13 @@ def test_config_by_hand(folders):
   vision = checkpoints.read_config(folders['small']).vision
   assert (vision.layer_scale, vision.eps) == (0.1, 1e-6)
   assert (vision.window_patches, vision.patch_values) == (16, 192)
+
+
+def test_heads_of_one_number_have_their_usual_names(folders):
+  """Beside the language model, as TRL and transformers have them."""
+  config = checkpoints.read_config(
+      folders['large'], scalars=('value', 'reward'))
+  names = {row.path: row.name for row in internvl_weights.table(config)}
+  assert names['scalars/value/kernel'] == 'v_head.summary.weight'
+  assert names['scalars/reward/kernel'] == 'score.weight'
+  assert names['language/head'] == 'language_model.lm_head.weight'
