@@ -96,6 +96,14 @@ def nested_canonical(name: str) -> str | None:
   return canonical(re.sub(r'^lm_head\.', 'language_model.lm_head.', name))
 
 
+def nested_in_memory(name: str) -> str:
+  """As `in_memory`, of any tensor of a larger model; undoes `canonical`."""
+  if name.startswith('language_model.lm_head.'):
+    return name.removeprefix('language_model.')
+  name = re.sub(r'^language_model\.model\.', 'language_model.', name)
+  return f'model.{name}'
+
+
 def nested_table(config: decoder_config.Config) -> tuple[weights.Weight, ...]:
   """As `table`, of a decoder inside a larger model."""
   return tuple(row._replace(name=_nested(row.name)) for row in table(config))

@@ -223,8 +223,9 @@ class VisionTower(nn.Module):
     self.projector_norm = layers.LayerNorm(_PROJECTOR_EPS, c.compute_dtype)
     self.projector_fc1 = layers.dense(c.width, 'projector_fc1', **kw)
     self.projector_fc2 = layers.dense(c.width, 'projector_fc2', **kw)
-    self.blocks = self.param('blocks', layers.stacked_init(
-        VisionBlock(c, parent=None), v.depth, jnp.zeros((1, 1, 1, v.width))))
+    self.blocks = layers.stacked(
+        self, 'blocks', VisionBlock(c, parent=None), v.depth,
+        jnp.zeros((1, 1, 1, v.width)))
 
   def __call__(self, media: types.Media) -> Array:
     """Returns cells [N, M, D], tile by tile, row by row."""

@@ -29,6 +29,7 @@ _TOWER = 'vision_tower'
 _PROJECTOR = 'multi_modal_projector'
 HEAD = decoder_weights.NESTED_HEAD
 tied = decoder_weights.nested_tied
+in_memory = decoder_weights.nested_in_memory
 
 
 def canonical(name: str) -> str | None:

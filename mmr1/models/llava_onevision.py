@@ -128,6 +128,12 @@ def canonical(name: str) -> str | None:
       r'^vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.', name))
 
 
+def in_memory(name: str) -> str:
+  """The name in a model of transformers 5; the inverse of `canonical`."""
+  return decoder_weights.nested_in_memory(
+      name.replace('vision_tower.vision_model.', 'vision_tower.', 1))
+
+
 def table(config: Config) -> tuple[weights.Weight, ...]:
   """One row per parameter leaf, for loading and saving alike."""
   rows = siglip.table(

@@ -75,33 +75,28 @@ class VisionConfig:
     return self.side**2
 
   @classmethod
-  def from_hf(cls, hf: Mapping[str, Any] | None, *,
-              defaults: Mapping[str, Any] | None = None,
-              cell: int = 1) -> 'VisionConfig':
-    """Reads the `vision_config` of a config.json.
+  def from_hf(cls, hf: Mapping[str, Any] | None) -> 'VisionConfig':
+    """Reads the `vision_config` of a config.json; `cell` is the family's.
 
     Args:
       hf: the section.
-      defaults: what the family assumes where it is silent.
-      cell: patches per side of a cell.
 
     Raises:
       ValueError: a field is inconsistent or asks for what is not supported.
     """
     if hf is None:
       raise ValueError('config.json: `vision_config` is missing.')
-    vision = {**_DEFAULTS, **(defaults or {}),
-              **{k: x for k, x in hf.items() if x is not None}}
-    _check(vision, cell)
+    vision = {**_DEFAULTS, **{k: x for k, x in hf.items() if x is not None}}
+    _check(vision)
     return cls(
         depth=vision['num_hidden_layers'], width=vision['hidden_size'],
         mlp_width=vision['intermediate_size'],
         heads=vision['num_attention_heads'], channels=vision['num_channels'],
         image=vision['image_size'], patch=vision['patch_size'],
-        eps=vision['layer_norm_eps'], cell=cell)
+        eps=vision['layer_norm_eps'])
 
 
-def _check(vision: Mapping[str, Any], cell: int) -> None:
+def _check(vision: Mapping[str, Any]) -> None:
   kind = vision.get('model_type', 'siglip_vision_model')
   if kind != 'siglip_vision_model':
     raise ValueError(
@@ -114,12 +109,12 @@ def _check(vision: Mapping[str, Any], cell: int) -> None:
         "'gelu_pytorch_tanh', and vision_use_head "
         f"{vision.get('vision_use_head')} false: the pooling head is no part "
         'of these models.')
-  for a, b in (('image_size', cell * vision['patch_size']),
-               ('hidden_size', vision['num_attention_heads'])):
-    if vision[a] % b:
+  for a, b in (('image_size', 'patch_size'),
+               ('hidden_size', 'num_attention_heads')):
+    if vision[a] % vision[b]:
       raise ValueError(
           f'config.json: vision_config.{a} {vision[a]} must be a multiple of '
-          f"{b}: whole {'cells' if a == 'image_size' else 'heads'}.")
+          f'{b} {vision[b]}.')
 
 
 class Block(nn.Module):
@@ -168,9 +163,9 @@ class Encoder(nn.Module):
     self.position = self.param(
         'position', nn.initializers.normal(0.02), (v.side**2, v.width))
     self.norm = layers.LayerNorm(v.eps, c.compute_dtype)
-    self.blocks = self.param('blocks', layers.stacked_init(
-        Block(c, v, parent=None), v.depth, jnp.zeros((1, 1, 1, v.width)),
-        jnp.ones((1, 1, 1), bool)))
+    self.blocks = layers.stacked(
+        self, 'blocks', Block(c, v, parent=None), v.depth,
+        jnp.zeros((1, 1, 1, v.width)), jnp.ones((1, 1, 1), bool))
 
   def __call__(self, media: types.Media) -> Array:
     """Returns features [N, S, W] in the media's order.

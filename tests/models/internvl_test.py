@@ -12,9 +12,11 @@ from safetensors import numpy as safetensors_numpy
 import torch
 import transformers
 
+from mmr1 import trees
 from mmr1.models import checkpoints
 from mmr1.models import internvl
 from mmr1.models import internvl_weights
+from mmr1.models import lora
 from tests import internvl as tiny
 from tests import tiles
 from tests.models import passes
@@ -180,6 +182,23 @@ def test_m20_the_files_say_whether_there_is_a_head(folders, models, tmp_path):
   again = passes.leaves(params)
   for path, x in passes.leaves(models['large'][1]).items():
     np.testing.assert_array_equal(again[path], x, err_msg=path)
+
+
+@pytest.mark.slow
+def test_the_tower_takes_adapters(models, batch, two, logits):
+  """Its linear layers and the projector's; new ones change nothing."""
+  module, params = models['small']
+  params = lora.inject(params, jax.random.key(0), rank=2, alpha=4.0,
+                       targets=('visual/.*',))
+  names = trees.named(params)
+  adapted = [x for x in names if x.endswith('lora_b')]
+  assert len(adapted) == 6 + 1 + 2  # of a block, of patches, the projector's
+  (_, got), grads = passes.gradient(
+      module, params, batch, two, passes.weight_of(two, tiles.VOCAB))
+  np.testing.assert_allclose(got, logits, atol=1e-5, rtol=0)
+  grads = passes.leaves(grads)
+  for name in adapted:
+    assert np.abs(grads[name]).max() > 1e-3, name
 
 
 @pytest.mark.slow
