@@ -18,6 +18,7 @@ from mmr1.models import checkpoints
 from mmr1.models import llava_onevision
 from mmr1.models import lora
 from tests import llava_onevision as tiny
+from tests import measured
 from tests import tiles
 from tests.models import passes
 
@@ -76,6 +77,7 @@ def logits(reference):
   return np.asarray(reference[0][1])
 
 
+@pytest.mark.parity
 def test_m3_m4_logits_and_gradients_equal_transformers(
     oracles, rows, models, two, weight, reference):
   """Each row alone and unpadded there; in one padded batch here."""
@@ -91,19 +93,19 @@ def test_m3_m4_logits_and_gradients_equal_transformers(
           np.asarray(weight[n, g, :length + 1]))).backward()
       expected = expected.detach().numpy()
       assert np.abs(expected).max() > 1
-      np.testing.assert_allclose(
-          got[n, g, :length + 1], expected, atol=1e-4, rtol=0)
+      measured.logits('llava_onevision', n, got[n, g, :length + 1], expected)
   encoder = 'visual/encoder'
   for parameter in (
       oracle.model.model.vision_tower.post_layernorm.parameters()):
     assert parameter.grad is None  # the features are those before it
     parameter.grad = torch.zeros_like(parameter)
-  passes.check_gradients(
+  measured.record('llava_onevision', 'gradient', passes.check_gradients(
       llava_onevision, module.config, oracle.model, grads,
       zero=(f'{encoder}/norm/weight', f'{encoder}/norm/bias',
-            f'{encoder}/blocks/k/bias'))
+            f'{encoder}/blocks/k/bias')))
 
 
+@pytest.mark.parity
 def test_m1_greedy_tokens_equal_generate(oracles, rows, models, batch):
   got = np.asarray(passes.greedy(*models[False], batch, 64))
   for n, row in enumerate(rows):
@@ -113,6 +115,7 @@ def test_m1_greedy_tokens_equal_generate(oracles, rows, models, batch):
     assert got[n].tolist() == (
         expected[0, inputs['input_ids'].shape[1]:].tolist())
     assert len(set(got[n].tolist())) > 3
+  measured.record('llava_onevision', 'greedy', got.shape[1])
 
 
 def test_scan_and_remat_change_nothing(models, batch, two, weight, reference):
@@ -156,6 +159,7 @@ def test_m6_all_text(oracles, rows, models, two, weight, logits):
     assert np.all(x == 0) == path.startswith('visual/'), path
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('tied', [True, False])
 def test_m20_saved_folder_opens_in_transformers(oracles, models, rows,
                                                 tmp_path, tied):
@@ -174,6 +178,7 @@ def test_m20_saved_folder_opens_in_transformers(oracles, models, rows,
   assert set(again) == set(passes.leaves(params))
   for path, x in passes.leaves(params).items():
     np.testing.assert_array_equal(again[path], x, err_msg=path)
+  measured.record('llava_onevision', 'export', 0)
 
 
 def test_names_of_transformers_5(folders, models, tmp_path):
@@ -207,6 +212,7 @@ def test_the_tower_takes_adapters(models, batch, two, logits):
     assert np.abs(grads[name]).max() > 1e-3, name
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_bfloat16_is_near_float32(models, batch, two, logits):
   module, params = models[False]
@@ -214,7 +220,8 @@ def test_bfloat16_is_near_float32(models, batch, two, logits):
       module.config, compute_dtype='bfloat16'))
   params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
   got = np.asarray(passes.forward(module, params, batch, *two))
-  passes.check_bfloat16(got, logits, two)
+  _, most = passes.check_bfloat16(got, logits, two)
+  measured.record('llava_onevision', 'bf16', most)
 
 
 @pytest.mark.parametrize('section, change, message', [

@@ -15,6 +15,7 @@ from mmr1.data import processor as processor_lib
 from mmr1.data import template
 from mmr1.data.codecs import internvl
 from tests import internvl as tiny
+from tests import measured
 from tests import tiles
 
 
@@ -47,6 +48,7 @@ def odd():
                                records.Video(frames[::-1], fps=9.0)))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('which', range(5))
 def test_m4_ids_and_pixels_equal_transformers(oracle, odd, which):
   example = [*tiles.examples(tiny.TILE), odd][which]
@@ -55,6 +57,7 @@ def test_m4_ids_and_pixels_equal_transformers(oracle, odd, which):
   count = len(ours.tokens)
   assert ours.positions.tolist() == [[i] * 3 for i in range(count)]
   assert ours.next_position == count
+  measured.record('internvl', 'positions', 0)
   if 'pixel_values' not in theirs:
     assert len(ours.patches) == 0 and np.all(ours.slot == -1)
     return
@@ -64,6 +67,8 @@ def test_m4_ids_and_pixels_equal_transformers(oracle, odd, which):
   # Pixels of a frame that had to be resized: 1/255 of what is normalised.
   loose = 1.01 / 255 / min(tiny.STD) if example is odd else 0
   np.testing.assert_allclose(images, expected, atol=loose + 1e-6, rtol=0)
+  if loose == 0:
+    measured.record('internvl', 'pixels', np.abs(images - expected).max())
   assert loose == 0 or np.abs(images - expected).mean() < 1e-3
   cells = ours.slot[ours.slot >= 0]
   assert cells.tolist() == list(range(4 * len(images)))

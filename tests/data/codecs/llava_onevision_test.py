@@ -17,6 +17,7 @@ from mmr1.data import processor as processor_lib
 from mmr1.data import template
 from mmr1.data.codecs import llava_onevision
 from tests import llava_onevision as tiny
+from tests import measured
 from tests import tiles
 
 # Of the released models.
@@ -63,6 +64,7 @@ def odd():
                       images=(tiles.noise(1, 400, 7),))]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('which', range(7))
 def test_m4_ids_and_pixels_equal_transformers(oracle, odd, which):
   example = (tiles.examples(tiny.SIZE) + odd)[which]
@@ -70,6 +72,7 @@ def test_m4_ids_and_pixels_equal_transformers(oracle, odd, which):
   assert ours.tokens.tolist() == theirs['input_ids'][0].tolist()
   count = len(ours.tokens)
   assert ours.positions.tolist() == [[i] * 3 for i in range(count)]
+  measured.record('llava_onevision', 'positions', 0)
   assert ours.taps.shape == ours.weights.shape == (count, 4)
   if not example.images:
     assert len(ours.patches) == 0 and np.all(ours.slot == -1)
@@ -85,6 +88,9 @@ def test_m4_ids_and_pixels_equal_transformers(oracle, odd, which):
   loose = 1.01 / 255 / min(tiny.STD) if which == 4 else 0
   np.testing.assert_allclose(
       images, expected[..., :edge, :edge], atol=loose + 1e-6, rtol=0)
+  if loose == 0:
+    off = np.abs(images - expected[..., :edge, :edge]).max()
+    measured.record('llava_onevision', 'pixels', off)
   of_media = np.isin(
       ours.tokens, (oracle.proc.codec.image_id, oracle.proc.codec.video_id))
   assert np.array_equal(of_media, ours.slot != -1)
