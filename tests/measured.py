@@ -17,7 +17,7 @@ KINDS = ('text', 'image', 'images', 'video')
 def logits(family: str, row: int, got: np.ndarray, expected: np.ndarray,
            atol: float = 1e-4) -> None:
   """Asserts that logits of a row of the test batch agree, and notes by how
-  much; rows after those of KINDS are more videos and odd sizes."""
+  much; rows after those of KINDS have videos and images."""
   np.testing.assert_allclose(got, expected, atol=atol, rtol=0)
   record(family, f'logits/{KINDS[min(row, len(KINDS) - 1)]}',
          np.abs(np.asarray(got) - expected).max())
