@@ -12,6 +12,8 @@ them is scanned or unrolled:
   scalars/   one linear layer to a number for each of `Config.scalars`
 """
 
+from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -24,11 +26,21 @@ from mmr1.models import layers
 
 Array = jax.Array
 Config = decoder_config.Config
+# Like `layers.Visible`, of a layer that sees `window` tokens: the keys that
+# queries `rows` see. The window is an int, traced in a scan, or None (all).
+Sight = Callable[[Array, Any], Array]
+
+_MLPS = {'silu': layers.SwiGLU, 'gelu': layers.GeGLU}
+_EVERYTHING = 2**31 - 1
 
 
 class DecoderBlock(nn.Module):
   """One layer of the language model, for all three passes."""
   config: Config
+
+  def _norm(self, name):
+    c = self.config
+    return layers.RMSNorm(c.eps, c.compute_dtype, c.norm_offset, name=name)
 
   @nn.compact
   def __call__(
@@ -52,15 +64,14 @@ class DecoderBlock(nn.Module):
     c = self.config
     kw = dict(dtype=c.compute_dtype, precision=c.precision)
     n, g, t, _ = x.shape
-    hidden = layers.RMSNorm(c.eps, c.compute_dtype, name='input_norm')(x)
+    hidden = self._norm('input_norm')(x)
     q, k, v = (
         layers.dense(heads * c.head_width, name, bias=c.qkv_bias, **kw)(hidden)
         .reshape(n, g, t, heads, c.head_width)
         for name, heads in
         (('q', c.heads), ('k', c.kv_heads), ('v', c.kv_heads)))
     if c.qk_norm:
-      q, k = (layers.RMSNorm(c.eps, c.compute_dtype, name=name)(a)
-              for name, a in (('q_norm', q), ('k_norm', k)))
+      q, k = self._norm('q_norm')(q), self._norm('k_norm')(k)
     q, k = layers.rotate(q, cos, sin), layers.rotate(k, cos, sin)
     k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
     if cache is not None:
@@ -70,11 +81,15 @@ class DecoderBlock(nn.Module):
           for old, new in ((cache[0], k), (cache[1], v)))
     sources = [(k, v, visible)] + ([prefix] if prefix is not None else [])
     hidden = layers.attend(
-        q, sources, precision=c.precision, chunk=c.query_chunk)
-    x = x + layers.dense(c.width, 'o', bias=False, **kw)(
+        q, sources, precision=c.precision, chunk=c.query_chunk,
+        scale=c.query_scale, cap=c.score_cap)
+    hidden = layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.heads * c.head_width))
-    hidden = layers.RMSNorm(c.eps, c.compute_dtype, name='post_norm')(x)
-    x = x + layers.SwiGLU(c.mlp_width, bias=False, name='mlp', **kw)(hidden)
+    x = x + (self._norm('attention_out_norm')(hidden) if c.out_norms
+             else hidden)
+    hidden = _MLPS[c.activation](
+        c.mlp_width, bias=False, name='mlp', **kw)(self._norm('post_norm')(x))
+    x = x + (self._norm('mlp_out_norm')(hidden) if c.out_norms else hidden)
     return x, (k, v)
 
 
@@ -86,7 +101,7 @@ class Decoder(nn.Module):
     c = self.config
     normal = nn.initializers.normal(0.02)
     self.embed = self.param('embed', normal, (c.vocab, c.width))
-    self.norm = layers.RMSNorm(c.eps, c.compute_dtype)
+    self.norm = layers.RMSNorm(c.eps, c.compute_dtype, c.norm_offset)
     if not c.tied:
       self.head = self.param('head', normal, (c.vocab, c.width))
     angle = jnp.zeros((1, 1, 1, c.head_width))
@@ -97,47 +112,72 @@ class Decoder(nn.Module):
 
   def embedded(self, tokens: Array) -> Array:
     table = jnp.asarray(self.embed)  # parameters may be host arrays
-    return table[tokens].astype(self.config.compute_dtype)
+    x = table[tokens].astype(self.config.compute_dtype)
+    scale = self.config.embed_scale
+    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
-  def __call__(self, x: Array, positions: Array, visible: layers.Visible,
+  def __call__(self, x: Array, positions: Array, visible: Sight,
                extras: Any, *, prefix_mask: Array | None = None,
                t: Array | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
     the prefix | None, cache | None). Returns x (no final norm), own KV."""
     c = self.config
-    cos, sin = layers.mrope(positions, theta=c.theta, sections=c.sections,
-                            dtype=c.compute_dtype, llama3=c.llama3)
+    turn = functools.partial(
+        layers.mrope, positions, sections=c.sections, dtype=c.compute_dtype)
+    turns = turn(theta=c.theta, scaling=c.scaling)
+    near = turns if c.sliding_theta is None else turn(theta=c.sliding_theta)
     block = DecoderBlock(c, parent=None)
 
-    def prompt(rows):
-      del rows  # a completion token sees the whole prompt
-      return prefix_mask[:, None, None, :]
+    def prompt(rows, window):
+      seen = prefix_mask[:, None, None, :]
+      if window is None:
+        return seen
+      # Positions of text count tokens, whatever is padded in between.
+      keys = jnp.cumsum(prefix_mask, -1)[:, None, None, :] - 1
+      return seen & (positions[:, :, rows, :1] - keys < window)
 
     def step(params, x, extra, flag):
-      del flag
       prefix, cache = extra
+      window = self._window(flag)
       return block.apply(
-          {'params': params}, x, cos, sin, visible,
-          None if prefix is None else (*prefix, prompt),
+          {'params': params}, x, *_choose(flag, near, turns),
+          functools.partial(visible, window=window),
+          None if prefix is None else (
+              *prefix, functools.partial(prompt, window=window)),
           None if cache is None else (*cache, t))
 
     return layers.fold(
-        step, self.layers, x, extras, [False] * c.depth,
+        step, self.layers, x, extras, c.sliding or [False] * c.depth,
         scan=c.layers == 'scan', remat=c.remat == 'layer')
+
+  def _window(self, sliding: bool | Array) -> int | Array | None:
+    """Of a layer, see `Sight`; `sliding` is its flag in `layers.fold`."""
+    if isinstance(sliding, bool) or not any(self.config.sliding):
+      return self.config.window if sliding is True else None
+    return jnp.where(sliding, self.config.window, _EVERYTHING)
 
   def logits(self, hidden: Array) -> Array:
     c = self.config
     weight = self.embed if c.tied else self.head
-    return jnp.einsum(
+    logits = jnp.einsum(
         '...d,vd->...v', hidden.astype(c.compute_dtype),
         weight.astype(c.compute_dtype), precision=c.precision,
         preferred_element_type=jnp.float32)
+    return layers.soft_cap(logits, c.logit_cap)
+
+
+def _choose(flag: bool | Array, yes: Any, no: Any) -> Any:
+  """`yes if flag else no` of two trees, whose flag may be traced."""
+  if yes is no or isinstance(flag, bool):
+    return yes if flag is True else no
+  return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
 
 
 class LanguageModel(nn.Module):
   """The model; use `module.apply({'params': params}, ..., method='...')`.
 
-  A family with other inputs than text extends `setup` and `inputs`.
+  A family with other inputs than text extends `setup` and `inputs`, one whose
+  prompts are not read causally `blocks`.
   """
   config: Config
 
@@ -170,6 +210,16 @@ class LanguageModel(nn.Module):
           'only.')
     return self.language.embedded(prompts.tokens)
 
+  def blocks(self, prompts: types.Prompts) -> tuple[Array, bool] | None:
+    """Prompt tokens that see what comes after them; None: there are none.
+
+    Returns:
+      i32[N, P], tokens of one number above 0 see each other both ways; and
+      whether in a sliding layer they do so inside its window only.
+    """
+    del prompts
+    return None
+
   def prompt_pass(self, prompts: types.Prompts) -> types.Prefix:
     """Reads N prompts, their media included, once.
 
@@ -184,7 +234,8 @@ class LanguageModel(nn.Module):
     x = self.inputs(prompts)
     p = x.shape[1]
     x, (keys, values) = self._run(
-        x[:, None], prompts.positions[:, None], _causal(prompts.mask[:, None]))
+        x[:, None], prompts.positions[:, None],
+        _causal(prompts.mask[:, None], blocks=self.blocks(prompts)))
     keys, values = (jnp.swapaxes(a[:, :, 0], 2, 3) for a in (keys, values))
     last = (self.language.norm(x[:, 0, -1]) if p else
             jnp.zeros((x.shape[0], c.width), x.dtype))
@@ -242,10 +293,16 @@ class LanguageModel(nn.Module):
     """
     length = jax.tree.leaves(cache)[0].shape[-2]
     x = self.language.embedded(tokens)[:, :, None]
+
+    def visible(rows, window):
+      del rows  # there is one query, token t
+      back = t - jnp.arange(length)
+      seen = back >= 0 if window is None else (back >= 0) & (back < window)
+      return seen[None, None, None]
+
     x, cache = self.language(
-        x, positions[:, :, None],
-        lambda rows: (jnp.arange(length) <= t)[None, None, None],
-        self._extras(prefix, cache), prefix_mask=prompt_mask, t=t)
+        x, positions[:, :, None], visible, self._extras(prefix, cache),
+        prefix_mask=prompt_mask, t=t)
     return self.language.norm(x)[:, :, 0], cache
 
   def _extras(self, prefix, cache):
@@ -273,10 +330,19 @@ class LanguageModel(nn.Module):
     return init_cache(self.config, n, g, t, self.config.compute_dtype)
 
 
-def _causal(mask: Array, segment: Array | None = None) -> layers.Visible:
-  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it."""
-  def visible(rows):
-    seen = jnp.arange(mask.shape[2]) <= rows[:, None]
+def _causal(mask: Array, segment: Array | None = None,
+            blocks: tuple[Array, bool] | None = None) -> Sight:
+  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it, and
+  those of its block, see `LanguageModel.blocks`."""
+  def visible(rows, window):
+    back = rows[:, None] - jnp.arange(mask.shape[2])
+    near = True if window is None else back < window
+    seen = (back >= 0) & near
+    if blocks is not None:
+      number, windowed = blocks
+      own = number[:, None, rows, None]
+      same = (own > 0) & (own == number[:, None, None, :])
+      seen = seen | (same & near if windowed else same)
     seen = seen & mask[:, :, None, :]
     if segment is not None:
       seen &= segment[:, :, rows, None] == segment[:, :, None, :]

@@ -23,10 +23,22 @@ class Config:
     sections: frequencies that turn with time, height and width; they sum to
       half of `head_width`. (d / 2, 0, 0) is ordinary rotary: for text the time
       counts tokens.
-    llama3: how the frequencies are stretched, or None.
+    scaling: how the frequencies are stretched, or None.
     qkv_bias: whether the q, k and v projections have a bias.
     qk_norm: whether q and k are normalised over the head before they turn.
     tied: the head is the embedding.
+    activation: of the gated MLP, 'silu' or 'gelu' (its tanh approximation).
+    norm_offset: norms multiply by 1 + weight, see `layers.RMSNorm`.
+    out_norms: what attention and the MLP give is normalised before it is
+      added, as what they read is.
+    embed_scale: factor of the embeddings, in the compute dtype.
+    query_scale: factor of the scores; None: head_width ** -0.5.
+    score_cap, logit_cap: see `layers.soft_cap`; None: no cap.
+    sliding: for each layer, whether a token sees itself and the window - 1
+      before it only; (): no layer is so.
+    window: of the sliding layers.
+    sliding_theta: `theta` of the sliding layers, which are not stretched;
+      None: they turn as the others do.
     max_positions: the context it was made for.
     hf: the config.json it came from, as a JSON string (hashable).
     scalars: heads that give one number per token, of SCALARS.
@@ -50,10 +62,20 @@ class Config:
   eps: float
   theta: float
   sections: tuple[int, ...]
-  llama3: layer_lib.Llama3 | None = None
+  scaling: layer_lib.Llama3 | layer_lib.Linear | None = None
   qkv_bias: bool
   qk_norm: bool
   tied: bool
+  activation: str = 'silu'
+  norm_offset: bool = False
+  out_norms: bool = False
+  embed_scale: float = 1.0
+  query_scale: float | None = None
+  score_cap: float | None = None
+  logit_cap: float | None = None
+  sliding: tuple[bool, ...] = ()
+  window: int = 0
+  sliding_theta: float | None = None
   max_positions: int
   hf: str
   scalars: tuple[str, ...] = ()
@@ -87,6 +109,7 @@ def fields(
     defaults: Mapping[str, Any],
     *,
     rotary: Sequence[str],
+    activations: Sequence[str] = ('silu',),
 ) -> dict[str, Any]:
   """What config.json says of the decoder, as keywords of `Config`.
 
@@ -97,9 +120,11 @@ def fields(
     hf: the parsed config.json.
     defaults: what transformers assumes of the family where it is silent.
     rotary: values of `rope_type` that the family knows.
+    activations: values of `hidden_act` that it knows.
 
   Returns:
-    All but `sections`, `qkv_bias`, `qk_norm`, `hf` and the run-time choices.
+    All but `sections`, `qkv_bias`, `qk_norm`, `hf`, what has a default and
+    the run-time choices.
 
   Raises:
     ValueError: a field is inconsistent or asks for what is not supported.
@@ -113,7 +138,7 @@ def fields(
     raise ValueError(
         f'config.json: rotary type {kind!r} is not supported for '
         f"model_type {hf.get('model_type')!r}, only {tuple(rotary)}.")
-  _check(text)
+  _check(text, activations)
   width, heads = text['hidden_size'], text['num_attention_heads']
   return dict(
       vocab=text['vocab_size'], width=width,
@@ -122,9 +147,8 @@ def fields(
       head_width=text.get('head_dim', width // heads),
       eps=text['rms_norm_eps'],
       theta=float(rope.get('rope_theta', text['rope_theta'])),
-      llama3=_llama3(rope) if kind == 'llama3' else None,
-      tied=bool(hf.get('tie_word_embeddings', False)
-                or text.get('tie_word_embeddings', False)),
+      scaling=_SCALINGS[kind](rope) if kind in _SCALINGS else None,
+      tied=_tied(hf, given, defaults),
       max_positions=text['max_position_embeddings'])
 
 
@@ -132,6 +156,21 @@ def rope_of(hf: Mapping[str, Any]) -> Mapping[str, Any]:
   """The rotary section of config.json, empty if it has none."""
   text = hf.get('text_config') or hf
   return text.get('rope_parameters') or text.get('rope_scaling') or {}
+
+
+def _tied(*sections: Mapping[str, Any]) -> bool:
+  """config.json or its text section may say it, else the last: defaults."""
+  *said, default = [x.get('tie_word_embeddings') for x in sections]
+  said = [x for x in said if x is not None]
+  return any(said) if said else bool(default)
+
+
+def _linear(rope: Mapping[str, Any]) -> layer_lib.Linear:
+  if not rope.get('factor', 0) > 0:
+    raise ValueError(
+        f"config.json: rotary type 'linear' with factor "
+        f"{rope.get('factor')!r}; needed is a positive number.")
+  return layer_lib.Linear(float(rope['factor']))
 
 
 def _llama3(rope: Mapping[str, Any]) -> layer_lib.Llama3:
@@ -152,7 +191,10 @@ def _llama3(rope: Mapping[str, Any]) -> layer_lib.Llama3:
   return result
 
 
-def _check(text: Mapping[str, Any]) -> None:
+_SCALINGS = {'llama3': _llama3, 'linear': _linear}
+
+
+def _check(text: Mapping[str, Any], activations: Sequence[str]) -> None:
   heads, kv_heads = text['num_attention_heads'], text['num_key_value_heads']
   free = 'head_dim' in text  # then the heads need not divide the width
   if (not free and text['hidden_size'] % heads) or heads % kv_heads:
@@ -164,9 +206,9 @@ def _check(text: Mapping[str, Any]) -> None:
     raise ValueError(f"config.json: head_dim {text['head_dim']} must be even.")
   sliding = text.get('use_sliding_window', False) or any(
       kind != 'full_attention' for kind in text.get('layer_types', ()))
-  if text['hidden_act'] != 'silu' or sliding:
+  if text['hidden_act'] not in activations or sliding:
     raise ValueError(
         f"config.json: hidden_act {text['hidden_act']!r}, use_sliding_window "
         f"{text.get('use_sliding_window', False)}, layer_types "
-        f"{sorted(set(text.get('layer_types', ())))}: only 'silu' without "
-        'sliding window is supported.')
+        f"{sorted(set(text.get('layer_types', ())))}: only "
+        f'{tuple(activations)} without sliding window is supported.')

@@ -29,6 +29,12 @@ _SCALARS = {
               'bias': 'v_head.summary.bias'},
     'reward': {'kernel': 'score.weight'},
 }
+# With norms after attention and MLP 'post_attention_layernorm' is the former's.
+_OUT_NORMS = {
+    'attention_out_norm/weight': 'post_attention_layernorm.weight',
+    'post_norm/weight': 'pre_feedforward_layernorm.weight',
+    'mlp_out_norm/weight': 'post_feedforward_layernorm.weight',
+}
 _IGNORED = re.compile(r'rotary_emb\.inv_freq$')
 
 
@@ -50,7 +56,9 @@ def table(config: decoder_config.Config) -> tuple[weights.Weight, ...]:
   ]
   if not config.tied:
     rows.append(weights.Weight('language/head', 'lm_head.weight'))
-  for ours, theirs in (_LAYER | (_QK_NORM if config.qk_norm else {})).items():
+  names = (_LAYER | (_QK_NORM if config.qk_norm else {})
+           | (_OUT_NORMS if config.out_norms else {}))
+  for ours, theirs in names.items():
     rows += linear(
         f'language/layers/{ours}', f'model.layers.{{}}.{theirs}',
         bias=config.qkv_bias and ours in ('q', 'k', 'v'), layers=config.depth)

@@ -30,15 +30,23 @@ ADAPTER = ('lora_a', 'lora_b', 'lora_scale')
 
 
 class RMSNorm(nn.Module):
-  """`weight * x / rms(x)`: statistics in float32, cast back, then scaled."""
+  """`weight * x / rms(x)`: statistics in float32, cast back, then scaled.
+
+  With `offset` it is `(1 + weight) * x / rms(x)`, cast at the end (Gemma).
+  """
   eps: float
   dtype: Any
+  offset: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    weight = self.param('weight', nn.initializers.ones, (x.shape[-1],))
+    initial = nn.initializers.zeros if self.offset else nn.initializers.ones
+    weight = self.param('weight', initial, (x.shape[-1],))
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
+    if self.offset:
+      return (wide * scale * (1 + weight.astype(jnp.float32))).astype(
+          self.dtype)
     return weight.astype(self.dtype) * (wide * scale).astype(self.dtype)
 
 
@@ -123,8 +131,8 @@ def _product_backward(precision, kept, slope):
 _product.defvjp(_product_forward, _product_backward)
 
 
-class SwiGLU(nn.Module):
-  """`down(silu(gate(x)) * up(x))`."""
+class _Gated(nn.Module):
+  """`down(activation(gate(x)) * up(x))`."""
   width: int
   bias: bool
   dtype: Any
@@ -133,9 +141,26 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kw = dict(bias=self.bias, dtype=self.dtype, precision=self.precision)
-    hidden = nn.silu(dense(self.width, 'gate', **kw)(x))
+    hidden = self.activation(dense(self.width, 'gate', **kw)(x))
     hidden = hidden * dense(self.width, 'up', **kw)(x)
     return dense(x.shape[-1], 'down', **kw)(hidden)
+
+  def activation(self, x: Array) -> Array:
+    raise NotImplementedError
+
+
+class SwiGLU(_Gated):
+  """`down(silu(gate(x)) * up(x))`."""
+
+  def activation(self, x: Array) -> Array:
+    return nn.silu(x)
+
+
+class GeGLU(_Gated):
+  """`down(gelu(gate(x)) * up(x))`, the GELU approximated by tanh."""
+
+  def activation(self, x: Array) -> Array:
+    return nn.gelu(x, approximate=True)
 
 
 class QuickGELU(nn.Module):
@@ -178,8 +203,19 @@ class Llama3(NamedTuple):
     return (frequencies * (keep + (1 - keep) / self.factor)).astype(np.float32)
 
 
-def mrope(positions: Array, *, theta: float, sections: Sequence[int],
-          dtype: Any, llama3: Llama3 | None = None) -> tuple[Array, Array]:
+class Linear(NamedTuple):
+  """Makes every rotary wave `factor` times longer (position interpolation,
+  https://arxiv.org/abs/2306.15595)."""
+  factor: float
+
+  def stretch(self, frequencies: np.ndarray) -> np.ndarray:
+    """f32[d / 2] -> f32[d / 2]."""
+    return (frequencies / np.float32(self.factor)).astype(np.float32)
+
+
+def mrope(
+    positions: Array, *, theta: float, sections: Sequence[int], dtype: Any,
+    scaling: Llama3 | Linear | None = None) -> tuple[Array, Array]:
   """Cosines and sines of multimodal rotary positions (Qwen2-VL, section 2.1).
 
   The first `sections[0]` frequencies turn with time, the next `sections[1]`
@@ -191,15 +227,15 @@ def mrope(positions: Array, *, theta: float, sections: Sequence[int],
     theta: base of the frequencies.
     sections: three counts that sum to d / 2.
     dtype: of the result; angles are computed in float32.
-    llama3: how the frequencies are stretched.
+    scaling: how the frequencies are stretched.
 
   Returns:
     (cos, sin), both [..., d].
   """
   row = np.repeat(np.arange(3), sections)
   frequencies = inverse_frequencies(theta, 2 * len(row))
-  if llama3 is not None:
-    frequencies = llama3.stretch(frequencies)
+  if scaling is not None:
+    frequencies = scaling.stretch(frequencies)
   angles = positions[..., row].astype(jnp.float32) * frequencies
   angles = jnp.concatenate([angles, angles], -1)
   return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
@@ -227,7 +263,8 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def attend(query: Array, sources: Sequence[Source], *, precision: str,
-           chunk: int) -> Array:
+           chunk: int, scale: float | None = None,
+           cap: float | None = None) -> Array:
   """Grouped-query attention with one softmax over all `sources`.
 
   Scores, softmax and its sums are float32; the weights meet the values in the
@@ -241,13 +278,18 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
     precision: of the matrix products.
     chunk: queries handled at once: above it they go chunk by chunk, scores
       recomputed in the backward pass, so that memory grows with `chunk * U`.
+    scale: factor of the scores, None: d ** -0.5.
+    cap: scores s become `soft_cap(s, cap)`.
 
   Returns:
     [N, G, T, H, d]. Arbitrary but finite where nothing is visible.
   """
   n, g, t, heads, width = query.shape
+  scale = width**-0.5 if scale is None else scale
+  some = functools.partial(
+      _attend, sources=sources, precision=precision, scale=scale, cap=cap)
   if t <= chunk:
-    return _attend(query, jnp.arange(t), sources, precision)
+    return some(query, jnp.arange(t))
   count = -(-t // chunk)
   chunk = -(-t // count)  # even ones: 1025 queries are not padded to 2048
   padding = count * chunk - t
@@ -255,12 +297,16 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
   query = query.reshape(n, g, count, chunk, heads, width)
   rows = jnp.minimum(jnp.arange(count * chunk), t - 1).reshape(count, chunk)
   out = jax.lax.map(
-      jax.checkpoint(lambda x: _attend(*x, sources, precision)),
-      (jnp.moveaxis(query, 2, 0), rows))
+      jax.checkpoint(lambda x: some(*x)), (jnp.moveaxis(query, 2, 0), rows))
   return jnp.moveaxis(out, 0, 2).reshape(n, g, -1, heads, width)[:, :, :t]
 
 
-def _attend(query, rows, sources, precision):
+def soft_cap(x: Array, cap: float | None) -> Array:
+  """`cap * tanh(x / cap)`; x if there is no cap."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _attend(query, rows, *, sources, precision, scale, cap):
   """`attend` for the queries of index `rows`, all at once."""
   n, g, t, heads, width = query.shape
   kv_heads = sources[0][0].shape[2]  # [N, G, K, ...] and [N, U, K, d] alike
@@ -271,7 +317,8 @@ def _attend(query, rows, sources, precision):
     score = jnp.einsum(
         'ngtkrd,nukd->nkgtru' if shared else 'ngtkrd,ngkud->ngktru',
         query, key, precision=precision,
-        preferred_element_type=jnp.float32) * width**-0.5
+        preferred_element_type=jnp.float32) * scale
+    score = soft_cap(score, cap)
     mask = visible(rows)
     mask = mask[:, None, :, :, None] if shared else mask[:, :, None, :, None]
     scores.append(jnp.where(mask, score, _MASKED))

@@ -117,8 +117,24 @@ def test_llama3_frequencies_by_hand():
   # And they reach the angles: theta 16 and width 4, frequencies 1 and 1/4.
   cos, _ = layers.mrope(
       jnp.asarray([3, 3, 3]), theta=16.0, sections=(2, 0, 0),
-      dtype=jnp.float32, llama3=scaling)
+      dtype=jnp.float32, scaling=scaling)
   np.testing.assert_allclose(cos, np.cos([3, 3 / 32] * 2), atol=1e-6)
+
+
+def test_linear_scaling_by_hand():
+  got = layers.Linear(8.0).stretch(np.float32([2, 0.25]))
+  np.testing.assert_array_equal(got, [0.25, 1 / 32])
+
+
+def test_norm_with_an_offset_by_hand():
+  # rms(3, 4) = sqrt(12.5); fresh weights are 0 and multiply by one.
+  norm = layers.RMSNorm(0.0, jnp.bfloat16, offset=True)
+  x = jnp.float32([3, 4])
+  fresh = norm.init(jax.random.key(0), x)
+  got = norm.apply(jax.tree.map(lambda w: w + jnp.float32([0, 0.5]), fresh), x)
+  expected = np.float32([3, 6]) / np.sqrt(np.float32(12.5))
+  # Rounded once, at the end.
+  np.testing.assert_array_equal(got, jnp.asarray(expected, jnp.bfloat16))
 
 
 def test_axial_rope_by_hand():

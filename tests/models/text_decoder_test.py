@@ -1,4 +1,4 @@
-"""The text-only families against transformers."""
+"""The text-only families against transformers, Gemma's among them."""
 
 import dataclasses
 import functools
@@ -14,7 +14,9 @@ import transformers
 
 from mmr1 import types
 from mmr1.models import checkpoints
+from mmr1.models import decoder
 from mmr1.models import decoder_weights
+from mmr1.models import gemma
 from mmr1.models import text_decoder
 from tests.models import passes
 
@@ -36,19 +38,45 @@ CASES = {
     'llama': dict(hidden_size=48, num_attention_heads=3,
                   num_key_value_heads=3, head_dim=80,
                   tie_word_embeddings=False, rope_parameters=LLAMA3),
+    # Prompts of 12 and 7 tokens are longer than the windows of 4.
+    'gemma': dict(hidden_size=48, num_attention_heads=3,
+                  num_key_value_heads=1, head_dim=20),
+    'gemma2': dict(hidden_size=48, num_attention_heads=4,
+                   num_key_value_heads=2, head_dim=12, sliding_window=4,
+                   query_pre_attn_scalar=7, attn_logit_softcapping=1.5,
+                   final_logit_softcapping=4.0),
+    'gemma3_text': dict(hidden_size=40, num_attention_heads=4,
+                        num_key_value_heads=2, head_dim=16, sliding_window=4,
+                        query_pre_attn_scalar=9, num_hidden_layers=3,
+                        layer_types=['sliding_attention', 'full_attention',
+                                     'sliding_attention'],
+                        rope_parameters=dict(
+                            full_attention=dict(
+                                rope_type='linear', rope_theta=1e5,
+                                factor=4.0),
+                            sliding_attention=dict(
+                                rope_type='default', rope_theta=1e3))),
 }
 FAMILIES = tuple(CASES)
+# Gemma 3 has all that is Gemma's but caps, and Gemma 2 has those.
+WHOLE = [family for family in FAMILIES if family not in ('gemma', 'gemma2')]
+TIED = ('qwen2', *gemma.FAMILIES)
 
 
 @functools.cache
 def hf_model(family):
   config = transformers.AutoConfig.for_model(
-      family, vocab_size=VOCAB, intermediate_size=44, num_hidden_layers=2,
-      rms_norm_eps=1e-5, max_position_embeddings=256, bos_token_id=None,
-      eos_token_id=None, **CASES[family])
+      family, **dict(
+          vocab_size=VOCAB, intermediate_size=44, num_hidden_layers=2,
+          rms_norm_eps=1e-5, max_position_embeddings=256, bos_token_id=None,
+          eos_token_id=None) | CASES[family])
   config._attn_implementation = 'eager'
-  return passes.randomise(
+  model = passes.randomise(
       transformers.AutoModelForCausalLM.from_config(config), len(family))
+  if family in gemma.FAMILIES:  # scaled up again: every layer shall count
+    with torch.no_grad():
+      model.get_input_embeddings().weight *= 0.2
+  return model
 
 
 @pytest.fixture(scope='module')
@@ -163,11 +191,11 @@ def test_m1_greedy_tokens_equal_generate(rows, models, batch, family):
   assert len(set(got.ravel().tolist())) > 3
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', WHOLE)
 def test_scan_and_remat_change_nothing(models, batch, two, weight, results,
                                        family):
   module, params = models[family]
-  module = text_decoder.build(dataclasses.replace(
+  module = decoder.LanguageModel(dataclasses.replace(
       module.config, layers='scan', remat='layer', query_chunk=4))
   (value, _), grads = passes.gradient(module, params, batch, two, weight)
   np.testing.assert_allclose(value, results[family][0][0], rtol=1e-5)
@@ -195,10 +223,10 @@ def test_m20_saved_folder_opens_in_transformers(models, rows, tmp_path,
     np.testing.assert_array_equal(again[path], x, err_msg=path)
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', WHOLE)
 def test_bfloat16_is_near_float32(models, batch, two, results, family):
   module, params = models[family]
-  module = text_decoder.build(dataclasses.replace(
+  module = decoder.LanguageModel(dataclasses.replace(
       module.config, compute_dtype='bfloat16'))
   params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
   got = np.asarray(passes.forward(module, params, batch, *two))
@@ -215,13 +243,16 @@ def test_media_are_refused(models, batch, family):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_random_parameters(models, family):
   module, loaded = models[family]
-  params = passes.leaves(
-      text_decoder.init_params(module.config, jax.random.key(0)))
+  params = {
+      '/'.join(key.key for key in path): x
+      for path, x in jax.tree_util.tree_leaves_with_path(jax.eval_shape(
+          lambda: decoder.init_params(module, jax.random.key(0))))}
   assert {k: x.shape for k, x in params.items()} == {
       k: x.shape for k, x in passes.leaves(loaded).items()}
   assert ('language/layers/q/bias' in params) == (family == 'qwen2')
-  assert ('language/layers/q_norm/weight' in params) == (family == 'qwen3')
-  assert ('language/head' in params) == (family != 'qwen2')
+  assert ('language/layers/q_norm/weight' in params) == (
+      family in ('qwen3', 'gemma3_text'))
+  assert ('language/head' in params) == (family not in TIED)
 
 
 def hf_json(folders, family, **changes):
@@ -236,7 +267,7 @@ def test_config_layouts_agree(folders):
       k: x for k, x in LLAMA3.items() if k != 'rope_theta'}}
   a, b = map(text_decoder.Config.from_hf, (new, old))
   assert dataclasses.replace(a, hf='') == dataclasses.replace(b, hf='')
-  assert a.llama3.factor == 4 and a.head_width == 80
+  assert a.scaling.factor == 4 and a.head_width == 80
 
 
 def test_null_and_absent_fields_are_the_defaults(folders):
