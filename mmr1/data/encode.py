@@ -134,9 +134,11 @@ def encode_completion(
 def decode(
     tokens: Sequence[int], processor: processor_lib.Processor) -> str:
   """Text of completion tokens, special tokens removed."""
+  # A tokenizer.model does not say that the end of a turn is one.
+  ends = (processor.pad_id, processor.eos_id)
   return processor.tokenizer.decode(
-      [int(token) for token in tokens], skip_special_tokens=True,
-      clean_up_tokenization_spaces=False)
+      [int(token) for token in tokens if token not in ends],
+      skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _text(

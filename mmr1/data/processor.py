@@ -16,14 +16,19 @@ from etils import epath
 from mmr1 import positions
 from mmr1.data import checks
 from mmr1.data.codecs import base
+from mmr1.data.codecs import gemma
 from mmr1.data.codecs import internvl
 from mmr1.data.codecs import llava_onevision
 from mmr1.data.codecs import qwen
 
-TEXT_FAMILIES = ('llama', 'qwen2', 'qwen3')
-_CODECS = {'internvl': internvl, 'llava_onevision': llava_onevision,
+TEXT_FAMILIES = (
+    'gemma', 'gemma2', 'gemma3_text', 'llama', 'qwen2', 'qwen3')
+_CODECS = {'gemma3': gemma, 'internvl': internvl,
+           'llava_onevision': llava_onevision, 'paligemma': gemma,
            'qwen2_5_vl': qwen, 'qwen2_vl': qwen}
 FAMILIES = (*_CODECS, *TEXT_FAMILIES)
+# Of families whose folders have none.
+_CHAT_TEMPLATES = {'paligemma': gemma.PALIGEMMA_CHAT}
 # Tokens made for padding in families whose tokenizer may not say so.
 _PADDING = ('<|finetune_right_pad_id|>',)  # Llama 3.1
 _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.gguf', '.msgpack', '.h5')
@@ -129,7 +134,7 @@ def _open(folder: str, path: str, options: base.Options) -> Processor:
     raise ValueError(
         f'position_rule={options.position_rule!r}: allowed are '
         f'{positions.RULES}.')
-  tokenizer = _tokenizer(folder, path)
+  tokenizer = _tokenizer(folder, path, _CHAT_TEMPLATES.get(family))
   vocab_size = config.get('text_config', config).get(
       'vocab_size', config.get('vocab_size'))
   if vocab_size is None or len(tokenizer) > vocab_size:
@@ -141,26 +146,59 @@ def _open(folder: str, path: str, options: base.Options) -> Processor:
     if pad_id is None:
       known = tokenizer.get_vocab()
       pad_id = next((known[x] for x in _PADDING if x in known), None)
-    checks.distinct(
-        {'pad_id': pad_id, 'eos_id': tokenizer.eos_token_id}, path)
   else:
     checks.file(epath.Path(path) / 'preprocessor_config.json')
     codec = _CODECS[family].open_codec(
         folder, path, config, tokenizer, options)
+  eos_id = _turn_end(tokenizer, parts=codec is not None)
+  placeholders = codec.banned if codec else ()
+  checks.distinct(
+      {'pad_id': pad_id, 'eos_id': eos_id}
+      | {tokenizer.convert_ids_to_tokens(i): i for i in placeholders}, path)
   return Processor(
       path=path, family=family, tokenizer=tokenizer, codec=codec,
-      pad_id=pad_id, eos_id=tokenizer.eos_token_id, vocab_size=vocab_size)
+      pad_id=pad_id, eos_id=eos_id, vocab_size=vocab_size)
 
 
-def _tokenizer(folder, path):
+def _turn_end(tokenizer: Any, *, parts: bool) -> int | None:
+  """The token that ends an assistant's turn, what sampling stops at.
+
+  It is what the chat template writes after the words, if that is a token of
+  its own (Gemma's <end_of_turn>, while its eos token ends documents), else
+  the tokenizer's eos.
+
+  Args:
+    tokenizer: with a chat template.
+    parts: whether the template wants contents as lists of parts.
+  """
+  words = 'an answer'
+  text = tokenizer.apply_chat_template(
+      [{'role': role, 'content': (
+          [{'type': 'text', 'text': said}] if parts else said)}
+       for role, said in (('user', 'a question'), ('assistant', words))],
+      tokenize=False)
+  _, found, after = text.rpartition(words)
+  added = tokenizer.get_added_vocab()
+  ends = [token for token in added
+          if token.strip() and after.lstrip().startswith(token)]
+  if found and ends:
+    return added[max(ends, key=len)]
+  return tokenizer.eos_token_id
+
+
+def _tokenizer(folder, path, usual):
   """The folder's tokenizer, with a chat template from wherever it is kept."""
   import transformers  # costs a second: only when a folder is opened
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   if tokenizer.chat_template is None:
     legacy = epath.Path(folder) / 'chat_template.json'
-    if not legacy.exists():
+    if legacy.exists():
+      tokenizer.chat_template = json.loads(
+          legacy.read_text())['chat_template']
+    elif usual is not None:
+      tokenizer.chat_template = usual
+    else:
       raise ValueError(
           f'{path}: no chat template: neither chat_template.jinja, '
           'chat_template.json nor chat_template in tokenizer_config.json.')
-    tokenizer.chat_template = json.loads(legacy.read_text())['chat_template']
   return tokenizer

@@ -80,12 +80,16 @@ def test_old_chat_template_file(copy, tmp_path, proc):
       proc.tokenizer.chat_template)
 
 
-def test_pad_eos_and_vision_ids_are_distinct(copy):
+def test_pad_eos_and_vision_ids_are_distinct(copy, proc):
+  turned = proc.tokenizer.chat_template.replace(
+      '<|im_end|>', '<|vision_end|>')
   for changes, words in (
       (dict(pad_token='<|im_end|>'), 'pad_id and eos_id'),
       (dict(pad_token='<|image_pad|>'), 'pad_id and image_id'),
       (dict(eos_token='<|vision_end|>', pad_token='<|endoftext|>'),
-       'eos_id and vision_end_id')):
+       'eos_id and vision_end_id'),
+      (dict(eos_token='<|im_end|>', chat_template=turned),
+       r'eos_id and <\|vision_end\|>')):
     with pytest.raises(ValueError, match=words):
       open_folder(copy('tokenizer_config.json', **changes))
 
