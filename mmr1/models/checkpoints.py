@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from mmr1.models import adapter_files
 from mmr1.models import decoder_weights
+from mmr1.models import gemma
+from mmr1.models import gemma_vl
 from mmr1.models import internvl
 from mmr1.models import internvl_weights
 from mmr1.models import llava_onevision
@@ -26,8 +28,9 @@ _FAMILIES = {
     'llava_onevision': (llava_onevision, llava_onevision),
     'qwen2_5_vl': (qwen2_5_vl, qwen_vl_weights),
     'qwen2_vl': (qwen2_vl, qwen_vl_weights),
-    **{name: (text_decoder, decoder_weights)
-       for name in text_decoder.FAMILIES}}
+    **{name: (gemma_vl, gemma_vl) for name in gemma_vl.FAMILIES},
+    **{name: (family, decoder_weights) for family in (text_decoder, gemma)
+       for name in family.FAMILIES}}
 FAMILIES = tuple(sorted(_FAMILIES))
 # Those whose config.json says that the head is the embedding whether it is or
 # not: it is the default there, and was not looked at when files were made.

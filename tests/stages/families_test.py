@@ -13,11 +13,14 @@ import mmr1
 from mmr1 import log
 from mmr1.data import processor as processor_lib
 from mmr1.models import checkpoints
+from mmr1.models import gemma
+from mmr1.models import gemma_vl
 from mmr1.models import internvl
 from mmr1.models import llava_onevision
 from mmr1.models import qwen2_5_vl
 from mmr1.models import qwen2_vl
 from mmr1.models import text_decoder
+from tests import gemma as tiny_gemma
 from tests import internvl as tiny_internvl
 from tests import llava_onevision as tiny_llava
 
@@ -35,6 +38,8 @@ TEXT = dict(
 ROPE = dict(rope_type='default', rope_theta=1e4)
 MROPE = dict(ROPE, mrope_section=[2, 3, 3])
 PATCH = dict(patch_size=8, num_heads=2, depth=2)
+GEMMA = dict(head_dim=20, hidden_act='gelu', num_hidden_layers=2,
+             sliding_window=8, sliding_window_pattern=2)
 # model_type: (code, what config.json has beside TEXT)
 FAMILIES = {
     'qwen2': (text_decoder, dict(rope_parameters=ROPE)),
@@ -42,6 +47,11 @@ FAMILIES = {
     'llama': (text_decoder, dict(rope_parameters=dict(
         rope_type='llama3', rope_theta=1e4, factor=4.0, low_freq_factor=1.0,
         high_freq_factor=4.0, original_max_position_embeddings=32))),
+    'gemma': (gemma, GEMMA),
+    'gemma2': (gemma, GEMMA),
+    'gemma3_text': (gemma, GEMMA),
+    'gemma3': (gemma_vl, tiny_gemma.config('gemma3')),
+    'paligemma': (gemma_vl, tiny_gemma.config('paligemma')),
     'internvl': (internvl, dict(
         text_config=dict(TEXT, model_type='qwen2', rope_parameters=ROPE),
         vision_config=tiny_internvl.VISION)),
@@ -72,7 +82,11 @@ OTHERS = {
          'video_preprocessor_config.json': {},
          'chat_template.jinja': tiny_llava.CHAT})}
 # The others share their code with one that is run, or with every other test.
-RUN_BY_HAND = ('qwen2', 'llama', 'internvl', 'qwen2_5_vl')
+RUN_BY_HAND = (
+    'qwen2', 'llama', 'gemma', 'gemma2', 'gemma3_text', 'gemma3', 'paligemma',
+    'internvl', 'qwen2_5_vl')
+# Folders with a tokenizer of their own.
+WRITERS = {name: tiny_gemma.write for name in gemma_vl.FAMILIES}
 
 
 @pytest.fixture(params=[
@@ -86,10 +100,14 @@ def folder(request, tmp_path):
 def write(family, path):
   """A folder of the family: the embedded model's tokenizer, random weights."""
   code, more = FAMILIES[family]
-  shutil.copytree(EMBEDDED, path,
-                  ignore=shutil.ignore_patterns('*.safetensors'))
-  (path / 'config.json').write_text(json.dumps(
-      dict(TEXT, model_type=family, **more)))
+  if family in WRITERS:
+    path.mkdir()
+    WRITERS[family](path, family)
+  else:
+    shutil.copytree(EMBEDDED, path,
+                    ignore=shutil.ignore_patterns('*.safetensors'))
+    (path / 'config.json').write_text(json.dumps(
+        dict(TEXT, model_type=family, **more)))
   if family in processor_lib.TEXT_FAMILIES:
     for name in ('preprocessor_config.json', 'video_preprocessor_config.json'):
       (path / name).unlink()
@@ -126,6 +144,8 @@ def test_m1_two_steps_of_rl(folder, shrink, tmp_path):
         problem=f'What is {i} + {i % 7}?', answer=str(i + i % 7))) + '\n'
         for i in range(40)))
     c.data.path = str(data)
+  if family in WRITERS:
+    c.data.prompt_tokens = 256  # words of these tokenizers are letters
   c.rl.rewards = ('one',)
   c.rewards.one = dict(fn='tests.own:even', weight=1.0, in_pool=False,
                        limit_s=5.0, kwargs=dict())
