@@ -18,6 +18,7 @@ from mmr1.models import decoder
 from mmr1.models import decoder_weights
 from mmr1.models import gemma
 from mmr1.models import text_decoder
+from tests import measured
 from tests.models import passes
 
 VOCAB, T = 100, 5
@@ -147,6 +148,7 @@ def hf_logits(model, row, extra=()):
   return model(input_ids=tokens).logits[0, len(row) - 1:]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('family', FAMILIES)
 def test_m3_logits_equal_transformers(rows, two, results, family):
   """Each row alone and unpadded there; in one left-padded batch here."""
@@ -159,10 +161,10 @@ def test_m3_logits_equal_transformers(rows, two, results, family):
         expected = hf_logits(
             hf_model(family), row, tokens[n, g, :length]).numpy()
       assert np.abs(expected).max() > 1
-      np.testing.assert_allclose(
-          logits[n, g, :length + 1], expected, atol=1e-4, rtol=0)
+      measured.logits(family, 0, logits[n, g, :length + 1], expected)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('family', FAMILIES)
 def test_gradients_equal_torch(rows, models, two, weight, results, family):
   model = hf_model(family)
@@ -174,21 +176,23 @@ def test_gradients_equal_torch(rows, models, two, weight, results, family):
       out = hf_logits(model, row, tokens[n, g, :length])
       torch.sum(
           out * torch.tensor(np.asarray(weight[n, g, :length + 1]))).backward()
-  passes.check_gradients(decoder_weights, models[family][0].config, model,
-                         results[family][1])
+  measured.record(family, 'gradient', passes.check_gradients(
+      decoder_weights, models[family][0].config, model, results[family][1]))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('family', FAMILIES)
 def test_m1_greedy_tokens_equal_generate(rows, models, batch, family):
-  """40 of them, by single steps with a cache on both sides."""
-  got = np.asarray(passes.greedy(*models[family], batch, 40))
+  """64 of them, by single steps with a cache on both sides."""
+  got = np.asarray(passes.greedy(*models[family], batch, 64))
   for n, row in enumerate(rows):
     expected = hf_model(family).generate(
         input_ids=torch.tensor([row]),
         attention_mask=torch.ones(1, len(row), dtype=torch.long),
-        max_new_tokens=40, do_sample=False, pad_token_id=0)
+        max_new_tokens=64, do_sample=False, pad_token_id=0)
     assert got[n].tolist() == expected[0, len(row):].tolist()
   assert len(set(got.ravel().tolist())) > 3
+  measured.record(family, 'greedy', got.shape[1])
 
 
 @pytest.mark.parametrize('family', WHOLE)
@@ -206,6 +210,7 @@ def test_scan_and_remat_change_nothing(models, batch, two, weight, results,
                                err_msg=path)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('family', FAMILIES)
 def test_m20_saved_folder_opens_in_transformers(models, rows, tmp_path,
                                                 family):
@@ -221,8 +226,10 @@ def test_m20_saved_folder_opens_in_transformers(models, rows, tmp_path,
   assert set(again) == set(passes.leaves(params))
   for path, x in passes.leaves(params).items():
     np.testing.assert_array_equal(again[path], x, err_msg=path)
+  measured.record(family, 'export', 0)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('family', WHOLE)
 def test_bfloat16_is_near_float32(models, batch, two, results, family):
   module, params = models[family]
@@ -230,7 +237,9 @@ def test_bfloat16_is_near_float32(models, batch, two, results, family):
       module.config, compute_dtype='bfloat16'))
   params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
   got = np.asarray(passes.forward(module, params, batch, *two))
-  passes.check_bfloat16(got, np.asarray(results[family][0][1]), two)
+  _, most = passes.check_bfloat16(
+      got, np.asarray(results[family][0][1]), two)
+  measured.record(family, 'bf16', most)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
