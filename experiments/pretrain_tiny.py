@@ -33,7 +33,7 @@ from mmr1.data import processor as processor_lib
 from mmr1.data import template
 from mmr1.losses import terms
 from mmr1.models import checkpoints
-from mmr1.models import qwen2_5_vl
+from mmr1.models import qwen_vl
 from mmr1.sampling import sample
 
 flags.DEFINE_string('out', None, 'Folder to write.', required=True)
@@ -227,12 +227,12 @@ def main(_):
   config = tiny_folder.write(FLAGS.out, texts, FLAGS.vocab_size)
   processor = processor_lib.Processor.open(FLAGS.out)
   tail = Tail.of(processor)
-  model = qwen2_5_vl.Config.from_hf(config)
+  model = qwen_vl.Config.from_hf(config)
   policy = forward.Policy(
-      qwen2_5_vl.build(model), processor.banned, processor.eos_id,
+      qwen_vl.build(model), processor.banned, processor.eos_id,
       processor.pad_id)
   params = jax.device_put(
-      scaled(qwen2_5_vl.init_params(model, jax.random.key(FLAGS.seed))),
+      scaled(qwen_vl.init_params(model, jax.random.key(FLAGS.seed))),
       jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
   size = sum(x.size for x in jax.tree.leaves(params))
   print(f'{size} parameters, {len(processor.tokenizer)} tokens', flush=True)

@@ -33,7 +33,7 @@ def tiny_folder(tmp_path_factory):
   """The embedded model's folder with other sizes and random weights."""
   import jax
   from mmr1.models import checkpoints
-  from mmr1.models import qwen2_5_vl
+  from mmr1.models import qwen_vl
   folder = tmp_path_factory.mktemp('model') / 'tiny'
   shutil.copytree(
       ROOT / 'mmr1' / 'assets' / 'tiny', folder,
@@ -47,8 +47,8 @@ def tiny_folder(tmp_path_factory):
   # Ten times the usual spread: samples, and what differs between them, vary.
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: 10 * x if 'embed' in str(path) else x,
-      qwen2_5_vl.init_params(sizes, jax.random.key(0)))
-  checkpoints.save(folder, qwen2_5_vl.build(sizes), params)
+      qwen_vl.init_params(sizes, jax.random.key(0)))
+  checkpoints.save(folder, qwen_vl.build(sizes), params)
   return str(folder)
 
 

@@ -18,7 +18,7 @@ from mmr1 import positions
 from mmr1 import resolve
 from mmr1 import types
 from mmr1 import update
-from mmr1.models import qwen2_5_vl
+from mmr1.models import qwen_vl
 from mmr1.sampling import sample
 
 PATCH, MERGE, CELLS = 4, 2, 2  # windows of 2 x 2 cells of 8 x 8 pixels
@@ -37,7 +37,7 @@ def jit(fn, **kw):
 
 
 def config(vocab=VOCAB, depth=2, **run):
-  return qwen2_5_vl.Config.from_hf(dict(
+  return qwen_vl.Config.from_hf(dict(
       model_type='qwen2_5_vl', vocab_size=vocab, hidden_size=32,
       intermediate_size=48, num_hidden_layers=depth, num_attention_heads=4,
       num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=512,
@@ -54,14 +54,14 @@ def config(vocab=VOCAB, depth=2, **run):
 @functools.cache
 def policy(head_chunk=20, cls=forward.Policy, vocab=VOCAB, depth=2, **run):
   return cls(
-      qwen2_5_vl.build(config(vocab, depth, **run)), BANNED, EOS, PAD, head_chunk)
+      qwen_vl.build(config(vocab, depth, **run)), BANNED, EOS, PAD, head_chunk)
 
 
 @functools.cache
 def params(seed=0, depth=2):
   """Large enough that attention is far from uniform and every bias counts."""
   shapes = jax.eval_shape(
-      lambda: qwen2_5_vl.init_params(
+      lambda: qwen_vl.init_params(
           config(depth=depth), jax.random.key(0)))
   rng = np.random.default_rng(seed)
 
@@ -89,8 +89,8 @@ def prefer(tree, token, strength=300.0):
   language['layers']['o']['kernel'][..., 0] = 0.0
   language['layers']['mlp']['down']['kernel'][..., 0] = 0.0
   language['norm']['weight'][0] = 1.0
-  visual['merger_fc2']['kernel'][..., 0] = 0.0
-  visual['merger_fc2']['bias'][0] = 1.0
+  visual['merger']['fc2']['kernel'][..., 0] = 0.0
+  visual['merger']['fc2']['bias'][0] = 1.0
   language['embed'][token, 0] = strength
   return jax.tree.map(jnp.asarray, tree)
 

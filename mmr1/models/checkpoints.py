@@ -15,19 +15,19 @@ from mmr1.models import gemma_vl
 from mmr1.models import internvl
 from mmr1.models import internvl_weights
 from mmr1.models import llava_onevision
-from mmr1.models import qwen2_5_vl
-from mmr1.models import qwen2_vl
+from mmr1.models import qwen3_vl_weights
+from mmr1.models import qwen_vl
+from mmr1.models import qwen_vl_weights
 from mmr1.models import tensor_files
 from mmr1.models import text_decoder
-from mmr1.models import qwen_vl_weights
 from mmr1.models import weights
 
 # model_type of config.json: (code of the family, its weight table).
 _FAMILIES = {
     'internvl': (internvl, internvl_weights),
     'llava_onevision': (llava_onevision, llava_onevision),
-    'qwen2_5_vl': (qwen2_5_vl, qwen_vl_weights),
-    'qwen2_vl': (qwen2_vl, qwen_vl_weights),
+    **{name: (qwen_vl, qwen3_vl_weights if name == 'qwen3_vl' else
+              qwen_vl_weights) for name in qwen_vl.FAMILIES},
     **{name: (gemma_vl, gemma_vl) for name in gemma_vl.FAMILIES},
     **{name: (family, decoder_weights) for family in (text_decoder, gemma)
        for name in family.FAMILIES}}

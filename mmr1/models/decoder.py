@@ -118,12 +118,15 @@ class Decoder(nn.Module):
 
   def __call__(self, x: Array, positions: Array, visible: Sight,
                extras: Any, *, prefix_mask: Array | None = None,
-               t: Array | None = None) -> tuple[Array, Any]:
+               t: Array | None = None,
+               add: Array | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
-    the prefix | None, cache | None). Returns x (no final norm), own KV."""
+    the prefix | None, cache | None); add: see `layers.fold`. Returns x (no
+    final norm), own KV."""
     c = self.config
     turn = functools.partial(
-        layers.mrope, positions, sections=c.sections, dtype=c.compute_dtype)
+        layers.mrope, positions, sections=c.sections, order=c.section_order,
+        dtype=c.compute_dtype)
     turns = turn(theta=c.theta, scaling=c.scaling)
     near = turns if c.sliding_theta is None else turn(theta=c.sliding_theta)
     block = DecoderBlock(c, parent=None)
@@ -148,7 +151,7 @@ class Decoder(nn.Module):
 
     return layers.fold(
         step, self.layers, x, extras, c.sliding or [False] * c.depth,
-        scan=c.layers == 'scan', remat=c.remat == 'layer')
+        scan=c.layers == 'scan', remat=c.remat == 'layer', add=add)
 
   def _window(self, sliding: bool | Array) -> int | Array | None:
     """Of a layer, see `Sight`; `sliding` is its flag in `layers.fold`."""
@@ -198,8 +201,12 @@ class LanguageModel(nn.Module):
     """Logits f32[N, V] of the first completion token."""
     return self.head(self.prompt_pass(prompts).last)
 
-  def inputs(self, prompts: types.Prompts) -> Array:
-    """[N, P, D], what the first layer reads of the prompts.
+  def inputs(self, prompts: types.Prompts) -> tuple[Array, Array | None]:
+    """What the layers read of the prompts.
+
+    Returns:
+      what the first one reads [N, P, D], and what is added after each of the
+      first K [K, N, P, D], or None.
 
     Raises:
       ValueError: media of a tower that this family does not have.
@@ -208,7 +215,7 @@ class LanguageModel(nn.Module):
       raise ValueError(
           f'media of towers {sorted(prompts.media)}: this family reads text '
           'only.')
-    return self.language.embedded(prompts.tokens)
+    return self.language.embedded(prompts.tokens), None
 
   def blocks(self, prompts: types.Prompts) -> tuple[Array, bool] | None:
     """Prompt tokens that see what comes after them; None: there are none.
@@ -231,21 +238,22 @@ class LanguageModel(nn.Module):
       ValueError: media of a tower that this family does not have.
     """
     c = self.config
-    x = self.inputs(prompts)
+    x, add = self.inputs(prompts)
     p = x.shape[1]
     x, (keys, values) = self._run(
         x[:, None], prompts.positions[:, None],
-        _causal(prompts.mask[:, None], blocks=self.blocks(prompts)))
+        _causal(prompts.mask[:, None], blocks=self.blocks(prompts)),
+        None if add is None else add[:, :, None])
     keys, values = (jnp.swapaxes(a[:, :, 0], 2, 3) for a in (keys, values))
     last = (self.language.norm(x[:, 0, -1]) if p else
             jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)
 
-  def _run(self, x, positions, visible):
+  def _run(self, x, positions, visible, add):
     c = self.config
     extras = ((None, None) if c.layers == 'scan' else
               [(None, None)] * c.depth)
-    x, kv = self.language(x, positions, visible, extras)
+    x, kv = self.language(x, positions, visible, extras, add=add)
     if c.layers == 'unrolled':
       kv = tuple(jnp.stack(a) for a in zip(*kv))
     return x, kv

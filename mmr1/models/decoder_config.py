@@ -23,6 +23,7 @@ class Config:
     sections: frequencies that turn with time, height and width; they sum to
       half of `head_width`. (d / 2, 0, 0) is ordinary rotary: for text the time
       counts tokens.
+    section_order: 'contiguous' or 'interleaved', see `layers.axes`.
     scaling: how the frequencies are stretched, or None.
     qkv_bias: whether the q, k and v projections have a bias.
     qk_norm: whether q and k are normalised over the head before they turn.
@@ -62,6 +63,7 @@ class Config:
   eps: float
   theta: float
   sections: tuple[int, ...]
+  section_order: str = 'contiguous'
   scaling: layer_lib.Llama3 | layer_lib.Linear | None = None
   qkv_bias: bool
   qk_norm: bool
@@ -89,6 +91,7 @@ class Config:
     for name, allowed in (
         ('layers', ('unrolled', 'scan')), ('remat', ('none', 'layer')),
         ('precision', ('default', 'high', 'highest')),
+        ('section_order', ('contiguous', 'interleaved')),
         ('compute_dtype', ('float32', 'bfloat16', 'float16'))):
       if getattr(self, name) not in allowed:
         raise ValueError(

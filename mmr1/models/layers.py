@@ -163,8 +163,14 @@ class GeGLU(_Gated):
     return nn.gelu(x, approximate=True)
 
 
-class QuickGELU(nn.Module):
-  """`fc2(h * sigmoid(1.702 h))` of `h = fc1(x)`."""
+def quick_gelu(x: Array) -> Array:
+  """`x * sigmoid(1.702 x)`."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+class MLP(nn.Module):
+  """`fc2(activation(fc1(x)))`."""
+  activation: Callable[[Array], Array]
   width: int
   bias: bool
   dtype: Any
@@ -173,8 +179,7 @@ class QuickGELU(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kw = dict(bias=self.bias, dtype=self.dtype, precision=self.precision)
-    hidden = dense(self.width, 'fc1', **kw)(x)
-    hidden = hidden * jax.nn.sigmoid(1.702 * hidden)
+    hidden = self.activation(dense(self.width, 'fc1', **kw)(x))
     return dense(x.shape[-1], 'fc2', **kw)(hidden)
 
 
@@ -215,30 +220,47 @@ class Linear(NamedTuple):
 
 def mrope(
     positions: Array, *, theta: float, sections: Sequence[int], dtype: Any,
-    scaling: Llama3 | Linear | None = None) -> tuple[Array, Array]:
+    scaling: Llama3 | Linear | None = None,
+    order: str = 'contiguous') -> tuple[Array, Array]:
   """Cosines and sines of multimodal rotary positions (Qwen2-VL, section 2.1).
 
-  The first `sections[0]` frequencies turn with time, the next `sections[1]`
-  with height, the last with width; for text all three are equal and this is
-  ordinary rotary.
+  Each frequency turns with time, height or width; for text all three are
+  equal and this is ordinary rotary.
 
   Args:
     positions: i32[..., 3].
     theta: base of the frequencies.
     sections: three counts that sum to d / 2.
+    order: see `axes`.
     dtype: of the result; angles are computed in float32.
     scaling: how the frequencies are stretched.
 
   Returns:
     (cos, sin), both [..., d].
   """
-  row = np.repeat(np.arange(3), sections)
-  frequencies = inverse_frequencies(theta, 2 * len(row))
+  axis = axes(sections, order)
+  frequencies = inverse_frequencies(theta, 2 * len(axis))
   if scaling is not None:
     frequencies = scaling.stretch(frequencies)
-  angles = positions[..., row].astype(jnp.float32) * frequencies
+  angles = positions[..., axis].astype(jnp.float32) * frequencies
   angles = jnp.concatenate([angles, angles], -1)
   return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def axes(sections: Sequence[int], order: str) -> np.ndarray:
+  """i64[d / 2], what each frequency turns with: 0 time, 1 height, 2 width.
+
+  'contiguous': the first `sections[0]` with time, the next `sections[1]` with
+  height, the last with width. 'interleaved' (Qwen3-VL): time, height, width,
+  time, ... until height and width have theirs, then time; so each has high and
+  low frequencies.
+  """
+  if order == 'contiguous':
+    return np.repeat(np.arange(3), sections)
+  result = np.zeros(sum(sections), np.int64)
+  for axis in (1, 2):
+    result[axis:3 * sections[axis]:3] = axis
+  return result
 
 
 def axial_rope(positions: Array, *, theta: float,
@@ -378,22 +400,27 @@ def stacked(owner: nn.Module, name: str, block: nn.Module, count: int,
   return owner.param(name, stacked_init(block, count, *example))
 
 
-def unstack(tree: Any, count: int) -> list[Any]:
-  """The `count` slices of a tree along its leaves' first axis.
+def split(tree: Any, sizes: Sequence[int]) -> list[Any]:
+  """A tree cut into parts of these `sizes` along its leaves' first axis.
 
-  By one split per leaf, whose gradient is one concatenation; slicing layer by
-  layer would add `count` zero-padded copies of the whole stack.
+  By one split per leaf, whose gradient is one concatenation; slices would each
+  add a zero-padded copy of the whole stack.
   """
   leaves, structure = jax.tree.flatten(tree)
-  slices = [[jnp.squeeze(part, 0) for part in jax.lax.split(x, (1,) * count)]
-            for x in leaves]
-  return [jax.tree.unflatten(structure, [s[i] for s in slices])
-          for i in range(count)]
+  parts = [jax.lax.split(x, sizes) for x in leaves]
+  return [jax.tree.unflatten(structure, [p[i] for p in parts])
+          for i in range(len(sizes))]
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+  """The `count` slices of a tree along its leaves' first axis."""
+  return [jax.tree.map(lambda x: jnp.squeeze(x, 0), part)
+          for part in split(tree, (1,) * count)]
 
 
 def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
-         extras: Any, flags: Sequence[bool], *, scan: bool,
-         remat: bool) -> tuple[Array, Any]:
+         extras: Any, flags: Sequence[bool], *, scan: bool, remat: bool,
+         add: Array | None = None) -> tuple[Array, Any]:
   """Runs `x, out = step(layer params, x, layer extras, flag)` layer by layer.
 
   Args:
@@ -406,20 +433,32 @@ def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
     scan: one `lax.scan` (small program, for deep models) or an unrolled loop
       (faster on CPU).
     remat: recompute each layer's inside in the backward pass.
+    add: [K, ...] | None, added to x after each of the first K layers. A scan
+      holds it once, beside what it iterates over: neither zeros for the other
+      layers nor a cut stack of parameters.
 
   Returns:
     x and the layers' `out`: stacked [L, ...] if `scan`, else a tuple.
   """
   if scan:
+    run = jax.checkpoint(step, prevent_cse=False) if remat else step
+
     def body(x, layer):
-      return step(layer[0], x, layer[1], layer[2])
-    body = jax.checkpoint(body, prevent_cse=False) if remat else body
-    return jax.lax.scan(body, x, (params, extras, np.asarray(flags)))
+      *layer, i = layer
+      x, out = run(layer[0], x, layer[1], layer[2])
+      if add is not None:
+        own = add[jnp.minimum(i, len(add) - 1)]
+        x = x + jnp.where(i < len(add), own, jnp.zeros_like(own))
+      return x, out
+    return jax.lax.scan(body, x, (
+        params, extras, np.asarray(flags), np.arange(len(flags))))
   if not isinstance(extras, (list, tuple)):
     extras = unstack(extras, len(flags))
   outs = []
   for layer, extra, flag in zip(unstack(params, len(flags)), extras, flags):
     one = functools.partial(step, flag=flag)
     x, out = (jax.checkpoint(one) if remat else one)(layer, x, extra)
+    if add is not None and len(outs) < len(add):
+      x = x + add[len(outs)]
     outs.append(out)
   return x, tuple(outs)

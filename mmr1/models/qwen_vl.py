@@ -1,9 +1,12 @@
-"""The vision tower of Qwen2-VL and Qwen2.5-VL.
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: the tower, and the decoder reading it.
 
-  visual/    patch_embed, blocks, merger_norm, merger_fc1, merger_fc2
+  visual/    patch_embed, positions (if any), blocks, merger, deepstack_0 ...
 
-The families differ in its layers alone, see `VisionConfig`.
+The families differ by what `qwen_vl_config.VisionConfig` says.
 """
+
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,13 +19,20 @@ from mmr1.models import vision_language
 
 Array = jax.Array
 Config = qwen_vl_config.Config
+FAMILIES = qwen_vl_config.FAMILIES
 
 _THETA = 10000.0
 _EPS = 1e-6
+_MLPS = {
+    'swiglu': layers.SwiGLU,
+    'quick_gelu': functools.partial(layers.MLP, layers.quick_gelu),
+    'gelu': functools.partial(layers.MLP, nn.gelu),
+}
 
 
 def _norm(config: Config, **name: str) -> nn.Module:
-  kind = layers.RMSNorm if config.vision.gated else layers.LayerNorm
+  rms = config.vision.mlp == 'swiglu'
+  kind = layers.RMSNorm if rms else layers.LayerNorm
   return kind(_EPS, config.compute_dtype, **name)
 
 
@@ -68,8 +78,25 @@ class VisionBlock(nn.Module):
       hidden = jax.lax.cond(full, in_frame, in_window, q, k, value)
     x = x + layers.dense(width, 'proj', **kw)(hidden)
     hidden = _norm(c, name='norm2')(x)
-    mlp = layers.SwiGLU if v.gated else layers.QuickGELU
-    return x + mlp(v.mlp_width, name='mlp', **kw)(hidden)
+    return x + _MLPS[v.mlp](v.mlp_width, name='mlp', **kw)(hidden)
+
+
+class Merger(nn.Module):
+  """The patches of a cell to one vector of the prompt's width."""
+  config: Config
+  norm_first: bool  # each patch is normalised, not the whole cell
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[N, S, W] -> [N, M, D]."""
+    c, v = self.config, self.config.vision
+    kw = dict(bias=True, dtype=c.compute_dtype, precision=c.precision)
+    norm, unit = _norm(c, name='norm'), v.merge**2
+    shape = (x.shape[0], x.shape[1] // unit, unit * v.width)
+    x = norm(x).reshape(shape) if self.norm_first else norm(x.reshape(shape))
+    x = layers.dense(unit * v.width, 'fc1', **kw)(x)
+    return layers.dense(v.out_width, 'fc2', **kw)(
+        nn.gelu(x, approximate=False))
 
 
 class VisionTower(nn.Module):
@@ -78,28 +105,42 @@ class VisionTower(nn.Module):
 
   def setup(self):
     c, v = self.config, self.config.vision
-    kw = dict(dtype=c.compute_dtype, precision=c.precision)
-    unit = v.merge**2 * v.width
-    self.patch_embed = layers.dense(v.width, 'patch_embed', bias=False, **kw)
-    self.merger_norm = _norm(c)
-    self.merger_fc1 = layers.dense(unit, 'merger_fc1', bias=True, **kw)
-    self.merger_fc2 = layers.dense(v.out_width, 'merger_fc2', bias=True, **kw)
+    self.patch_embed = layers.dense(
+        v.width, 'patch_embed', bias=v.patch_bias, dtype=c.compute_dtype,
+        precision=c.precision)
+    if v.table:
+      self.positions = self.param(
+          'positions', nn.initializers.normal(0.02), (v.table**2, v.width))
     w = v.window_patches
     angle = jnp.zeros((1, w, v.width // v.heads))
     self.blocks = layers.stacked(
         self, 'blocks', VisionBlock(c, parent=None), v.depth,
         jnp.zeros((1, w, v.width)), angle, angle,
         jnp.ones((1, w), jnp.int32), True)
+    self.merger = Merger(c, norm_first=True)
+    self.deepstack = [Merger(c, norm_first=False) for _ in v.deepstack]
 
-  def __call__(self, media: types.Media) -> Array:
-    """Returns cells [N, M, D] in the media's window order."""
+  def __call__(self, media: types.Media) -> tuple[Array, tuple[Array, ...]]:
+    """Returns cells in the media's window order, and those of `deepstack`.
+
+    Each is [N, M, D].
+
+    Raises:
+      ValueError: `media` has no whole windows, or lacks what the tower reads.
+    """
     c, v = self.config, self.config.vision
-    n, s, _ = media.patches.shape
+    s = media.patches.shape[1]
     if s % v.window_patches:
       raise ValueError(
           f'{s} patch slots per row: must be a multiple of the '
           f'{v.window_patches} of one attention window.')
     x = self.patch_embed(media.patches.astype(c.compute_dtype))
+    if v.table:
+      if media.extent is None:
+        raise ValueError('Media.extent is None: the tower resamples its table '
+                         'of positions to the size of every frame.')
+      x = x + resample(
+          self.positions, media.position, media.extent).astype(x.dtype)
     cos, sin = layers.axial_rope(
         media.position, theta=_THETA, width=v.width // v.heads)
     block = VisionBlock(c, parent=None)
@@ -109,12 +150,49 @@ class VisionTower(nn.Module):
           {'params': params}, x, cos, sin, media.segment, flag)
       return x, None
 
-    x, _ = layers.fold(
-        step, self.blocks, x, [None] * v.depth if c.layers == 'unrolled'
-        else None, [i in v.full_layers for i in range(v.depth)],
-        scan=c.layers == 'scan', remat=c.remat == 'layer')
-    x = self.merger_norm(x).reshape(n, s // v.merge**2, -1)
-    return self.merger_fc2(nn.gelu(self.merger_fc1(x), approximate=False))
+    # One run of layers up to each map that leaves the tower, and the rest.
+    stops = (0, *(i + 1 for i in v.deepstack), v.depth)
+    sizes = [stop - start for start, stop in zip(stops, stops[1:])]
+    maps = []
+    for start, size, params in zip(
+        stops, sizes, layers.split(self.blocks, sizes)):
+      x, _ = layers.fold(
+          step, params, x, None if c.layers == 'scan' else [None] * size,
+          [i in v.full_layers for i in range(start, start + size)],
+          scan=c.layers == 'scan', remat=c.remat == 'layer')
+      maps.append(x)
+    return self.merger(x), tuple(
+        merge(x) for merge, x in zip(self.deepstack, maps))
+
+
+def resample(table: Array, position: Array, extent: Array) -> Array:
+  """A square table of positions, resized to frames.
+
+  Bilinear, with the corners of the table on those of the frame.
+
+  Args:
+    table: [side * side, W].
+    position, extent: i32[..., 2], row and column in the frame, and how many
+      of them it has; 0 where padded.
+
+  Returns:
+    [..., W] in float32.
+  """
+  side = round(table.shape[0]**0.5)
+  source = (position.astype(jnp.float32) * (side - 1)
+            / jnp.maximum(extent - 1, 1).astype(jnp.float32))
+  low = jnp.floor(source)
+  far = source - low
+  low = low.astype(jnp.int32)
+  result = 0.0
+  for down in (0, 1):
+    for right in (0, 1):
+      row, column = jnp.moveaxis(jnp.minimum(
+          low + jnp.array([down, right]), side - 1), -1, 0)
+      weight = (jnp.abs(1 - down - far[..., 0])
+                * jnp.abs(1 - right - far[..., 1]))
+      result += weight[..., None] * jnp.asarray(table)[row * side + column]
+  return result
 
 
 class Model(vision_language.Model):
@@ -123,3 +201,16 @@ class Model(vision_language.Model):
 
   def tower(self) -> nn.Module:
     return VisionTower(self.config)
+
+  def cells(self, media: types.Media) -> tuple[Array, tuple[Array, ...]]:
+    return self.visual(media)
+
+
+def init_params(config: Config, rng: jax.Array) -> Any:
+  """Random parameters, float32; see `decoder.init_params`."""
+  return vision_language.init_params(build(config), rng)
+
+
+def build(config: Config) -> Model:
+  """The families' module."""
+  return Model(config)

@@ -28,11 +28,17 @@ class Model(decoder.LanguageModel):
     self.visual = self.tower()
 
   def tower(self) -> nn.Module:
-    """A module `types.Media` -> cells [N, M, D], in the media's order."""
+    """A module `types.Media` -> cells [N, M, D], in the media's order; or what
+    `cells` is made to read."""
     raise NotImplementedError
 
-  def inputs(self, prompts: types.Prompts) -> Array:
-    """[N, P, D]: embeddings, and cells where the media put them.
+  def cells(self, media: types.Media) -> tuple[Array, tuple[Array, ...]]:
+    """Cells [N, M, D] that stand in for tokens, and K maps of more of them
+    that are added to those after each of the first K decoder layers."""
+    return self.visual(media), ()
+
+  def inputs(self, prompts: types.Prompts) -> tuple[Array, Array | None]:
+    """Embeddings, and cells where the media put them, see `decoder`.
 
     Args:
       prompts: `media` holds the key 'vision' or nothing; without it the tower
@@ -47,10 +53,16 @@ class Model(decoder.LanguageModel):
                        f'only {TOWER!r}.')
     x = self.language.embedded(prompts.tokens)
     if TOWER not in prompts.media:
-      return x
+      return x, None
     media = prompts.media[TOWER]
-    found = read_cells(self.visual(media), media)
-    return jnp.where(media.slot[..., None] >= 0, found.astype(x.dtype), x)
+
+    def placed(cells, rest):
+      return jnp.where(media.slot[..., None] >= 0,
+                       read_cells(cells, media).astype(x.dtype), rest)
+
+    cells, maps = self.cells(media)
+    add = [placed(more, jnp.zeros((), x.dtype)) for more in maps]
+    return placed(cells, x), jnp.stack(add) if add else None
 
 
 def read_cells(cells: Array, media: types.Media) -> Array:

@@ -66,40 +66,37 @@ def qwen2_vl(tied):
       transformers.Qwen2VLForConditionalGeneration(config), int(tied))
 
 
+@functools.cache
+def qwen3_vl(tied):
+  """Seven query heads to one of keys, each wider than width / heads; a table
+  of 5 x 5 positions; two maps of cells beside the last, one of them from the
+  last layer."""
+  config = transformers.Qwen3VLConfig(
+      text_config=text_config(
+          hidden_size=56, intermediate_size=60, num_attention_heads=7,
+          num_key_value_heads=1, head_dim=80,
+          rope_parameters=rope(16, 12, 12)),
+      vision_config=dict(
+          depth=3, hidden_size=40, intermediate_size=48, num_heads=2,
+          patch_size=PATCH, out_hidden_size=56, num_position_embeddings=25,
+          deepstack_visual_indexes=[0, 2]), **ids(tied))
+  return passes.randomise(
+      transformers.Qwen3VLForConditionalGeneration(config), int(tied))
+
+
 @dataclasses.dataclass
 class Row:
-  """One prompt: ids, patches and grids in file order, spans in order."""
+  """One prompt.
+
+  Attributes:
+    tokens: ids.
+    patches, spans: of every run of cells, patches in file order.
+    grids: (t, h, w, is video) of every image and video, for transformers.
+  """
   tokens: list
   patches: list
   spans: list
-
-
-def row(*parts, seed=0):
-  """A prompt of text lengths (int), images (h, w) in pixels and videos (t, h,
-  w, seconds) in patches."""
-  rng = np.random.default_rng(seed)
-  processor = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
-      patch_size=PATCH, merge_size=MERGE,
-      size={'shortest_edge': 64, 'longest_edge': 4096})
-  result = Row([], [], [])
-  for part in parts:
-    if isinstance(part, int):
-      result.tokens += rng.integers(0, 180, part).tolist()
-      continue
-    if len(part) == 2:
-      pixels = rng.integers(0, 256, (*part, 3), dtype=np.uint8)
-      out = processor(Image.fromarray(pixels), return_tensors='np')
-      span = (*out['image_grid_thw'][0].tolist(), None)
-      result.patches.append(out['pixel_values'].astype(np.float32))
-    else:
-      span = part
-      result.patches.append(rng.normal(size=(
-          int(np.prod(part[:3])), 3 * 2 * PATCH**2)).astype(np.float32))
-    count = positions.vision_tokens(span[:3], MERGE)
-    result.spans.append(span)
-    result.tokens += (
-        [START] + [IMAGE if span[3] is None else VIDEO] * count + [END])
-  return result
+  grids: list
 
 
 class Oracle:
@@ -107,13 +104,48 @@ class Oracle:
 
   Attributes:
     model: tied -> the torch model.
-    row: see `row`.
     cells: of a window's side; 1: no windows.
     rate: tokens per second of a video; None: its frames count 1.
+    timed: every frame of a video stands alone, behind text that says when.
   """
 
-  def __init__(self, model, cells, rate):
-    self.model, self.row, self.cells, self.rate = model, row, cells, rate
+  def __init__(self, model, cells=1, rate=None, timed=False):
+    self.model, self.cells, self.rate = model, cells, rate
+    self.timed = timed
+
+  def row(self, *parts, seed=0):
+    """A prompt of text lengths (int), images (h, w) in pixels and videos (t,
+    h, w, seconds) in patches."""
+    rng = np.random.default_rng(seed)
+    processor = image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=MERGE,
+        size={'shortest_edge': 64, 'longest_edge': 4096})
+    result = Row([], [], [], [])
+    for part in parts:
+      if isinstance(part, int):
+        result.tokens += rng.integers(0, 180, part).tolist()
+        continue
+      if len(part) == 2:
+        pixels = rng.integers(0, 256, (*part, 3), dtype=np.uint8)
+        out = processor(Image.fromarray(pixels), return_tensors='np')
+        grid, seconds = out['image_grid_thw'][0].tolist(), None
+        patches = out['pixel_values'].astype(np.float32)
+      else:
+        *grid, seconds = part
+        patches = rng.normal(size=(
+            int(np.prod(grid)), 3 * 2 * PATCH**2)).astype(np.float32)
+      result.grids.append((*grid, seconds is not None))
+      runs = grid[0] if self.timed and seconds is not None else 1
+      for one in np.split(patches, runs):
+        span = (grid[0] // runs, *grid[1:], seconds)
+        if runs > 1:
+          result.tokens += rng.integers(0, 180, 2).tolist()
+        result.patches.append(one)
+        result.spans.append(span)
+        result.tokens += [
+            START, *[IMAGE if seconds is None else VIDEO]
+            * positions.vision_tokens(span[:3], MERGE), END]
+    return result
 
   def row_positions(self, one, rule='legacy'):
     spans = one.spans
@@ -135,6 +167,7 @@ class Oracle:
     rope, following = np.zeros((n, p, 3), np.int32), np.zeros(n, np.int32)
     patches = np.zeros((n, s, 3 * 2 * PATCH**2), np.float32)
     place, segment = np.zeros((n, s, 2), np.int32), np.zeros((n, s), np.int32)
+    extent = np.zeros((n, s, 2), np.int32)
     slot = np.full((n, p), -1, np.int32)
     for i, one in enumerate(rows):
       left = p - len(one.tokens)
@@ -148,13 +181,15 @@ class Oracle:
         source = layout[layout >= 0]
         patches[i, here] = x[source]
         place[i, here] = positions.patch_positions(grid, MERGE)[source]
+        extent[i, here] = grid[1:]
         segment[i, here] = frames + 1 + source // (grid[1] * grid[2])
         slots.append(offset // MERGE**2 + positions.cell_slots(
             grid, merge=MERGE, window_cells=self.cells))
         offset, frames = offset + len(layout), frames + grid[0]
       if slots:
         slot[i, left:][is_media] = np.concatenate(slots)
-    vision = types.Media(*map(jnp.asarray, (patches, place, segment, slot)))
+    vision = types.Media(
+        *map(jnp.asarray, (patches, place, segment, slot, extent)))
     return types.Prompts(
         tokens=jnp.asarray(tokens), mask=jnp.asarray(mask),
         positions=jnp.asarray(rope), next_position=jnp.asarray(following),
@@ -184,14 +219,15 @@ class Oracle:
         mm_token_type_ids=torch.tensor(kinds[None]),
         position_ids=torch.tensor(
             np.concatenate([rope, tail]).T[:, None].astype(np.int64)))
-    for prefix, grids, is_video in (
+    for prefix, name, is_video in (
         ('pixel_values', 'image_grid_thw', False),
         ('pixel_values_videos', 'video_grid_thw', True)):
-      chosen = [(x, span[:3]) for x, span in zip(one.patches, one.spans)
-                if (span[3] is not None) == is_video]
-      if chosen:
-        result[prefix] = torch.tensor(np.concatenate([x for x, _ in chosen]))
-        result[grids] = torch.tensor([grid for _, grid in chosen])
+      grids = [grid for *grid, video in one.grids if video == is_video]
+      if grids:
+        result[name] = torch.tensor(grids)
+        result[prefix] = torch.tensor(np.concatenate([
+            x for x, span in zip(one.patches, one.spans)
+            if (span[3] is not None) == is_video]))
     return result
 
   def logits(self, model, one, extra=()):
@@ -201,21 +237,29 @@ class Oracle:
     return logits[len(one.tokens) - 1:]
 
 
+ORACLES = {
+    'qwen2_vl': Oracle(qwen2_vl),
+    'qwen2_5_vl': Oracle(qwen2_5_vl, CELLS, TOKENS_PER_SECOND),
+    'qwen3_vl': Oracle(qwen3_vl, timed=True)}
+
+
 @pytest.fixture(scope='session')
 def oracle():
-  return Oracle(qwen2_5_vl, CELLS, TOKENS_PER_SECOND)
+  return ORACLES['qwen2_5_vl']
 
 
 @pytest.fixture(scope='session')
-def oracle_qwen2():
-  return Oracle(qwen2_vl, 1, None)
+def saved(tmp_path_factory):
+  """(family, tied) -> the folder that transformers saves."""
+  @functools.cache
+  def save(family, tied):
+    folder = tmp_path_factory.mktemp(family)
+    ORACLES[family].model(tied).save_pretrained(folder)
+    return folder
+  return save
 
 
 @pytest.fixture(scope='session')
-def folders(tmp_path_factory):
-  """{tied: a folder that transformers saved}."""
-  result = {}
-  for tied in (True, False):
-    result[tied] = tmp_path_factory.mktemp('hf')
-    qwen2_5_vl(tied).save_pretrained(result[tied])
-  return result
+def folders(saved):
+  """{tied: the folder of a Qwen2.5-VL}."""
+  return {tied: saved('qwen2_5_vl', tied) for tied in (True, False)}

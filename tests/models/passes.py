@@ -6,6 +6,7 @@ Programs are compiled without optimisation: compiling is most of the time.
 import functools
 
 import jax
+from jax.extend import core as extend_core
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -151,3 +152,12 @@ def greedy(module, params, batch, steps):
   state = cache, jnp.zeros((n, steps), jnp.int32), (
       pick(prefix.last)[:, None].astype(jnp.int32))
   return jax.lax.fori_loop(0, steps, step, state)[1]
+
+
+def shapes_in(jaxpr):
+  """Shapes of every value of a jaxpr, nested ones included."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield variable.aval.shape
+    for inner in extend_core.jaxprs_in_params(equation.params):
+      yield from shapes_in(inner)

@@ -21,8 +21,7 @@ from mmr1 import records
 from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
-from mmr1.models import qwen2_5_vl
-from mmr1.models import qwen2_5_vl_config
+from mmr1.models import qwen_vl
 from mmr1.sampling import endpoint
 from mmr1.sampling import responders
 from mmr1.sampling import sample
@@ -319,9 +318,9 @@ def local(tmp_path_factory):
           patch_size=8, window_size=32, fullatt_block_indexes=[0],
           out_hidden_size=16, tokens_per_second=2))
   processor = processor_lib.Processor.open(str(folder))
-  config = qwen2_5_vl_config.Config.from_hf(
+  config = qwen_vl.Config.from_hf(
       json.loads((folder / 'config.json').read_text()))
-  params = qwen2_5_vl.init_params(config, jax.random.key(0))
+  params = qwen_vl.init_params(config, jax.random.key(0))
   # Wide enough that what is said depends on what is asked.
   params = jax.tree.map(lambda x: x * 20 if x.ndim > 1 else x, params)
   named = []
@@ -329,7 +328,7 @@ def local(tmp_path_factory):
       folder, processor=processor,
       params=lambda name: named.append(name) or params,
       policy=forward.Policy(
-          qwen2_5_vl.build(config), processor.banned, processor.eos_id,
+          qwen_vl.build(config), processor.banned, processor.eos_id,
           processor.pad_id),
       shape=lambda: pipeline.Shape(
           processor, template.plain, prompt_length=150, patches=16,

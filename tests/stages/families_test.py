@@ -17,8 +17,7 @@ from mmr1.models import gemma
 from mmr1.models import gemma_vl
 from mmr1.models import internvl
 from mmr1.models import llava_onevision
-from mmr1.models import qwen2_5_vl
-from mmr1.models import qwen2_vl
+from mmr1.models import qwen_vl
 from mmr1.models import text_decoder
 from tests import gemma as tiny_gemma
 from tests import internvl as tiny_internvl
@@ -58,9 +57,9 @@ FAMILIES = {
     'llava_onevision': (llava_onevision, dict(
         text_config=dict(TEXT, model_type='qwen2', rope_parameters=ROPE),
         vision_config=dict(tiny_llava.VISION, image_size=34, patch_size=8))),
-    'qwen2_vl': (qwen2_vl, dict(rope_parameters=MROPE, vision_config=dict(
+    'qwen2_vl': (qwen_vl, dict(rope_parameters=MROPE, vision_config=dict(
         PATCH, embed_dim=40, mlp_ratio=2, hidden_size=32))),
-    'qwen2_5_vl': (qwen2_5_vl, dict(rope_parameters=MROPE, vision_config=dict(
+    'qwen2_5_vl': (qwen_vl, dict(rope_parameters=MROPE, vision_config=dict(
         PATCH, hidden_size=32, intermediate_size=48, out_hidden_size=32,
         window_size=32, fullatt_block_indexes=[1], tokens_per_second=2))),
 }
