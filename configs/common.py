@@ -14,8 +14,10 @@ ConfigDict = config_dict.ConfigDict
 placeholder = config_dict.placeholder
 overlay = resolve.overlay
 
+# All but the first need their weights: see `model.path`.
 MODELS = ('tiny', 'qwen2_5_vl_3b', 'qwen2_5_vl_7b', 'qwen2_5_vl_32b',
-          'qwen2_5_vl_72b')
+          'qwen2_5_vl_72b', 'qwen3_vl_2b', 'qwen3_vl_4b', 'qwen3_vl_8b',
+          'qwen3_vl_32b')
 
 
 def _model() -> ConfigDict:
@@ -28,7 +30,7 @@ def _model() -> ConfigDict:
       layers='unrolled',
       remat='none',  # 'none' | 'layer'
       precision='default',  # matmul precision; 'highest' for parity checks
-      # Where text goes on after a video: 'legacy' is what the released
+      # How videos are written and counted: 'legacy' is what the released
       # checkpoints saw, 'v5' is transformers 5.
       position_rule='legacy',
       # Tokens whose logits exist at the same time.

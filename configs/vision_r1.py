@@ -13,10 +13,10 @@ with a smaller one, length x group constant.
       --config.model.path=/models/Qwen2.5-VL-7B-Instruct \
       --config.data.path=/data/rl.parquet
 
-Arguments, joined by commas: a scale (tiny, qwen2_5_vl_3b, ... _72b), and one of
-the card's ablations: `zero` (no cold start, soft reward, an instruction in the
-prompt), `long` (cold start, then one stage with the long cap and a group of
-4), `ci` (cold start only).
+Arguments, joined by commas: a scale of `common.MODELS`, and one of the card's
+ablations: `zero` (no cold start, soft reward, an instruction in the prompt),
+`long` (cold start, then one stage with the long cap and a group of 4), `ci`
+(cold start only).
 
 Marked [ours]: the paper gives no value. RL hyper-parameters it does not print
 are those of EasyR1's file of the week it was written.

@@ -193,6 +193,20 @@ def cell_slots(grid: Grid, *, merge: int, window_cells: int) -> np.ndarray:
   return result
 
 
+def check_image(height: int, width: int) -> None:
+  """Refuses an image that is empty, or longer than 200 times its other side.
+
+  Raises:
+    ValueError: it is.
+  """
+  if min(height, width) < 1:
+    raise ValueError(f'image of {height} x {width} pixels: it is empty.')
+  if max(height, width) > _MAX_ASPECT * min(height, width):
+    raise ValueError(
+        f'image of {height} x {width} pixels: the aspect ratio may be at most '
+        f'{_MAX_ASPECT}.')
+
+
 def smart_resize(
     height: int,
     width: int,
@@ -210,12 +224,7 @@ def smart_resize(
   Raises:
     ValueError: a side is not positive, or the aspect ratio exceeds 200.
   """
-  if min(height, width) < 1:
-    raise ValueError(f'image of {height} x {width} pixels: it is empty.')
-  if max(height, width) > _MAX_ASPECT * min(height, width):
-    raise ValueError(
-        f'image of {height} x {width} pixels: the aspect ratio may be at most '
-        f'{_MAX_ASPECT}.')
+  check_image(height, width)
   if not 1 <= min_pixels <= max_pixels:
     raise ValueError(
         f'min_pixels={min_pixels}, max_pixels={max_pixels}: needed is 1 <= '

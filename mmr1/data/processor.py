@@ -20,12 +20,13 @@ from mmr1.data.codecs import gemma
 from mmr1.data.codecs import internvl
 from mmr1.data.codecs import llava_onevision
 from mmr1.data.codecs import qwen
+from mmr1.data.codecs import qwen3
 
 TEXT_FAMILIES = (
     'gemma', 'gemma2', 'gemma3_text', 'llama', 'qwen2', 'qwen3')
 _CODECS = {'gemma3': gemma, 'internvl': internvl,
            'llava_onevision': llava_onevision, 'paligemma': gemma,
-           'qwen2_5_vl': qwen, 'qwen2_vl': qwen}
+           'qwen2_vl': qwen, 'qwen2_5_vl': qwen, 'qwen3_vl': qwen3}
 FAMILIES = (*_CODECS, *TEXT_FAMILIES)
 # Of families whose folders have none.
 _CHAT_TEMPLATES = {'paligemma': gemma.PALIGEMMA_CHAT}

@@ -1,8 +1,8 @@
 """Video frames to patches, in numpy and PIL.
 
-The maths of the Qwen2-VL / Qwen2.5-VL video processor without torch: frames
-are sampled evenly at a rate, resized one by one into a per-frame budget of
-pixels, and cut into patches that span `temporal` frames.
+The maths of Qwen's video processors without torch: frames are sampled evenly
+at a rate, resized one by one into a budget of pixels, each frame's own or the
+whole clip's, and cut into patches that span `temporal` frames.
 """
 
 import dataclasses
@@ -26,10 +26,16 @@ class VideoConfig:
   Fields:
     patch, merge, temporal: pixels per patch side, patches per cell side,
       frames per patch.
-    min_pixels, max_pixels: area each frame is resized into.
+    min_pixels, max_pixels: area each frame is resized into, or with
+      `whole_clip` the sum of the areas of all of them.
     fps: frames sampled per second.
     min_frames, max_frames: bounds of the number of sampled frames.
     mean, std: of the pixels in 0..1, per colour.
+    to_the_end: frames are spread from the first to the last one; else the last
+      step ends with the clip.
+    whole_clip: see `min_pixels`.
+    frame_cells: most cells of one frame, before `min_pixels`, where the whole
+      clip has a budget; None: no bound.
   """
   patch: int
   merge: int
@@ -41,6 +47,9 @@ class VideoConfig:
   max_frames: int
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+  to_the_end: bool = False
+  whole_clip: bool = False
+  frame_cells: int | None = None
 
 
 def from_folder(
@@ -49,6 +58,8 @@ def from_folder(
     images: Any,
     fps: float | None,
     max_frames: int | None,
+    *,
+    by_clip: bool = False,
 ) -> VideoConfig:
   """Video settings: their own file where there is one, else Qwen's budget.
 
@@ -57,6 +68,7 @@ def from_folder(
     path: what the user called it, for messages.
     images: its `transformers` image processor.
     fps, max_frames: replace how the checkpoint samples clips; or None.
+    by_clip: of Qwen3-VL: `to_the_end` and `whole_clip`.
 
   Raises:
     ValueError: no frames would be sampled.
@@ -83,7 +95,10 @@ def from_folder(
       min_frames=given.get('min_frames', 4),
       max_frames=most,
       mean=tuple(given.get('image_mean', images.image_mean)),
-      std=tuple(given.get('image_std', images.image_std)))
+      std=tuple(given.get('image_std', images.image_std)),
+      to_the_end=by_clip, whole_clip=by_clip,
+      frame_cells=(given.get('max_video_tokens', 768)
+                   if by_clip and given.get('cap_pixels_per_frame') else None))
 
 
 def sample_frames(
@@ -105,10 +120,7 @@ def sample_frames(
   Raises:
     ValueError: no frames, or a rate that is not positive.
   """
-  if total < 1 or not source_fps > 0 or not fps > 0:
-    raise ValueError(
-        f'a video of {total} frames at {source_fps} fps, sampled at {fps} '
-        'fps: all must be positive.')
+  _check_rates(total, source_fps, fps)
   if total < temporal:
     return np.arange(total)
   most = min(max_frames, total) // temporal * temporal
@@ -120,24 +132,102 @@ def sample_frames(
   return np.minimum(taken, total - 1)
 
 
+def spread_frames(
+    total: int,
+    source_fps: float,
+    *,
+    fps: float,
+    min_frames: int,
+    max_frames: int,
+) -> np.ndarray:
+  """Returns i64[n], frames from the first to the last, evenly spaced.
+
+  `n = total / source_fps * fps`, rounded down and brought into [min_frames,
+  max_frames] and [0, total]; the frames are those nearest, halves to even. `n`
+  may be odd (patches repeat the last frame).
+
+  Raises:
+    ValueError: no frames, or a rate that is not positive.
+  """
+  _check_rates(total, source_fps, fps)
+  count = min(max(int(total / source_fps * fps), min_frames), max_frames,
+              total)
+  return np.linspace(0, total - 1, count).round().astype(np.int64)
+
+
+def _check_rates(total, source_fps, fps):
+  if total < 1 or not source_fps > 0 or not fps > 0:
+    raise ValueError(
+        f'a video of {total} frames at {source_fps} fps, sampled at {fps} '
+        'fps: all must be positive.')
+
+
+def times(indices: np.ndarray, source_fps: float, temporal: int
+          ) -> list[float]:
+  """When each patch of `temporal` sampled frames is, in seconds of the clip:
+  half way between its first and its last; the last frame repeats."""
+  missing = -len(indices) % temporal
+  stamps = np.append(indices, [indices[-1]] * missing).astype(int).tolist()
+  stamps = [i / source_fps for i in stamps]
+  return [(first + last) / 2 for first, last in zip(
+      stamps[::temporal], stamps[temporal - 1::temporal])]
+
+
 def sampled(clip: records.Video, config: VideoConfig) -> tuple[
     np.ndarray, float]:
   """Indices of the frames to use and the rate they then have, in Hz."""
   total = len(clip.frames)
-  indices = sample_frames(
-      total, clip.fps, fps=config.fps, min_frames=config.min_frames,
-      max_frames=config.max_frames, temporal=config.temporal)
+  kw = dict(fps=config.fps, min_frames=config.min_frames,
+            max_frames=config.max_frames)
+  if config.to_the_end:
+    indices = spread_frames(total, clip.fps, **kw)
+  else:
+    indices = sample_frames(total, clip.fps, temporal=config.temporal, **kw)
   return indices, len(indices) / total * clip.fps
 
 
 def grid(count: int, height: int, width: int, config: VideoConfig
          ) -> positions.Grid:
   """Grid of `count` sampled frames of this size, without their pixels."""
-  rows, columns = positions.smart_resize(
-      height, width, factor=config.patch * config.merge,
-      min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+  if config.whole_clip:
+    rows, columns = _clip_resize(count, height, width, config)
+  else:
+    rows, columns = positions.smart_resize(
+        height, width, factor=config.patch * config.merge,
+        min_pixels=config.min_pixels, max_pixels=config.max_pixels)
   return (-(-count // config.temporal), rows // config.patch,
           columns // config.patch)
+
+
+def _clip_resize(count, height, width, config):
+  """(height, width) of every frame where the clip has a budget of pixels.
+
+  `positions.smart_resize` of one image, with the frames as a third side. The
+  area is that of the frames rounded to whole patches, the factor by which it
+  is too large or small that of the frames themselves: Qwen3-VL's rule.
+  """
+  factor = config.patch * config.merge
+  count = max(count, config.temporal)  # of one frame: it is repeated
+  low, high = config.min_pixels, config.max_pixels
+  if config.frame_cells is not None:
+    each = min(config.frame_cells * factor**2, high // count)
+    high = max(each, int(1.05 * low)) * count
+  if 1 <= min(height, width) < factor:
+    grow = max(factor / height, factor / width)
+    height, width = int(height * grow), int(width * grow)
+  positions.check_image(height, width)
+  rows, columns = (round(x / factor) * factor for x in (height, width))
+  area = round(count / config.temporal) * config.temporal * rows * columns
+  if area > high:
+    shrink = math.sqrt(count * height * width / high)
+    rows, columns = (
+        max(factor, math.floor(x / shrink / factor) * factor)
+        for x in (height, width))
+  elif area < low:
+    grow = math.sqrt(low / (count * height * width))
+    rows, columns = (
+        math.ceil(x * grow / factor) * factor for x in (height, width))
+  return rows, columns
 
 
 def frame_size(frame: Any) -> tuple[int, int]:

@@ -1,12 +1,8 @@
 """The one encode against transformers, and its lengths, limits and refusals."""
 
-import ast
 import functools
-import inspect
 import io
 import json
-import math
-import pathlib
 import subprocess
 import sys
 
@@ -16,12 +12,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers.image_processing_utils import BatchFeature
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
-from transformers.video_utils import VideoMetadata
 
-from mmr1 import positions
 from mmr1 import records
 from mmr1.data import collate
 from mmr1.data import encode
@@ -29,101 +22,17 @@ from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
 from mmr1.data import video
+from tests.data import oracles
 
 _encode = functools.partial(encode.encode, template=template.think_answer)
 
 
-def _hf_functions():
-  """The original sampling and patching code of the video processor.
-
-  Its module cannot be imported without torchvision, so the two functions are
-  taken out of its source text.
-  """
-  path = (pathlib.Path(inspect.getfile(transformers)).parent / 'models' /
-          'qwen2_vl' / 'video_processing_qwen2_vl.py')
-  wanted = ('sample_frames', 'patchify')
-  found = [node for node in ast.walk(ast.parse(path.read_text()))
-           if isinstance(node, ast.FunctionDef) and node.name in wanted]
-  for node in found:
-    for argument in ast.walk(node.args):
-      if isinstance(argument, ast.arg):
-        argument.annotation = None
-    node.returns = None
-  space = {'torch': torch, 'math': math}
-  exec(compile(ast.Module(found, []), str(path), 'exec'), space)
-  return space['sample_frames'], space['patchify']
-
-
-hf_sample_frames, hf_patchify = _hf_functions()
-
-
-class _VideoOracle:
-  """The Qwen2-VL video processor with torch's antialiased bicubic resize."""
-  model_input_names = ['pixel_values_videos', 'video_grid_thw']
-
-  def __init__(self, config):
-    self.config = config
-    self.merge_size = config.merge
-    self.temporal_patch_size = config.temporal
-    self.num_frames, self.fps = None, config.fps
-    self.rates = ()  # of the clips of the next call
-    self.min_frames, self.max_frames = config.min_frames, config.max_frames
-
-  def fetch_videos(self, videos, **kwargs):
-    return videos
-
-  def __call__(self, videos, **kwargs):
-    patches, grids, metadata = [], [], []
-    for clip, rate in zip(videos, self.rates, strict=True):
-      info = VideoMetadata(total_num_frames=len(clip), fps=rate)
-      info.frames_indices = hf_sample_frames(self, info).tolist()
-      frames = torch.stack([
-          torch.from_numpy(np.array(clip[i])).permute(2, 0, 1)
-          for i in info.frames_indices])
-      c = self.config
-      size = positions.smart_resize(
-          *frames.shape[-2:], factor=c.patch * c.merge,
-          min_pixels=c.min_pixels, max_pixels=c.max_pixels)
-      frames = torch.nn.functional.interpolate(
-          frames, size, mode='bicubic', antialias=True).float()
-      mean, std = (
-          torch.tensor(x).mul(255).view(3, 1, 1) for x in (c.mean, c.std))
-      out, *grid = hf_patchify(
-          self, ((frames - mean) / std)[None], patch_size=c.patch,
-          merge_size=c.merge, temporal_patch_size=c.temporal)
-      patches.append(out[0])
-      grids.append(grid)
-      metadata.append(info)
-    return BatchFeature(dict(
-        pixel_values_videos=torch.cat(patches), video_metadata=metadata,
-        video_grid_thw=torch.tensor(grids)))
-
-
 @pytest.fixture(scope='module')
-def oracle(folder, proc):
-  """transformers' own Qwen2.5-VL processor and position function."""
-  cls = transformers.Qwen2_5_VLProcessor
-  patch = pytest.MonkeyPatch()
-  patch.setattr(cls, 'check_argument_for_proper_class', lambda *a: None)
-  hf = cls(
-      image_processor=proc.codec.image_processor, tokenizer=proc.tokenizer,
-      video_processor=_VideoOracle(proc.codec.video),
-      chat_template=proc.tokenizer.chat_template)
-  yield hf
-  patch.undo()
-
-
-def _hf_positions(folder, out):
-  model = modeling_qwen2_5_vl.Qwen2_5_VLModel.__new__(
-      modeling_qwen2_5_vl.Qwen2_5_VLModel)
-  torch.nn.Module.__init__(model)
-  model.config = transformers.AutoConfig.from_pretrained(folder)
-  place, _ = model.get_rope_index(
-      out['input_ids'], out['mm_token_type_ids'],
-      image_grid_thw=out.get('image_grid_thw'),
-      video_grid_thw=out.get('video_grid_thw'),
-      second_per_grid_ts=out.get('second_per_grid_ts'))
-  return place[:, 0].T.numpy()
+def oracle(proc):
+  """transformers' own Qwen2.5-VL processor."""
+  with oracles.opened(
+      transformers.Qwen2_5_VLProcessor, proc, 'qwen2_vl') as hf:
+    yield hf
 
 
 @pytest.fixture(scope='module')
@@ -138,127 +47,42 @@ def qwen2(folder, tmp_path_factory):
   return processor_lib.Processor.open(str(path), position_rule='v5')
 
 
-def _in_file_order(encoded, proc, grids, pixels):
-  """Undoes the window order by the slots alone; checks positions, segments.
-
-  Returns the real patches in the order of the placeholder tokens.
-  """
-  unit = proc.codec.merge ** 2
-  slots = encoded.slot[encoded.slot >= 0]
-  assert len(set(slots)) == len(slots)
-  rows = (slots[:, None] * unit + np.arange(unit)).ravel()
-  segments = np.concatenate([np.zeros(0, int), *[
-      np.full(h * w, 1 + frame + sum(g[0] for g in grids[:i]))
-      for i, (t, h, w) in enumerate(grids) for frame in range(t)]])
-  np.testing.assert_array_equal(encoded.patch_segment[rows], segments)
-  place = np.concatenate([np.zeros((0, 2), int), *[
-      positions.patch_positions(g, proc.codec.merge) for g in grids]])
-  np.testing.assert_array_equal(encoded.patch_position[rows], place)
-  padded = np.setdiff1d(np.arange(len(encoded.patches)), rows)
-  assert not encoded.patch_segment[padded].any()
-  assert not encoded.patches[padded].any()
-  assert pixels.shape == encoded.patches[rows].shape
-  return encoded.patches[rows]
-
-
-def _clip(noise, count, height, width, fps, seed=0):
-  return records.Video(frames=tuple(
-      noise(height, width, seed + i) for i in range(count)), fps=fps)
-
-
-def _cases(noise):
-  one = noise(50, 70)
-  three = (noise(16, 90, 1), noise(64, 64, 2), noise(37, 21, 3))
-  clip, short = _clip(noise, 9, 40, 60, 4.0), _clip(noise, 3, 33, 33, 2.0, 20)
-  long = _clip(noise, 30, 16, 16, 2.0, 40)
-  return {
-      'text': records.Example(uid=1, question='2+2?'),
-      'image': records.Example(
-          uid=1, question='<image>What is it?', images=(one,)),
-      'transparent': records.Example(
-          uid=1, question='<image>?', images=(one.convert('RGBA').rotate(30),)),
-      'three': records.Example(
-          uid=1, question='<image>a<image>b\n<image> differ?', images=three),
-      'video': records.Example(
-          uid=1, question='<video>What happens?', videos=(clip,)),
-      'long video': records.Example(
-          uid=1, question='<video>When?', videos=(long,)),
-      'two videos, one image': records.Example(
-          uid=1, question='<video>then<image>then<video>?', images=(one,),
-          videos=(clip, short)),
-      'turns': records.Example(uid=1, images=(one, three[0]), messages=(
-          {'role': 'system', 'content': 'Be brief.'},
-          {'role': 'user', 'content': 'First <image>.'},
-          {'role': 'assistant', 'content': 'Yes.'},
-          {'role': 'user', 'content': 'And <image>?'})),
-  }
-
-
 @pytest.mark.parametrize('name', [
     'text', 'image', 'transparent', 'three', 'video', 'long video',
     'two videos, one image', 'turns'])
 def test_m4_equals_transformers(name, folder, proc, oracle, noise):
-  example = _cases(noise)[name]
+  example = oracles.cases(noise)[name]
   v5 = processor_lib.Processor.open(str(folder), position_rule='v5')
   ours = _encode(example, v5, prefix='<think>')
-  text = proc.tokenizer.apply_chat_template(
-      template.think_answer(example), tokenize=False,
-      add_generation_prompt=True) + '<think>'
-  oracle.video_processor.rates = [clip.fps for clip in example.videos]
-  clips = [np.stack([np.asarray(f) for f in clip.frames])
-           for clip in example.videos]
-  out = oracle(
-      text=[text], images=list(example.images) or None, videos=clips or None,
-      return_tensors='pt')
+  text = oracles.chat(example, proc, prefix='<think>')
+  out = oracles.encoded(oracle, example, text)
   np.testing.assert_array_equal(ours.tokens, out['input_ids'][0].numpy())
-  np.testing.assert_array_equal(ours.positions, _hf_positions(folder, out))
+  np.testing.assert_array_equal(ours.positions, oracles.rope_index(
+      modeling_qwen2_5_vl.Qwen2_5_VLModel, folder, **{
+          key: out.get(key) for key in (
+              'input_ids', 'mm_token_type_ids', 'image_grid_thw',
+              'video_grid_thw', 'second_per_grid_ts')}))
   assert ours.next_position == ours.positions.max() + 1
-  kinds = {proc.codec.image_id: 'image', proc.codec.video_id: 'video'}
-  images, videos = (
-      list(out.get(f'{k}_grid_thw', torch.zeros(0, 3)).int().tolist())
-      for k in ('image', 'video'))
-  parts = {
-      'image': iter(np.split(
-          out.get('pixel_values', torch.zeros(0, proc.channels)).numpy(),
-          np.cumsum([np.prod(g) for g in images])[:-1].astype(int))),
-      'video': iter(np.split(
-          out.get('pixel_values_videos',
-                  torch.zeros(0, proc.channels)).numpy(),
-          np.cumsum([np.prod(g) for g in videos])[:-1].astype(int)))}
-  grids = {'image': iter(images), 'video': iter(videos)}
-  ids = proc.tokenizer(text)['input_ids']
-  order = [kinds[i] for i in ids if i in kinds]
-  expected = np.concatenate([
-      np.zeros((0, proc.channels)), *[next(parts[k]) for k in order]])
-  ours_pixels = _in_file_order(
-      ours, proc, [tuple(next(grids[k])) for k in order], expected)
-  # One grey level of 255, divided by the smallest std, is 0.0146.
-  if len(expected):
-    assert np.abs(ours_pixels - expected).max() <= 1 / 255 / 0.2613 + 1e-5
-  if not videos and images:  # images go through transformers' own code
-    np.testing.assert_array_equal(ours_pixels, expected.astype(np.float32))
+  oracles.check_pixels(ours, proc, out, text)
 
 
 @pytest.mark.parametrize('name', [
     'three', 'long video', 'two videos, one image'])
 def test_m4_qwen2_vl_positions_equal_transformers(name, qwen2, noise):
   """Its frames count 1, whatever their rate; there are no windows to pad."""
-  example = _cases(noise)[name]
+  example = oracles.cases(noise)[name]
   ours = _encode(example, qwen2)
   kinds = np.where(ours.tokens == qwen2.codec.image_id, 1,
                    np.where(ours.tokens == qwen2.codec.video_id, 2, 0))
   images = [qwen2.codec.image_grid(*video.frame_size(x))
             for x in example.images]
   videos = [qwen2.codec.video_grid(x)[:3] for x in example.videos]
-  model = modeling_qwen2_vl.Qwen2VLModel.__new__(
-      modeling_qwen2_vl.Qwen2VLModel)
-  torch.nn.Module.__init__(model)
-  model.config = transformers.AutoConfig.from_pretrained(qwen2.path)
-  place, _ = model.get_rope_index(
-      torch.tensor(ours.tokens[None]), torch.tensor(kinds[None]),
+  np.testing.assert_array_equal(ours.positions, oracles.rope_index(
+      modeling_qwen2_vl.Qwen2VLModel, qwen2.path,
+      input_ids=torch.tensor(ours.tokens[None]),
+      mm_token_type_ids=torch.tensor(kinds[None]),
       image_grid_thw=torch.tensor(images) if images else None,
-      video_grid_thw=torch.tensor(videos) if videos else None)
-  np.testing.assert_array_equal(ours.positions, place[:, 0].T.numpy())
+      video_grid_thw=torch.tensor(videos) if videos else None))
   assert (ours.patch_segment > 0).all()
   assert len(ours.patches) == 4 * (ours.slot >= 0).sum()
 
@@ -268,7 +92,7 @@ def test_m4_legacy_positions_follow_the_longest_axis(proc, noise):
   # cell a frame; rate 16/30*2 Hz, so a patch spans 2/(16/15) = 1.875 s and
   # interval 2*1.875 = 3.75: frames at 0 3 7 11 15 18 22 26. Legacy goes on at
   # start + 27, v5 at start + 1 (max(2, 2) // 2).
-  clip = _clip(noise, 30, 16, 16, 2.0)
+  clip = oracles.clip(noise, 30, 16, 16, 2.0)
   small = processor_lib.Processor.open(proc.path, video_max_frames=16)
   out = _encode(
       records.Example(uid=0, question='<video>?', videos=(clip,)), small)
@@ -300,7 +124,7 @@ def test_window_order_of_a_real_layout(proc, noise):
 @pytest.mark.parametrize('name', [
     'text', 'image', 'three', 'video', 'two videos, one image', 'turns'])
 def test_m5_length_without_pixels(name, proc, noise, monkeypatch):
-  example = _cases(noise)[name]
+  example = oracles.cases(noise)[name]
   expected = len(_encode(example, proc).tokens)
 
   def lazy(image):
@@ -344,7 +168,7 @@ def test_m5_over_long_is_refused_never_cut(proc, noise):
 
 
 def test_m5_collate_pads_left_and_keeps_the_images_of_every_row(proc, noise):
-  cases = _cases(noise)
+  cases = oracles.cases(noise)
   rows = [_encode(cases[k], proc) for k in ('text', 'three', 'image')]
   p = max(len(r.tokens) for r in rows) + 5
   s = max(len(r.patches) for r in rows)

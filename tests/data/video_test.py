@@ -1,6 +1,8 @@
 """Frame sampling and patches, against the maths of the original."""
 
+import dataclasses
 import math
+import types
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from mmr1 import records
 from mmr1.data import video
+from tests.data import oracles
 
 CONFIG = video.VideoConfig(
     patch=8, merge=2, temporal=2, min_pixels=256, max_pixels=1024, fps=2.0,
@@ -67,13 +70,79 @@ def test_patch_order_is_cell_by_cell():
 @pytest.mark.parametrize('bad', [
     dict(total=0), dict(source_fps=0.0), dict(source_fps=float('nan'))])
 def test_refuses_nonsense(bad):
-  kwargs = dict(total=4, source_fps=2.0) | bad
+  kwargs = dict(
+      total=4, source_fps=2.0, fps=2.0, min_frames=4, max_frames=16) | bad
   with pytest.raises(ValueError, match='positive'):
-    video.sample_frames(
-        **kwargs, fps=2.0, min_frames=4, max_frames=16, temporal=2)
+    video.sample_frames(**kwargs, temporal=2)
+  with pytest.raises(ValueError, match='positive'):
+    video.spread_frames(**kwargs)
 
 
 def test_refuses_frames_of_two_sizes():
   with pytest.raises(ValueError, match='equal'):
     video.preprocess([np.zeros((8, 8, 3), np.uint8),
                       np.zeros((8, 16, 3), np.uint8)], CONFIG)
+
+
+def test_m4_frames_spread_to_the_end_equal_the_original():
+  sample, = oracles.original('qwen3_vl', 'sample_frames')
+  kw = dict(fps=2.0, min_frames=4, max_frames=16)
+  settings = types.SimpleNamespace(num_frames=None, **kw)
+  for total in range(1, 120):
+    for source_fps in (1.0, 3.0, 24.0, 29.97):
+      info = types.SimpleNamespace(total_num_frames=total, fps=source_fps)
+      np.testing.assert_array_equal(
+          video.spread_frames(total, source_fps, **kw),
+          sample(settings, info), f'{total}')
+
+
+@pytest.mark.parametrize('cap', [None, 9])
+def test_m4_sizes_of_a_clips_budget_equal_the_original(cap):
+  """Over many sizes; patches counted by transformers, which knows the cap."""
+  smart_resize, count_patches = oracles.original(
+      'qwen3_vl', 'smart_resize', 'get_num_of_video_patches')
+  config = dataclasses.replace(
+      CONFIG, whole_clip=True, min_pixels=2048, max_pixels=16384,
+      frame_cells=cap)
+  settings = types.SimpleNamespace(
+      patch_size=8, merge_size=2, temporal_patch_size=2, max_video_tokens=cap,
+      cap_pixels_per_frame=cap is not None,
+      size=dict(shortest_edge=2048, longest_edge=16384))
+  rng, seen = np.random.default_rng(0), set()
+  for count, height, width in np.stack([
+      rng.integers(2, 12, 300), rng.integers(1, 120, 300),
+      rng.integers(1, 160, 300)], -1).tolist():
+    grid = video.grid(count, height, width, config)
+    assert np.prod(grid) == count_patches(settings, count, height, width)
+    if cap is None:
+      assert (8 * grid[1], 8 * grid[2]) == smart_resize(
+          count, height, width, temporal_factor=2, factor=16, min_pixels=2048,
+          max_pixels=16384)
+    seen.add(grid)
+  assert len(seen) > 30
+
+
+def test_a_clips_budget_by_hand():
+  # Qwen3-VL: cells of 32 x 32, at most 786,432 pixels. Eight frames of 480 x
+  # 640 have 2,457,600, too many by 3.125; 480 / 1.768 = 271.5 -> 256, 362 ->
+  # 352.
+  config = dataclasses.replace(
+      CONFIG, patch=16, whole_clip=True, min_pixels=128 * 32**2,
+      max_pixels=768 * 32**2)
+  assert video.grid(8, 480, 640, config) == (4, 16, 22)
+  # Eight of the cells that a frame may have at most: 3 * 4 = 12 would be more.
+  few = dataclasses.replace(
+      config, frame_cells=8, min_pixels=32**2)
+  assert video.grid(8, 480, 640, few) == (4, 4, 6)
+  # One frame counts as the two of its patch.
+  assert video.grid(1, 480, 640, config) == (1, 30, 40)
+  for height, width, word in ((0, 8, 'empty'), (1, 250, 'aspect')):
+    with pytest.raises(ValueError, match=word):
+      video.grid(4, height, width, config)
+
+
+def test_times_by_hand():
+  # Frames 0 and 3, 5 and 8, 9 and 9 again, of a clip with 4 a second.
+  assert video.times(np.array([0, 3, 5, 8, 9]), 4.0, 2) == [
+      0.375, 1.625, 2.25]
+  assert video.times(np.array([6]), 2.0, 2) == [3.0]

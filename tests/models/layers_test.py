@@ -107,6 +107,21 @@ def test_mrope_sections_by_hand():
   np.testing.assert_allclose(sin, np.sin(angles), atol=1e-6)
 
 
+def test_interleaved_axes_by_hand():
+  # Two heights, one width among six: T H W T H T.
+  assert layers.axes((3, 2, 1), 'interleaved').tolist() == [0, 1, 2, 0, 1, 0]
+  # Qwen3-VL's 64: height 1, 4, ..., 58, width 2, 5, ..., 59, time the rest.
+  axes = layers.axes((24, 20, 20), 'interleaved')
+  assert np.flatnonzero(axes == 1).tolist() == list(range(1, 60, 3))
+  assert np.flatnonzero(axes == 2).tolist() == list(range(2, 60, 3))
+  assert len(axes) == 64
+  # Theta 16, width 8: frequencies 1, 1/2, 1/4, 1/8 turn with 2, 4, 8, 2.
+  cos, _ = layers.mrope(
+      jnp.asarray([2, 4, 8]), theta=16.0, sections=(2, 1, 1),
+      dtype=jnp.float32, order='interleaved')
+  np.testing.assert_allclose(cos, np.cos([2, 2, 2, 0.25] * 2), atol=1e-6)
+
+
 def test_llama3_frequencies_by_hand():
   # Context 8 pi: a frequency f turns 4 f times in it. More than 4 turns stay,
   # less than 1 are slowed down 8 times; 2.5 turns are half way.
@@ -192,6 +207,28 @@ def test_fold_scanned_equals_unrolled(remat):
     # d x / d a: a0: (-5)(3)(-1) x 1, a1: (-5) x -3, a2: (-1) x 1.
     grads = jax.grad(lambda p: run(p, scan)[0])(params)['a']
     assert grads.tolist() == [15, 15, -1]
+
+
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('scan', [False, True])
+def test_fold_adds_after_the_first_layers(scan, remat):
+  params = {'a': jnp.asarray([2.0, 3.0, 5.0])}
+
+  def step(layer, x, extra, flag):
+    del extra, flag
+    return layer['a'] * x, x
+
+  # 1 -> 2 + 10 = 12 -> 36 + 100 = 136 -> 680.
+  def run(add):
+    return layers.fold(
+        step, params, jnp.asarray(1.0), None if scan else [None] * 3,
+        [False] * 3, scan=scan, remat=remat, add=add)
+
+  x, seen = run(jnp.asarray([10.0, 100.0]))
+  assert float(x) == 680 and list(map(float, seen)) == [1, 12, 136]
+  # What is added after layer 0 goes through 3 and 5, after layer 1 through 5.
+  grads = jax.grad(lambda add: run(add)[0])(jnp.asarray([10.0, 100.0]))
+  assert grads.tolist() == [15, 5]
 
 
 def test_unstack_gradient_is_one_concatenation():

@@ -12,10 +12,15 @@ import torch
 import transformers
 from transformers import vision_utils
 
+from mmr1 import forward
+from mmr1 import types
 from mmr1.models import checkpoints
 from mmr1.models import qwen3_vl_weights
 from mmr1.models import qwen_vl
 from mmr1.models import qwen_vl_weights
+from mmr1.sampling import keys
+from mmr1.sampling import sample
+from tests import small
 from tests.models import conftest
 from tests.models import passes
 
@@ -43,7 +48,7 @@ def rows(oracle):
       oracle.row(3, (32, 40), 4, seed=2),
       oracle.row(2, (24, 24), 1, (8, 50), 2, (64, 8), 3, seed=3),
       oracle.row(2, (4, 4, 4, 1.5), 2, (20, 20), 4, seed=4),
-      oracle.row(1, (2, 4, 6, 0.5), 2, (17, 50), 1, (3, 2, 4, 1.0), seed=5)]
+      oracle.row(1, (2, 4, 6, 0.5), 2, (17, 50), 1, (3, 2, 4, 1.0), 4, seed=5)]
 
 
 @pytest.fixture(scope='module')
@@ -109,9 +114,9 @@ def test_gradients_equal_torch(family, oracle, rows, models, two, weight,
       out = oracle.logits(model, row, tokens[n, g, :length])
       torch.sum(
           out * torch.tensor(np.asarray(weight[n, g, :length + 1]))).backward()
+  names = qwen3_vl_weights if family == 'qwen3_vl' else qwen_vl_weights
   passes.check_gradients(
-      qwen3_vl_weights if family == 'qwen3_vl' else qwen_vl_weights, models[False][0].config, model,
-      reference[1])
+      names, models[False][0].config, model, reference[1])
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -244,6 +249,33 @@ def test_random_parameters(saved):
 @pytest.fixture(scope='module')
 def deep(saved):
   return checkpoints.load(saved('qwen3_vl', False))
+
+
+@pytest.fixture(scope='module')
+def policy(deep):
+  return forward.Policy(
+      qwen_vl.build(dataclasses.replace(deep[0].config, layers='scan')),
+      (conftest.IMAGE, conftest.VIDEO, conftest.START, conftest.END), 7, 0,
+      64)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+def test_m1_m2_sampler_and_trainer_agree(deep, policy, temperature):
+  """On text, images and videos; no placeholder is ever sampled."""
+  oracle = conftest.ORACLES['qwen3_vl']
+  batch = oracle.prompts([
+      oracle.row(5), oracle.row(2, (24, 8), 3),
+      oracle.row(1, (8, 40), 2, (2, 4, 4, 0.5), 1)])
+  rollout = small.sampler(
+      policy, deep[1], batch, keys.step_key(0, 1, 5),
+      sample.knobs(temperature=temperature, max_new_tokens=12), jnp.int32(0),
+      group=3, length=12)
+  mask = np.asarray(rollout.completions.kind) == types.KIND_SAMPLED
+  trained, _ = small.logp(
+      policy, deep[1], batch, rollout.completions, mask, temperature)
+  np.testing.assert_allclose(rollout.logp, trained, atol=2e-5, rtol=0)
+  tokens = np.asarray(rollout.completions.tokens)[mask]
+  assert len(set(tokens)) > 20 and not np.isin(tokens, policy.banned).any()
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=passes.QUICK)

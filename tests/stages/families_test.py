@@ -62,6 +62,10 @@ FAMILIES = {
     'qwen2_5_vl': (qwen_vl, dict(rope_parameters=MROPE, vision_config=dict(
         PATCH, hidden_size=32, intermediate_size=48, out_hidden_size=32,
         window_size=32, fullatt_block_indexes=[1], tokens_per_second=2))),
+    'qwen3_vl': (qwen_vl, dict(
+        rope_parameters=MROPE, head_dim=16, vision_config=dict(
+            PATCH, hidden_size=40, intermediate_size=48, out_hidden_size=32,
+            num_position_embeddings=16, deepstack_visual_indexes=[1]))),
 }
 
 
@@ -83,7 +87,7 @@ OTHERS = {
 # The others share their code with one that is run, or with every other test.
 RUN_BY_HAND = (
     'qwen2', 'llama', 'gemma', 'gemma2', 'gemma3_text', 'gemma3', 'paligemma',
-    'internvl', 'qwen2_5_vl')
+    'internvl', 'qwen2_vl', 'qwen2_5_vl')
 # Folders with a tokenizer of their own.
 WRITERS = {name: tiny_gemma.write for name in gemma_vl.FAMILIES}
 

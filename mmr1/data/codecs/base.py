@@ -22,7 +22,8 @@ class Options(NamedTuple):
   Fields:
     min_pixels, max_pixels: area an image is resized into.
     video_fps, video_max_frames: how clips are sampled.
-    position_rule: 'legacy' or 'v5', see `positions.rope_index`.
+    position_rule: 'legacy' or 'v5', see `positions.rope_index`; a family may
+      write videos by it, too.
   """
   min_pixels: int | None = None
   max_pixels: int | None = None

@@ -40,6 +40,7 @@ class Codec(base.Codec):
     tokens_per_second: temporal positions per second of video; None where
       frames count 1 whatever their rate (Qwen2-VL).
     position_rule: 'legacy' or 'v5', see `positions.rope_index`.
+    sizes: the tower wants the size of every patch's frame (`Pixels.extent`).
   """
   image_processor: Any = dataclasses.field(repr=False)
   video: video.VideoConfig
@@ -49,6 +50,7 @@ class Codec(base.Codec):
   window_cells: int
   tokens_per_second: float | None
   position_rule: str
+  sizes: bool = False
 
   def image_grid(self, height: int, width: int) -> positions.Grid:
     """Grid (1, h, w) of an image of this size, without its pixels."""
@@ -104,7 +106,13 @@ class Codec(base.Codec):
         patches=np.where(real[:, None], patches[order], np.float32(0)),
         position=np.where(real[:, None], place, 0),
         segment=np.where(real, frame + 1, 0).astype(np.int32),
-        slot=positions.cell_slots(grid, **kw))
+        slot=positions.cell_slots(grid, **kw),
+        extent=np.where(real[:, None], np.int32(grid[1:]), 0)
+        if self.sizes else None)
+
+  def nothing(self):
+    return super().nothing()._replace(
+        extent=np.zeros((0, 2), np.int32) if self.sizes else None)
 
   def positions(self, tokens, spans):
     rate = self.tokens_per_second
@@ -118,39 +126,49 @@ class Codec(base.Codec):
 def open_codec(
     folder: str, path: str, config: Any, tokenizer: Any,
     options: base.Options) -> Codec:
-  """Reads the family's part of a checkpoint folder.
+  """Reads the family's part of a checkpoint folder, see `read`."""
+  vision = {**_VISION_DEFAULTS, **config.get('vision_config', {})}
+  fields = read(folder, path, config, vision, tokenizer, options)
+  if config['model_type'] == 'qwen2_5_vl':
+    cells = vision['window_size'] // fields['patch'] // fields['merge']
+    fields |= dict(
+        window_cells=cells, window_patches=(cells * fields['merge'])**2,
+        tokens_per_second=float(vision['tokens_per_second']))
+  return Codec(**fields)
+
+
+def read(
+    folder: str, path: str, config: Any, vision: Any, tokenizer: Any,
+    options: base.Options, *, by_clip: bool = False) -> dict[str, Any]:
+  """The fields of a codec of a tower without windows, of a folder.
 
   Args:
     folder: local, of the checkpoint.
     path: what the user called it, for messages.
     config: its parsed config.json.
+    vision: its `vision_config`, complete.
     tokenizer: its tokenizer.
     options: what replaces the checkpoint's settings.
+    by_clip: see `video.from_folder`.
 
   Raises:
     ValueError: something is missing, contradictory or not supported.
   """
-  vision = {**_VISION_DEFAULTS, **config.get('vision_config', {})}
   patch, merge = vision['patch_size'], vision['spatial_merge_size']
   temporal = vision['temporal_patch_size']
-  windows = config['model_type'] == 'qwen2_5_vl'
-  cells = vision['window_size'] // patch // merge if windows else 1
   image_processor = _image_processor(folder, path, vision, options)
   ids = special_ids(tokenizer, config, path)
-  return Codec(
+  return dict(
       image_mark=IMAGE, video_mark=VIDEO, **ids,
-      channels=3 * temporal * patch**2, unit=merge**2,
-      window_patches=(cells * merge)**2,
+      channels=3 * temporal * patch**2, unit=merge**2, window_patches=merge**2,
       min_pixels=image_processor.size['shortest_edge'],
       max_pixels=image_processor.size['longest_edge'],
       image_processor=image_processor,
       video=video.from_folder(
           folder, path, image_processor, options.video_fps,
-          options.video_max_frames),
-      patch=patch, merge=merge, temporal=temporal, window_cells=cells,
-      tokens_per_second=(
-          float(vision['tokens_per_second']) if windows else None),
-      position_rule=options.position_rule)
+          options.video_max_frames, by_clip=by_clip),
+      patch=patch, merge=merge, temporal=temporal, window_cells=1,
+      tokens_per_second=None, position_rule=options.position_rule)
 
 
 def special_ids(tokenizer: Any, config: Any, path: str) -> dict[str, Any]:
