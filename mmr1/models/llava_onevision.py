@@ -106,13 +106,14 @@ class Model(vision_language.Model):
   def tower(self) -> nn.Module:
     return VisionTower(self.config)
 
-  def inputs(self, prompts: types.Prompts) -> Array:
-    """[N, P, D]: as for every tower, and the learned token where it stands."""
-    x = super().inputs(prompts)
+  def inputs(self, prompts: types.Prompts) -> tuple[Array, Array | None]:
+    """As for every tower, and the learned token where it stands."""
+    x, add = super().inputs(prompts)
     if TOWER not in prompts.media:
-      return x
+      return x, add
     ends = prompts.media[TOWER].slot == _END
-    return jnp.where(ends[..., None], self.visual.newline.astype(x.dtype), x)
+    return jnp.where(
+        ends[..., None], self.visual.newline.astype(x.dtype), x), add
 
 
 def canonical(name: str) -> str | None:
