@@ -278,6 +278,9 @@ def all_examples(
     if isinstance(item, records.Broken):
       broken.append(item)
       _LOG.warning('skipped %s: %s', item.where, item.reason)
+      # Not at the end: a procedural source of such items is as good as endless.
+      if seen >= _AT_LEAST and len(broken) > max_broken_frac * seen:
+        break
     elif item[0].uid not in uids:  # weights make a mixture repeat a member
       uids.add(item[0].uid)
       pairs.append(item)

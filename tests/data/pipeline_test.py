@@ -242,3 +242,17 @@ def test_m6_a_batch_takes_the_smallest_bucket_that_holds_it(proc):
                     jax.tree.leaves(whole.media)):
       cut = y[:, :x.shape[1]]
       np.testing.assert_array_equal(x, cut)
+
+
+def test_m26_a_long_source_of_broken_items_is_refused_soon(proc):
+  """Not after all of it: a procedural one has a million."""
+  class Counting(Flawed):
+    asked = 0
+
+    def __getitem__(self, i):
+      type(self).asked += 1
+      return super().__getitem__(i)
+  source = Counting(10_000, range(20, 10_000))
+  with pytest.raises(ValueError, match='max_broken_frac'):
+    pipeline.all_examples(source, _shape(proc), 50, max_broken_frac=0.5)
+  assert source.asked == 100
