@@ -22,6 +22,7 @@ from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
 from mmr1.data import video
+from tests import measured
 from tests.data import oracles
 
 _encode = functools.partial(encode.encode, template=template.think_answer)
@@ -47,6 +48,7 @@ def qwen2(folder, tmp_path_factory):
   return processor_lib.Processor.open(str(path), position_rule='v5')
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('name', [
     'text', 'image', 'transparent', 'three', 'video', 'long video',
     'two videos, one image', 'turns'])
@@ -63,9 +65,11 @@ def test_m4_equals_transformers(name, folder, proc, oracle, noise):
               'input_ids', 'mm_token_type_ids', 'image_grid_thw',
               'video_grid_thw', 'second_per_grid_ts')}))
   assert ours.next_position == ours.positions.max() + 1
+  measured.record('qwen2_5_vl', 'positions', 0)
   oracles.check_pixels(ours, proc, out, text)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('name', [
     'three', 'long video', 'two videos, one image'])
 def test_m4_qwen2_vl_positions_equal_transformers(name, qwen2, noise):
@@ -83,6 +87,7 @@ def test_m4_qwen2_vl_positions_equal_transformers(name, qwen2, noise):
       mm_token_type_ids=torch.tensor(kinds[None]),
       image_grid_thw=torch.tensor(images) if images else None,
       video_grid_thw=torch.tensor(videos) if videos else None))
+  measured.record('qwen2_vl', 'positions', 0)
   assert (ours.patch_segment > 0).all()
   assert len(ours.patches) == 4 * (ours.slot >= 0).sum()
 

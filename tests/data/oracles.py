@@ -16,6 +16,7 @@ from transformers.video_utils import VideoMetadata
 from mmr1 import positions
 from mmr1 import records
 from mmr1.data import template
+from tests import measured
 
 
 def original(family, *names):
@@ -162,6 +163,7 @@ def check_pixels(ours, proc, out, text):
     assert levels.max() < 3.01 and np.mean(levels > 1.01) < 3e-4
   if not videos and images:  # images go through transformers' own code
     np.testing.assert_array_equal(pixels, expected.astype(np.float32))
+    measured.record(proc.family, 'pixels', 0)
   return grids
 
 

@@ -20,6 +20,7 @@ from mmr1.models import qwen_vl
 from mmr1.models import qwen_vl_weights
 from mmr1.sampling import keys
 from mmr1.sampling import sample
+from tests import measured
 from tests import small
 from tests.models import conftest
 from tests.models import passes
@@ -90,7 +91,8 @@ def other(models, **run):
   return qwen_vl.build(dataclasses.replace(module.config, **run)), params
 
 
-def test_m3_m4_logits_equal_transformers(oracle, rows, two, logits):
+@pytest.mark.parity
+def test_m3_m4_logits_equal_transformers(family, oracle, rows, two, logits):
   """Each row alone and unpadded there; in one padded batch here."""
   tokens, _, mask = map(np.asarray, two)
   for n, row in enumerate(rows):
@@ -100,10 +102,10 @@ def test_m3_m4_logits_equal_transformers(oracle, rows, two, logits):
         expected = oracle.logits(
             oracle.model(True), row, tokens[n, g, :length]).numpy()
       assert np.abs(expected).max() > 1
-      np.testing.assert_allclose(
-          logits[n, g, :length + 1], expected, atol=1e-4, rtol=0)
+      measured.logits(family, n, logits[n, g, :length + 1], expected)
 
 
+@pytest.mark.parity
 def test_gradients_equal_torch(family, oracle, rows, models, two, weight,
                                reference):
   model = oracle.model(True)
@@ -116,11 +118,12 @@ def test_gradients_equal_torch(family, oracle, rows, models, two, weight,
       torch.sum(
           out * torch.tensor(np.asarray(weight[n, g, :length + 1]))).backward()
   names = qwen3_vl_weights if family == 'qwen3_vl' else qwen_vl_weights
-  passes.check_gradients(
-      names, models[True][0].config, model, reference[1])
+  measured.record(family, 'gradient', passes.check_gradients(
+      names, models[True][0].config, model, reference[1]))
 
 
-def test_m1_m4_greedy_tokens_equal_generate(oracle, rows, models):
+@pytest.mark.parity
+def test_m1_m4_greedy_tokens_equal_generate(family, oracle, rows, models):
   """64 of them; transformers finds the positions by its own rule, v5."""
   batch = oracle.prompts(rows, p=P, s=S, rule='v5')
   got = np.asarray(passes.greedy(*models[False], batch, 64))
@@ -137,6 +140,7 @@ def test_m1_m4_greedy_tokens_equal_generate(oracle, rows, models):
         max_new_tokens=64, do_sample=False, pad_token_id=0)
     assert got[n].tolist() == expected[0, len(row.tokens):].tolist()
     assert len(set(got[n].tolist())) > 3
+  measured.record(family, 'greedy', got.shape[1])
 
 
 @pytest.mark.parametrize('run', [
@@ -201,9 +205,10 @@ def test_m6_all_masked_rows_are_finite(models, batch, two, weight):
   assert all(np.all(np.isfinite(x)) for x in passes.leaves(grads).values())
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('tied', [True, False])
-def test_m20_saved_folder_opens_in_transformers(oracle, models, rows, tmp_path,
-                                                tied):
+def test_m20_saved_folder_opens_in_transformers(family, oracle, models, rows,
+                                                tmp_path, tied):
   module, params = models[tied]
   checkpoints.save(tmp_path, module, params)
   model, report = (
@@ -218,13 +223,16 @@ def test_m20_saved_folder_opens_in_transformers(oracle, models, rows, tmp_path,
   assert set(again) == set(passes.leaves(params))
   for path, x in passes.leaves(params).items():
     np.testing.assert_array_equal(again[path], x, err_msg=path)
+  measured.record(family, 'export', 0)
 
 
-def test_bfloat16_is_near_float32(models, batch, two, logits):
+@pytest.mark.parity
+def test_bfloat16_is_near_float32(family, models, batch, two, logits):
   module, params = other(models, compute_dtype='bfloat16')
   params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
   got = np.asarray(passes.forward(module, params, batch, *two))
-  passes.check_bfloat16(got, logits, two)
+  _, most = passes.check_bfloat16(got, logits, two)
+  measured.record(family, 'bf16', most)
 
 
 def test_random_parameters(saved):

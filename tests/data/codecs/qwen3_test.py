@@ -17,6 +17,7 @@ from mmr1.data import collate
 from mmr1.data import encode
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
+from tests import measured
 from tests.data import conftest
 from tests.data import oracles
 
@@ -77,12 +78,14 @@ def check(ours, proc, hf, example, text, folder):
   return out
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize('name', CASES)
 def test_m4_equals_transformers(name, folder, proc, v5, oracle, noise):
   example = case(name, noise)
   ours = _encode(example, v5, prefix='<think>')
   text = oracles.chat(example, proc, prefix='<think>')
   out = check(ours, proc, oracle, example, text, folder)
+  measured.record('qwen3_vl', 'positions', 0)
   grids = oracles.check_pixels(ours, proc, out, text)
   # No window is ever padded, so that patches lie in file order.
   sizes = np.concatenate([np.zeros((0, 2)), *[
