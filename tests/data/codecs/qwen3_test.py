@@ -86,7 +86,6 @@ def test_m4_equals_transformers(name, folder, proc, v5, oracle, noise):
   ours = _encode(example, v5, prefix='<think>')
   text = oracles.chat(example, proc, prefix='<think>')
   out = check(ours, proc, oracle, example, text, folder)
-  measured.record('qwen3_vl', 'positions', 0)
   grids = oracles.check_pixels(ours, proc, out, text)
   # No window is ever padded, so that patches lie in file order.
   sizes = np.concatenate([np.zeros((0, 2)), *[
