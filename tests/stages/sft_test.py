@@ -60,7 +60,7 @@ def taken(open_run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sft.loop, 'train', lambda *args: caught.append(args))
     sft.run(ctx, 'imitate', ctx.config.imitate, plans['imitate'])
-    _, _, _, state, rows, take_step = caught[0]
+    _, _, _, state, rows, take_step, _ = caught[0]
     return ctx, state, rows, take_step
   open_.count = 0
   return open_
@@ -182,6 +182,7 @@ def test_m21_frozen_parameters_stay_and_own_nothing(
   if kind == 'sft':
     _, state, _, take_step = taken(config)
   else:
+    config.grpo.init = 'base'  # the stage before it is not run
     ctx, plans = open_run(config, tmp_path / 'run')
     trainer = rl.Trainer(ctx, 'grpo', ctx.config.grpo, plans['grpo'])
     state, take_step = trainer.start.state, trainer.step
