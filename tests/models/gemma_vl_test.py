@@ -323,12 +323,14 @@ def test_m6_no_image_at_all(models, batches, rows, two, weight, logits):
 
 
 @pytest.mark.parity
-def test_bfloat16_is_near_float32(models, batches, two, logits):
-  module, params = models['gemma3']
+@pytest.mark.parametrize('kind', [
+    'gemma3', pytest.param('paligemma', marks=pytest.mark.slow)])
+def test_bfloat16_is_near_float32(models, batches, two, logits, kind):
+  module, params = models[kind]
   module = gemma_vl.build(dataclasses.replace(
       module.config, compute_dtype='bfloat16'))
   params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
-  given = completions(batches['gemma3'], two)
-  got = np.asarray(passes.forward(module, params, batches['gemma3'], *given))
-  _, most = passes.check_bfloat16(got, logits['gemma3'], given)
-  measured.record('gemma3', 'bf16', most)
+  given = completions(batches[kind], two)
+  got = np.asarray(passes.forward(module, params, batches[kind], *given))
+  _, most = passes.check_bfloat16(got, logits[kind], given)
+  measured.record(kind, 'bf16', most)

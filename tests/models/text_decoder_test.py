@@ -230,7 +230,9 @@ def test_m20_saved_folder_opens_in_transformers(models, rows, tmp_path,
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('family', WHOLE)
+@pytest.mark.parametrize('family', [
+    family if family in WHOLE else pytest.param(family, marks=pytest.mark.slow)
+    for family in FAMILIES])
 def test_bfloat16_is_near_float32(models, batch, two, results, family):
   module, params = models[family]
   module = decoder.LanguageModel(dataclasses.replace(
