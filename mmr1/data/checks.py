@@ -1,6 +1,7 @@
 """What is checked of a checkpoint folder, whatever the family."""
 
 import itertools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,27 @@ def file(path: epath.Path) -> None:
         f'{path}: no such file. The path of the model must be a folder in '
         'Hugging Face format with config.json, tokenizer files, a chat '
         'template and, if the model reads images, preprocessor_config.json.')
+
+
+def read(folder: str, name: str) -> dict[str, Any]:
+  """A JSON file of a local folder, {} if there is none."""
+  own = epath.Path(folder) / name
+  return json.loads(own.read_text()) if own.exists() else {}
+
+
+def settings(folder: str, kind: str) -> dict[str, Any]:
+  """What a folder says of pixels, {} if nothing.
+
+  transformers 5 saves it inside processor_config.json, which goes first, and
+  earlier ones in a file of its own.
+
+  Args:
+    folder: local, of the checkpoint.
+    kind: 'image_processor' or 'video_processor'.
+  """
+  own = {'image_processor': 'preprocessor_config.json',
+         'video_processor': 'video_preprocessor_config.json'}[kind]
+  return read(folder, 'processor_config.json').get(kind) or read(folder, own)
 
 
 def tokens(

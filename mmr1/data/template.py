@@ -6,6 +6,7 @@ the checkpoint's own chat template does the rest. Options are bound with
 `functools.partial`. Rewards, cold-start data and evaluation must share one.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -90,6 +91,30 @@ def parts(text: str) -> list[dict[str, str]]:
     done = match.end()
   if done < len(text):
     result.append({'type': 'text', 'text': text[done:]})
+  return result
+
+
+def joined(messages: Messages, *, strings: bool) -> list[dict[str, Any]]:
+  """Messages whose texts without media in between are one part.
+
+  Some chat templates trim every part, or read only the first one of a system
+  message (Gemma 3's): an instruction of its own would be glued to the question
+  or lost.
+
+  Args:
+    messages: texts only if `strings`.
+    strings: contents become strings, as templates of text-only models want it.
+  """
+  result = []
+  for message in messages:
+    content = []
+    for kind, run in itertools.groupby(
+        message['content'], lambda part: part['type']):
+      content += run if kind != 'text' else [
+          {'type': 'text', 'text': ''.join(part['text'] for part in run)}]
+    if strings:
+      content = ''.join(part['text'] for part in content)
+    result.append({**message, 'content': content})
   return result
 
 

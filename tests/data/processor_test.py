@@ -80,6 +80,36 @@ def test_old_chat_template_file(copy, tmp_path, proc):
       proc.tokenizer.chat_template)
 
 
+@pytest.mark.parametrize('name', [
+    'chat_template.json', 'processor_config.json'])
+def test_the_chat_template_of_the_processor_goes_first(
+    copy, tmp_path, text_folder, proc, name):
+  """LLaVA-OneVision's tokenizers keep that of the text model they were."""
+  own = json.loads((text_folder / 'tokenizer_config.json').read_text())
+  path = copy('tokenizer_config.json', chat_template=own['chat_template'])
+  (tmp_path / name).write_text(
+      json.dumps({'chat_template': proc.tokenizer.chat_template}))
+  opened = open_folder(path)
+  assert opened.tokenizer.chat_template == proc.tokenizer.chat_template
+  assert opened.eos_id == proc.eos_id
+  # A text-only model's is its tokenizer's, as ever.
+  copy('config.json', model_type='qwen3')
+  assert open_folder(path).tokenizer.chat_template == own['chat_template']
+
+
+def test_pixels_as_transformers_5_saves_them(copy, tmp_path, proc):
+  """Everything in processor_config.json, and nothing beside it."""
+  path, nested = copy('config.json'), {}
+  for kind, name in (('image_processor', 'preprocessor_config.json'),
+                     ('video_processor', 'video_preprocessor_config.json')):
+    nested[kind] = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).unlink()
+  (tmp_path / 'processor_config.json').write_text(json.dumps(nested))
+  opened = open_folder(path)
+  assert opened.pixels == proc.pixels
+  assert opened.codec.video == proc.codec.video
+
+
 def test_pad_eos_and_vision_ids_are_distinct(copy, proc):
   turned = proc.tokenizer.chat_template.replace(
       '<|im_end|>', '<|vision_end|>')

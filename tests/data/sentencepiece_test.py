@@ -70,6 +70,25 @@ def test_the_chat_template_says_what_ends_a_turn(folder, after, eos):
   assert processor_lib.Processor.open(str(folder)).eos_id == eos
 
 
+def test_a_token_the_model_has_no_row_for_is_refused(folder):
+  """Gemma 3 1B's tokenizer is that of the models that read images."""
+  added = {str(gemma.size()): dict(
+      content='<image_soft_token>', special=True, normalized=False,
+      lstrip=False, rstrip=False, single_word=False)}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(dict(
+      tokenizer_class='GemmaTokenizer', bos_token='<bos>', eos_token='<eos>',
+      pad_token='<pad>', unk_token='<unk>', added_tokens_decoder=added)))
+  (folder / 'config.json').write_text(
+      json.dumps(dict(model_type='gemma3_text', vocab_size=gemma.size())))
+  proc = processor_lib.Processor.open(str(folder))
+  assert len(proc.tokenizer) == proc.vocab_size + 1
+  with pytest.raises(ValueError, match='chat holds .*<image_soft_token>'):
+    encode.encode(records.Example(uid=0, question='a <image_soft_token>'),
+                  proc, template=template.plain)
+  with pytest.raises(ValueError, match='completion holds .*<image_soft_token'):
+    encode.encode_completion('<image_soft_token>', proc)
+
+
 def test_neither_form_of_the_tokenizer(folder):
   """transformers would make one of five tokens."""
   (folder / 'tokenizer.model').unlink()
