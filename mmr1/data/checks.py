@@ -62,8 +62,7 @@ def tokens(
       raise ValueError(
           f'{path}: {token} is {ids[field]} in the tokenizer but {key}='
           f'{config[key]} in config.json; they belong to different models.')
-  distinct({'pad_id': tokenizer.pad_token_id,
-            'eos_id': tokenizer.eos_token_id, **ids}, path)
+  distinct(ids, path)
   return ids
 
 

@@ -115,13 +115,19 @@ def test_pad_eos_and_vision_ids_are_distinct(copy, proc):
       '<|im_end|>', '<|vision_end|>')
   for changes, words in (
       (dict(pad_token='<|im_end|>'), 'pad_id and eos_id'),
-      (dict(pad_token='<|image_pad|>'), 'pad_id and image_id'),
-      (dict(eos_token='<|vision_end|>', pad_token='<|endoftext|>'),
-       'eos_id and vision_end_id'),
-      (dict(eos_token='<|im_end|>', chat_template=turned),
+      (dict(pad_token='<|image_pad|>'), r'pad_id and <\|image_pad\|>'),
+      (dict(pad_token='<|endoftext|>', chat_template=turned),
        r'eos_id and <\|vision_end\|>')):
     with pytest.raises(ValueError, match=words):
       open_folder(copy('tokenizer_config.json', **changes))
+
+
+def test_what_ends_documents_may_be_padding(copy, proc):
+  """InternVL's with InternLM's tokenizer: turns end with another token."""
+  opened = open_folder(copy(
+      'tokenizer_config.json', eos_token='<|endoftext|>'))
+  assert opened.tokenizer.eos_token_id == opened.pad_id == proc.pad_id
+  assert opened.eos_id == proc.eos_id
 
 
 @pytest.mark.parametrize('name, changes, words', [
