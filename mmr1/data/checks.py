@@ -18,9 +18,23 @@ def file(path: epath.Path) -> None:
 
 
 def read(folder: str, name: str) -> dict[str, Any]:
-  """A JSON file of a local folder, {} if there is none."""
+  """A JSON file of a local folder, {} if there is none.
+
+  Raises:
+    ValueError: it is something else; names the file.
+  """
   own = epath.Path(folder) / name
-  return json.loads(own.read_text()) if own.exists() else {}
+  if not own.exists():
+    return {}
+  try:
+    result = json.loads(own.read_text())
+  except ValueError as error:  # no UTF-8, no JSON
+    raise ValueError(
+        f'{own}: not JSON ({error}). Download the file again; a Git LFS '
+        'pointer or an interrupted download looks like this.') from error
+  if not isinstance(result, dict):
+    raise ValueError(f'{own}: a JSON {type(result).__name__}, not an object.')
+  return result
 
 
 def settings(folder: str, kind: str) -> dict[str, Any]:

@@ -64,8 +64,9 @@ def encode(
     prefix: text the assistant's turn is made to start with.
 
   Raises:
-    ValueError: placeholders and media do not match, the text holds a vision
-      token, an image is empty or longer than 200 times its other side, or
+    ValueError: placeholders and media do not match, the chat template refuses
+      the messages, the text holds a vision token or one without a row in the
+      embedding, an image is empty or longer than 200 times its other side, or
       there are media and the model reads text only.
   """
   text, spans, order = _text(example, processor, template, prefix)
@@ -172,8 +173,8 @@ def _text(
       raise ValueError(
           f'the template made {found} {kind} slots for {len(media)} {kind}s.')
   messages = template_lib.joined(messages, strings=codec is None)
-  text = processor.tokenizer.apply_chat_template(
-      messages, tokenize=False, add_generation_prompt=True) + prefix
+  text = template_lib.written(
+      processor.tokenizer, messages, answer=True) + prefix
   return (text, [], []) if codec is None else _filled(text, example, codec)
 
 

@@ -7,7 +7,6 @@ its codec (`mmr1.data.codecs`). A text-only checkpoint has a tokenizer alone.
 """
 
 import dataclasses
-import json
 import tempfile
 from typing import Any
 
@@ -15,6 +14,7 @@ from etils import epath
 
 from mmr1 import positions
 from mmr1.data import checks
+from mmr1.data import template
 from mmr1.data.codecs import base
 from mmr1.data.codecs import gemma
 from mmr1.data.codecs import internvl
@@ -131,7 +131,7 @@ def _copy_small(source: epath.Path, target: epath.Path):
 
 
 def _open(folder: str, path: str, options: base.Options) -> Processor:
-  config = json.loads((epath.Path(folder) / 'config.json').read_text())
+  config = checks.read(folder, 'config.json')
   family = config.get('model_type')
   if family not in FAMILIES:
     raise ValueError(
@@ -153,7 +153,10 @@ def _open(folder: str, path: str, options: base.Options) -> Processor:
       checks.file(epath.Path(path) / 'preprocessor_config.json')
     codec = _CODECS[family].open_codec(
         folder, path, config, tokenizer, options)
-  eos_id = _turn_end(tokenizer, parts=codec is not None)
+  try:
+    eos_id = _turn_end(tokenizer, parts=codec is not None)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
   placeholders = codec.banned if codec else ()
   checks.distinct(
       {'pad_id': pad_id, 'eos_id': eos_id}
@@ -189,11 +192,11 @@ def _turn_end(tokenizer: Any, *, parts: bool) -> int | None:
     parts: whether the template wants contents as lists of parts.
   """
   words = 'an answer'
-  text = tokenizer.apply_chat_template(
-      [{'role': role, 'content': (
+  text = template.written(tokenizer, [
+      {'role': role, 'content': (
           [{'type': 'text', 'text': said}] if parts else said)}
-       for role, said in (('user', 'a question'), ('assistant', words))],
-      tokenize=False)
+      for role, said in (('user', 'a question'), ('assistant', words))],
+      answer=False)
   _, found, after = text.rpartition(words)
   added = tokenizer.get_added_vocab()
   ends = [token for token in added

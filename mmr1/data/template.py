@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jinja2
+
 from mmr1 import records
 
 Messages = list[dict[str, Any]]
@@ -116,6 +118,30 @@ def joined(messages: Messages, *, strings: bool) -> list[dict[str, Any]]:
       content = ''.join(part['text'] for part in content)
     result.append({**message, 'content': content})
   return result
+
+
+def written(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, answer: bool,
+) -> str:
+  """The text that a checkpoint's chat template makes of messages.
+
+  Args:
+    tokenizer: with a chat template.
+    messages: with contents as it wants them, see `joined`.
+    answer: whether the assistant's turn is opened at the end.
+
+  Raises:
+    ValueError: the template refuses them: some know no system turn or want
+      turns to alternate, one of a text-only model wants strings.
+  """
+  try:
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=answer)
+  except (jinja2.TemplateError, TypeError) as error:
+    roles = [message['role'] for message in messages]
+    raise ValueError(
+        f'the chat template of the model refuses messages with roles {roles}: '
+        f'{error}') from error
 
 
 def count(messages: Sequence[Mapping[str, Any]], kind: str) -> int:

@@ -97,6 +97,14 @@ def test_the_chat_template_of_the_processor_goes_first(
   assert open_folder(path).tokenizer.chat_template == own['chat_template']
 
 
+def test_a_chat_template_of_a_text_model_for_one_that_reads_images(
+    copy, text_folder):
+  own = json.loads((text_folder / 'tokenizer_config.json').read_text())
+  path = copy('tokenizer_config.json', chat_template=own['chat_template'])
+  with pytest.raises(ValueError, match=f'{path}: the chat template.*list'):
+    open_folder(path)
+
+
 def test_pixels_as_transformers_5_saves_them(copy, tmp_path, proc):
   """Everything in processor_config.json, and nothing beside it."""
   path, nested = copy('config.json'), {}
@@ -149,6 +157,17 @@ def test_m22_no_frames_is_not_as_many_as_the_checkpoint_says(folder, kw):
   (key, value), = kw.items()
   with pytest.raises(ValueError, match=f'{key}={value}.*needed'):
     open_folder(str(folder), **kw)
+
+
+@pytest.mark.parametrize('name', [
+    'config.json', 'preprocessor_config.json',
+    'video_preprocessor_config.json'])
+@pytest.mark.parametrize('text', ['version https://git-lfs', '[]'])
+def test_a_damaged_file_is_named(copy, tmp_path, name, text):
+  path = copy(name)
+  (tmp_path / name).write_text(text)
+  with pytest.raises(ValueError, match=f'{name}: (not|a) JSON'):
+    open_folder(path)
 
 
 def test_refuses_folders_that_are_none(tmp_path, folder):

@@ -1,5 +1,6 @@
 """A folder as Gemma's are: tokenizer.model, a token for the end of a turn."""
 
+import functools
 import json
 import types
 
@@ -10,6 +11,7 @@ import sentencepiece
 from mmr1 import records
 from mmr1.data import datasets
 from mmr1.data import encode
+from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
 from tests import gemma
@@ -46,6 +48,21 @@ def test_a_prompt_has_one_bos(proc):
   expected = proc.tokenizer(written + '<start_of_turn>model\n',
                             add_special_tokens=False)['input_ids']
   assert got.tolist() == [BOS, *expected] and expected.count(BOS) == 0
+
+
+def test_m26_a_template_that_refuses_messages_breaks_a_record_only(folder):
+  """Gemma's first two know no system turn, and want turns to alternate."""
+  file = folder / 'chat_template.jinja'
+  file.write_text(
+      "{% if messages[0]['role'] == 'system' %}"
+      "{{ raise_exception('System role not supported') }}{% endif %}"
+      + file.read_text())
+  proc = processor_lib.Processor.open(str(folder))
+  shape = pipeline.Shape(processor=proc, template=functools.partial(
+      template.think_answer, system='be good'), prompt_length=9, patches=0)
+  broken = shape.encode(records.Example(uid=0, question='x'), 3)
+  assert broken.where == 'source:3'
+  assert "roles ['system', 'user']: System role not" in broken.reason
 
 
 def test_a_completion_ends_with_the_turn(proc):
