@@ -1,6 +1,7 @@
 """What is checked of a checkpoint folder, whatever the family."""
 
 import itertools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,41 @@ def file(path: epath.Path) -> None:
         f'{path}: no such file. The path of the model must be a folder in '
         'Hugging Face format with config.json, tokenizer files, a chat '
         'template and, if the model reads images, preprocessor_config.json.')
+
+
+def read(folder: str, name: str) -> dict[str, Any]:
+  """A JSON file of a local folder, {} if there is none.
+
+  Raises:
+    ValueError: it is something else; names the file.
+  """
+  own = epath.Path(folder) / name
+  if not own.exists():
+    return {}
+  try:
+    result = json.loads(own.read_text())
+  except ValueError as error:  # no UTF-8, no JSON
+    raise ValueError(
+        f'{own}: not JSON ({error}). Download the file again; a Git LFS '
+        'pointer or an interrupted download looks like this.') from error
+  if not isinstance(result, dict):
+    raise ValueError(f'{own}: a JSON {type(result).__name__}, not an object.')
+  return result
+
+
+def settings(folder: str, kind: str) -> dict[str, Any]:
+  """What a folder says of pixels, {} if nothing.
+
+  transformers 5 saves it inside processor_config.json, which goes first, and
+  earlier ones in a file of its own.
+
+  Args:
+    folder: local, of the checkpoint.
+    kind: 'image_processor' or 'video_processor'.
+  """
+  own = {'image_processor': 'preprocessor_config.json',
+         'video_processor': 'video_preprocessor_config.json'}[kind]
+  return read(folder, 'processor_config.json').get(kind) or read(folder, own)
 
 
 def tokens(
@@ -40,8 +76,7 @@ def tokens(
       raise ValueError(
           f'{path}: {token} is {ids[field]} in the tokenizer but {key}='
           f'{config[key]} in config.json; they belong to different models.')
-  distinct({'pad_id': tokenizer.pad_token_id,
-            'eos_id': tokenizer.eos_token_id, **ids}, path)
+  distinct(ids, path)
   return ids
 
 

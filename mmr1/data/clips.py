@@ -1,14 +1,13 @@
 """Clips of families that read a frame as they read an image of one size."""
 
 import dataclasses
-import json
 import math
 from typing import Any
 
-from etils import epath
 import numpy as np
 
 from mmr1 import records
+from mmr1.data import checks
 from mmr1.data import video
 
 
@@ -60,12 +59,11 @@ def from_folder(
   Raises:
     ValueError: frames of another size, or none would be sampled.
   """
-  own = epath.Path(folder) / 'video_preprocessor_config.json'
-  given = json.loads(own.read_text()) if own.exists() else {}
+  given = checks.settings(folder, 'video_processor')
   # transformers writes null for what it leaves open.
   given = {key: x for key, x in given.items() if x is not None}
   if 'size' in given:
-    check_size(given['size'], size, f'{path}/{own.name}')
+    check_size(given['size'], size, f'{path}/video_preprocessor_config.json')
   frames = rate = None
   if given.get('do_sample_frames'):
     frames, rate = given.get('num_frames'), given.get('fps')

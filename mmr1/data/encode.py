@@ -64,8 +64,9 @@ def encode(
     prefix: text the assistant's turn is made to start with.
 
   Raises:
-    ValueError: placeholders and media do not match, the text holds a vision
-      token, an image is empty or longer than 200 times its other side, or
+    ValueError: placeholders and media do not match, the chat template refuses
+      the messages, the text holds a vision token or one without a row in the
+      embedding, an image is empty or longer than 200 times its other side, or
       there are media and the model reads text only.
   """
   text, spans, order = _text(example, processor, template, prefix)
@@ -128,6 +129,7 @@ def encode_completion(
     ids = [*ids, processor.eos_id]
   _check_free_of(ids, processor.banned, processor, 'the completion')
   _check_free_of(ids[:-1], (processor.eos_id,), processor, 'the completion')
+  _check_rows(ids, processor, 'the completion')
   return np.asarray(ids, np.int32)
 
 
@@ -170,13 +172,9 @@ def _text(
     if found != len(media):
       raise ValueError(
           f'the template made {found} {kind} slots for {len(media)} {kind}s.')
-  if codec is None:
-    # Chat templates of text-only models want contents that are strings.
-    messages = [
-        {**message, 'content': ''.join(x['text'] for x in message['content'])}
-        for message in messages]
-  text = processor.tokenizer.apply_chat_template(
-      messages, tokenize=False, add_generation_prompt=True) + prefix
+  messages = template_lib.joined(messages, strings=codec is None)
+  text = template_lib.written(
+      processor.tokenizer, messages, answer=True) + prefix
   return (text, [], []) if codec is None else _filled(text, example, codec)
 
 
@@ -210,6 +208,7 @@ def _tokens(
   ids = np.asarray(
       processor.tokenizer(text, add_special_tokens=False)['input_ids'],
       np.int32)
+  _check_rows(ids, processor, 'the chat')
   repeats = np.ones(len(ids), np.int64)
   runs = [count for span in spans for count in span.runs]
   if processor.codec:
@@ -242,6 +241,15 @@ def _check_free_of(ids, tokens, processor, what):
     if token in ids:
       written = processor.tokenizer.convert_ids_to_tokens(token)
       raise ValueError(f'{what} holds the special token {written}.')
+
+
+def _check_rows(ids, processor, what):
+  """An id past the embedding would be read as its last row."""
+  for token in ids:
+    if token >= processor.vocab_size:
+      written = processor.tokenizer.convert_ids_to_tokens(int(token))
+      raise ValueError(f'{what} holds the token {written}, which is in the '
+                       'tokenizer but not in the model.')
 
 
 def _joined(

@@ -7,7 +7,6 @@ its codec (`mmr1.data.codecs`). A text-only checkpoint has a tokenizer alone.
 """
 
 import dataclasses
-import json
 import tempfile
 from typing import Any
 
@@ -15,6 +14,7 @@ from etils import epath
 
 from mmr1 import positions
 from mmr1.data import checks
+from mmr1.data import template
 from mmr1.data.codecs import base
 from mmr1.data.codecs import gemma
 from mmr1.data.codecs import internvl
@@ -30,6 +30,11 @@ _CODECS = {'gemma3': gemma, 'internvl': internvl,
 FAMILIES = (*_CODECS, *TEXT_FAMILIES)
 # Of families whose folders have none.
 _CHAT_TEMPLATES = {'paligemma': gemma.PALIGEMMA_CHAT}
+# What transformers assumes where config.json is silent, as Gemma 3's are.
+_VOCAB_SIZES = {'gemma3': 262208}
+# Tokens of media that released tokenizers know and their models have no row
+# for: InternVL reads a video as images, Gemma 3 1B reads text only.
+_ROWLESS = ('<video>', '<image_soft_token>')
 # Tokens made for padding in families whose tokenizer may not say so.
 _PADDING = ('<|finetune_right_pad_id|>',)  # Llama 3.1
 _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth', '.gguf', '.msgpack', '.h5')
@@ -45,7 +50,8 @@ class Processor:
     tokenizer: a `transformers` tokenizer with a chat template.
     codec: images and videos of the family; None: the model reads text only.
     pad_id, eos_id: padding; end of an assistant turn.
-    vocab_size: rows of the embedding; the tokenizer may know fewer.
+    vocab_size: rows of the embedding; the tokenizer may know fewer, and of the
+      tokens of media more.
   """
   path: str
   family: str
@@ -96,8 +102,8 @@ class Processor:
 
     Args:
       path: folder with config.json, tokenizer files, a chat template and,
-        unless it is a text-only model, preprocessor_config.json; any path
-        etils.epath can read.
+        unless it is a text-only model, preprocessor_config.json (or its
+        contents in processor_config.json); any path etils.epath can read.
       min_pixels, max_pixels: replace the image area of the checkpoint.
       video_fps, video_max_frames: replace how it samples clips. These four
         are idle for a text-only model.
@@ -125,7 +131,7 @@ def _copy_small(source: epath.Path, target: epath.Path):
 
 
 def _open(folder: str, path: str, options: base.Options) -> Processor:
-  config = json.loads((epath.Path(folder) / 'config.json').read_text())
+  config = checks.read(folder, 'config.json')
   family = config.get('model_type')
   if family not in FAMILIES:
     raise ValueError(
@@ -135,23 +141,22 @@ def _open(folder: str, path: str, options: base.Options) -> Processor:
     raise ValueError(
         f'position_rule={options.position_rule!r}: allowed are '
         f'{positions.RULES}.')
-  tokenizer = _tokenizer(folder, path, _CHAT_TEMPLATES.get(family))
-  vocab_size = config.get('text_config', config).get(
-      'vocab_size', config.get('vocab_size'))
-  if vocab_size is None or len(tokenizer) > vocab_size:
-    raise ValueError(
-        f'{path}: the tokenizer has {len(tokenizer)} tokens but config.json '
-        f'says vocab_size={vocab_size}; they belong to different models.')
+  tokenizer = _tokenizer(folder, path, family)
+  vocab_size = _vocab_size(tokenizer, config, path)
   codec, pad_id = None, tokenizer.pad_token_id
   if family in TEXT_FAMILIES:
     if pad_id is None:
       known = tokenizer.get_vocab()
       pad_id = next((known[x] for x in _PADDING if x in known), None)
   else:
-    checks.file(epath.Path(path) / 'preprocessor_config.json')
+    if not checks.settings(folder, 'image_processor'):
+      checks.file(epath.Path(path) / 'preprocessor_config.json')
     codec = _CODECS[family].open_codec(
         folder, path, config, tokenizer, options)
-  eos_id = _turn_end(tokenizer, parts=codec is not None)
+  try:
+    eos_id = _turn_end(tokenizer, parts=codec is not None)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
   placeholders = codec.banned if codec else ()
   checks.distinct(
       {'pad_id': pad_id, 'eos_id': eos_id}
@@ -159,6 +164,20 @@ def _open(folder: str, path: str, options: base.Options) -> Processor:
   return Processor(
       path=path, family=family, tokenizer=tokenizer, codec=codec,
       pad_id=pad_id, eos_id=eos_id, vocab_size=vocab_size)
+
+
+def _vocab_size(tokenizer, config, path) -> int:
+  """Rows of the embedding, of which every token has one."""
+  sections = (config.get('text_config') or {}, config)
+  size = next((x['vocab_size'] for x in sections if x.get('vocab_size')),
+              _VOCAB_SIZES.get(config['model_type']))
+  if size is None or any(
+      i >= size for token, i in tokenizer.get_vocab().items()
+      if token not in _ROWLESS):
+    raise ValueError(
+        f'{path}: the tokenizer has {len(tokenizer)} tokens but config.json '
+        f'says vocab_size={size}; they belong to different models.')
+  return size
 
 
 def _turn_end(tokenizer: Any, *, parts: bool) -> int | None:
@@ -173,11 +192,11 @@ def _turn_end(tokenizer: Any, *, parts: bool) -> int | None:
     parts: whether the template wants contents as lists of parts.
   """
   words = 'an answer'
-  text = tokenizer.apply_chat_template(
-      [{'role': role, 'content': (
+  text = template.written(tokenizer, [
+      {'role': role, 'content': (
           [{'type': 'text', 'text': said}] if parts else said)}
-       for role, said in (('user', 'a question'), ('assistant', words))],
-      tokenize=False)
+      for role, said in (('user', 'a question'), ('assistant', words))],
+      answer=False)
   _, found, after = text.rpartition(words)
   added = tokenizer.get_added_vocab()
   ends = [token for token in added
@@ -187,19 +206,22 @@ def _turn_end(tokenizer: Any, *, parts: bool) -> int | None:
   return tokenizer.eos_token_id
 
 
-def _tokenizer(folder, path, usual):
-  """The folder's tokenizer, with a chat template from wherever it is kept."""
+def _tokenizer(folder, path, family):
+  """The folder's tokenizer, with a chat template from wherever it is kept.
+
+  Of a model that reads media it is the processor's, as in transformers: beside
+  it some tokenizers keep that of the text model they were taken from.
+  """
   import transformers  # costs a second: only when a folder is opened
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  kept = [checks.read(folder, name).get('chat_template')
+          for name in ('processor_config.json', 'chat_template.json')]
+  kept.insert(0 if family in TEXT_FAMILIES else 2, tokenizer.chat_template)
+  kept.append(_CHAT_TEMPLATES.get(family))
+  tokenizer.chat_template = next((x for x in kept if x is not None), None)
   if tokenizer.chat_template is None:
-    legacy = epath.Path(folder) / 'chat_template.json'
-    if legacy.exists():
-      tokenizer.chat_template = json.loads(
-          legacy.read_text())['chat_template']
-    elif usual is not None:
-      tokenizer.chat_template = usual
-    else:
-      raise ValueError(
-          f'{path}: no chat template: neither chat_template.jinja, '
-          'chat_template.json nor chat_template in tokenizer_config.json.')
+    raise ValueError(
+        f'{path}: no chat template: neither chat_template.jinja, '
+        'chat_template.json nor chat_template in processor_config.json or '
+        'tokenizer_config.json.')
   return tokenizer

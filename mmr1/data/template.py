@@ -6,9 +6,12 @@ the checkpoint's own chat template does the rest. Options are bound with
 `functools.partial`. Rewards, cold-start data and evaluation must share one.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jinja2
 
 from mmr1 import records
 
@@ -91,6 +94,54 @@ def parts(text: str) -> list[dict[str, str]]:
   if done < len(text):
     result.append({'type': 'text', 'text': text[done:]})
   return result
+
+
+def joined(messages: Messages, *, strings: bool) -> list[dict[str, Any]]:
+  """Messages whose texts without media in between are one part.
+
+  Some chat templates trim every part, or read only the first one of a system
+  message (Gemma 3's): an instruction of its own would be glued to the question
+  or lost.
+
+  Args:
+    messages: texts only if `strings`.
+    strings: contents become strings, as templates of text-only models want it.
+  """
+  result = []
+  for message in messages:
+    content = []
+    for kind, run in itertools.groupby(
+        message['content'], lambda part: part['type']):
+      content += run if kind != 'text' else [
+          {'type': 'text', 'text': ''.join(part['text'] for part in run)}]
+    if strings:
+      content = ''.join(part['text'] for part in content)
+    result.append({**message, 'content': content})
+  return result
+
+
+def written(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, answer: bool,
+) -> str:
+  """The text that a checkpoint's chat template makes of messages.
+
+  Args:
+    tokenizer: with a chat template.
+    messages: with contents as it wants them, see `joined`.
+    answer: whether the assistant's turn is opened at the end.
+
+  Raises:
+    ValueError: the template refuses them: some know no system turn or want
+      turns to alternate, one of a text-only model wants strings.
+  """
+  try:
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=answer)
+  except (jinja2.TemplateError, TypeError) as error:
+    roles = [message['role'] for message in messages]
+    raise ValueError(
+        f'the chat template of the model refuses messages with roles {roles}: '
+        f'{error}') from error
 
 
 def count(messages: Sequence[Mapping[str, Any]], kind: str) -> int:

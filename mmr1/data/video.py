@@ -6,17 +6,16 @@ whole clip's, and cut into patches that span `temporal` frames.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
 import numpy as np
 from PIL import Image
 
 from mmr1 import positions
 from mmr1 import records
+from mmr1.data import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ def from_folder(
     *,
     by_clip: bool = False,
 ) -> VideoConfig:
-  """Video settings: their own file where there is one, else Qwen's budget.
+  """Video settings: the folder's where it has some, else Qwen's budget.
 
   Args:
     folder: local, of the checkpoint.
@@ -74,8 +73,7 @@ def from_folder(
     ValueError: no frames would be sampled.
   """
   factor = images.patch_size * images.merge_size
-  own = epath.Path(folder) / 'video_preprocessor_config.json'
-  given = json.loads(own.read_text()) if own.exists() else {}
+  given = checks.settings(folder, 'video_processor')
   # transformers writes null for what it leaves open.
   given = {key: x for key, x in given.items() if x is not None}
   size = given.get('size', {})

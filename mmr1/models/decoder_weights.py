@@ -99,13 +99,17 @@ NESTED_HEAD = 'language_model.lm_head.weight'
 
 
 def nested_canonical(name: str) -> str | None:
-  """As `canonical`, of a decoder inside a larger model."""
+  """As `canonical`, of any tensor of a larger model.
+
+  transformers 5 keeps all but the head in `model.*`; the hub's files do not.
+  """
   name = re.sub(r'^model\.language_model\.', 'language_model.model.', name)
+  name = re.sub(r'^model\.', '', name)
   return canonical(re.sub(r'^lm_head\.', 'language_model.lm_head.', name))
 
 
 def nested_in_memory(name: str) -> str:
-  """As `in_memory`, of any tensor of a larger model; undoes `canonical`."""
+  """As `in_memory`, of any tensor of a larger model; undoes the former."""
   if name.startswith('language_model.lm_head.'):
     return name.removeprefix('language_model.')
   name = re.sub(r'^language_model\.model\.', 'language_model.', name)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import math
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -167,24 +166,6 @@ class Model(vision_language.Model):
     return jnp.where(inside, jnp.cumsum(inside & ~before, 1), 0), True
 
 
-def canonical(name: str) -> str | None:
-  """The hub's name of a tensor, whichever layout the file has.
-
-  transformers 5 keeps everything in `model.*` in memory where the hub files
-  have `vision_tower.*` and so on, and saves the encoder without
-  `vision_model`. None: not a parameter.
-  """
-  name = re.sub(rf'^model\.(vision_tower|{_PROJECTOR})\.', r'\1.', name)
-  return decoder_weights.nested_canonical(re.sub(
-      r'^vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.', name))
-
-
-def in_memory(name: str) -> str:
-  """The name in a model of transformers 5; the inverse of `canonical`."""
-  return decoder_weights.nested_in_memory(
-      name.replace('vision_tower.vision_model.', 'vision_tower.', 1))
-
-
 def table(config: Config) -> tuple[weights.Weight, ...]:
   """One row per parameter leaf, for loading and saving alike."""
   rows = siglip.table(
@@ -201,6 +182,7 @@ def table(config: Config) -> tuple[weights.Weight, ...]:
   return (*rows, *decoder_weights.nested_table(config))
 
 
+canonical, in_memory = siglip.canonical, siglip.in_memory
 tied = decoder_weights.nested_tied
 init_cache = decoder.init_cache
 

@@ -1,7 +1,5 @@
 """Which Hugging Face tensor is which parameter of InternVL (hf layout)."""
 
-import re
-
 from mmr1.models import decoder_weights
 from mmr1.models import internvl
 from mmr1.models import weights
@@ -29,17 +27,8 @@ _TOWER = 'vision_tower'
 _PROJECTOR = 'multi_modal_projector'
 HEAD = decoder_weights.NESTED_HEAD
 tied = decoder_weights.nested_tied
+canonical = decoder_weights.nested_canonical
 in_memory = decoder_weights.nested_in_memory
-
-
-def canonical(name: str) -> str | None:
-  """The hub's name of a tensor, whichever layout the file has.
-
-  transformers 5 keeps everything in `model.*` in memory where the hub files
-  have `vision_tower.*` and so on. None: not a parameter.
-  """
-  return decoder_weights.nested_canonical(
-      re.sub(rf'^model\.({_TOWER}|{_PROJECTOR})\.', r'\1.', name))
 
 
 def table(config: internvl.Config) -> tuple[weights.Weight, ...]:

@@ -8,6 +8,7 @@ patch)^2` patches, row by row, or cell by cell where a family pools cells.
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -197,6 +198,23 @@ class Encoder(nn.Module):
     x = x.reshape(n, s, v.width)
     normed = self.norm(x)  # always: it makes the parameter
     return normed if self.normed else x
+
+
+def canonical(name: str) -> str | None:
+  """The hub's name of any tensor of a model with this encoder.
+
+  transformers 5 saves the encoder without `vision_model`; for the rest see
+  `decoder_weights.nested_canonical`. None: not a parameter.
+  """
+  name = decoder_weights.nested_canonical(name)
+  return None if name is None else re.sub(
+      r'^vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.', name)
+
+
+def in_memory(name: str) -> str:
+  """The name in a model of transformers 5; the inverse of `canonical`."""
+  return decoder_weights.nested_in_memory(
+      name.replace('vision_tower.vision_model.', 'vision_tower.', 1))
 
 
 def table(v: VisionConfig, path: str, name: str) -> list[weights.Weight]:

@@ -80,18 +80,62 @@ def test_old_chat_template_file(copy, tmp_path, proc):
       proc.tokenizer.chat_template)
 
 
+@pytest.mark.parametrize('name', [
+    'chat_template.json', 'processor_config.json'])
+def test_the_chat_template_of_the_processor_goes_first(
+    copy, tmp_path, text_folder, proc, name):
+  """LLaVA-OneVision's tokenizers keep that of the text model they were."""
+  own = json.loads((text_folder / 'tokenizer_config.json').read_text())
+  path = copy('tokenizer_config.json', chat_template=own['chat_template'])
+  (tmp_path / name).write_text(
+      json.dumps({'chat_template': proc.tokenizer.chat_template}))
+  opened = open_folder(path)
+  assert opened.tokenizer.chat_template == proc.tokenizer.chat_template
+  assert opened.eos_id == proc.eos_id
+  # A text-only model's is its tokenizer's, as ever.
+  copy('config.json', model_type='qwen3')
+  assert open_folder(path).tokenizer.chat_template == own['chat_template']
+
+
+def test_a_chat_template_of_a_text_model_for_one_that_reads_images(
+    copy, text_folder):
+  own = json.loads((text_folder / 'tokenizer_config.json').read_text())
+  path = copy('tokenizer_config.json', chat_template=own['chat_template'])
+  with pytest.raises(ValueError, match=f'{path}: the chat template.*list'):
+    open_folder(path)
+
+
+def test_pixels_as_transformers_5_saves_them(copy, tmp_path, proc):
+  """Everything in processor_config.json, and nothing beside it."""
+  path, nested = copy('config.json'), {}
+  for kind, name in (('image_processor', 'preprocessor_config.json'),
+                     ('video_processor', 'video_preprocessor_config.json')):
+    nested[kind] = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).unlink()
+  (tmp_path / 'processor_config.json').write_text(json.dumps(nested))
+  opened = open_folder(path)
+  assert opened.pixels == proc.pixels
+  assert opened.codec.video == proc.codec.video
+
+
 def test_pad_eos_and_vision_ids_are_distinct(copy, proc):
   turned = proc.tokenizer.chat_template.replace(
       '<|im_end|>', '<|vision_end|>')
   for changes, words in (
       (dict(pad_token='<|im_end|>'), 'pad_id and eos_id'),
-      (dict(pad_token='<|image_pad|>'), 'pad_id and image_id'),
-      (dict(eos_token='<|vision_end|>', pad_token='<|endoftext|>'),
-       'eos_id and vision_end_id'),
-      (dict(eos_token='<|im_end|>', chat_template=turned),
+      (dict(pad_token='<|image_pad|>'), r'pad_id and <\|image_pad\|>'),
+      (dict(pad_token='<|endoftext|>', chat_template=turned),
        r'eos_id and <\|vision_end\|>')):
     with pytest.raises(ValueError, match=words):
       open_folder(copy('tokenizer_config.json', **changes))
+
+
+def test_what_ends_documents_may_be_padding(copy, proc):
+  """InternVL's with InternLM's tokenizer: turns end with another token."""
+  opened = open_folder(copy(
+      'tokenizer_config.json', eos_token='<|endoftext|>'))
+  assert opened.tokenizer.eos_token_id == opened.pad_id == proc.pad_id
+  assert opened.eos_id == proc.eos_id
 
 
 @pytest.mark.parametrize('name, changes, words', [
@@ -113,6 +157,17 @@ def test_m22_no_frames_is_not_as_many_as_the_checkpoint_says(folder, kw):
   (key, value), = kw.items()
   with pytest.raises(ValueError, match=f'{key}={value}.*needed'):
     open_folder(str(folder), **kw)
+
+
+@pytest.mark.parametrize('name', [
+    'config.json', 'preprocessor_config.json',
+    'video_preprocessor_config.json'])
+@pytest.mark.parametrize('text', ['version https://git-lfs', '[]'])
+def test_a_damaged_file_is_named(copy, tmp_path, name, text):
+  path = copy(name)
+  (tmp_path / name).write_text(text)
+  with pytest.raises(ValueError, match=f'{name}: (not|a) JSON'):
+    open_folder(path)
 
 
 def test_refuses_folders_that_are_none(tmp_path, folder):

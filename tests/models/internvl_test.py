@@ -26,14 +26,22 @@ T, P, S = 5, 160, 22 * 16
 
 
 @pytest.fixture(scope='module')
-def folders(tmp_path_factory):
-  return {kind: tmp_path_factory.mktemp(kind) for kind in tiny.KINDS}
+def saved(tmp_path_factory):
+  """{kind: (folder, both sides of it)}; the model is saved into the folder."""
+  folders = {kind: tiny.write(tmp_path_factory.mktemp(kind))
+             for kind in tiny.KINDS}
+  return {kind: (folder, tiny.oracle(folder, kind))
+          for kind, folder in folders.items()}
 
 
 @pytest.fixture(scope='module')
-def oracles(folders):
-  return {kind: tiny.oracle(tiny.write(folders[kind]), kind)
-          for kind in tiny.KINDS}
+def folders(saved):
+  return {kind: folder for kind, (folder, _) in saved.items()}
+
+
+@pytest.fixture(scope='module')
+def oracles(saved):
+  return {kind: oracle for kind, (_, oracle) in saved.items()}
 
 
 @pytest.fixture(scope='module')

@@ -3,17 +3,20 @@
 Equality with transformers is shown in tests/models/gemma_vl_test.py.
 """
 
+import functools
 import json
 import pickle
 
 import numpy as np
 from PIL import Image
 import pytest
+import transformers
 
 from mmr1 import records
 from mmr1.data import encode
 from mmr1.data import processor as processor_lib
 from mmr1.data import template
+from mmr1.models import checkpoints
 from tests import gemma
 
 open_folder = processor_lib.Processor.open
@@ -135,6 +138,24 @@ def test_refuses_contradictions(tmp_path, name, changes, words):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
   with pytest.raises(ValueError, match=words):
     open_folder(str(tmp_path))
+
+
+def test_gemma_3_does_not_say_how_many_tokens_it_has(tmp_path):
+  """config.json of the 4B and 12B has no vocab_size."""
+  path = gemma.write(tmp_path, 'gemma3') / 'config.json'
+  config = json.loads(path.read_text())
+  del config['text_config']['vocab_size']
+  path.write_text(json.dumps(config))
+  assert open_folder(str(tmp_path)).vocab_size == checkpoints.read_config(
+      tmp_path).vocab == transformers.Gemma3TextConfig().vocab_size
+
+
+def test_instructions_are_not_lost_on_a_template_that_trims(procs):
+  """Gemma 3's trims every part, and reads the first of a system message."""
+  got = encode.encode(
+      records.Example(uid=0, question='fox'), procs['gemma3'],
+      template=functools.partial(template.think_answer, instruction='brown'))
+  assert 'user\nfox\nbrown<' in written(procs['gemma3'], got.tokens)
 
 
 def test_m22_a_budget_of_pixels_would_do_nothing(tmp_path):

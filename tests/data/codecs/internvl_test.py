@@ -48,6 +48,24 @@ def odd():
                                records.Video(frames[::-1], fps=9.0)))
 
 
+def test_a_token_of_videos_without_a_row(edit):
+  """Released folders have as many rows as tokens before <video>, the last."""
+  video = tiles.token(tiny.SPECIAL, '<video>')
+  path = edit(text_config=dict(tiny.KINDS['small'][0], vocab_size=video))
+  opened = processor_lib.Processor.open(path)
+  assert opened.vocab_size == video
+  clip = records.Video((np.zeros((9, 9, 3), np.uint8),) * 2)
+  got = encode.encode(
+      records.Example(uid=0, question='<video>x', videos=(clip,)), opened,
+      template=template.plain)
+  assert got.tokens.max() < video
+  with pytest.raises(ValueError, match='special token <video>'):
+    encode.encode_completion('<video>', opened)
+  path = edit(text_config=dict(tiny.KINDS['small'][0], vocab_size=video - 1))
+  with pytest.raises(ValueError, match=f'vocab_size={video - 1}'):
+    processor_lib.Processor.open(path)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize('which', range(5))
 def test_m4_ids_and_pixels_equal_transformers(oracle, odd, which):
