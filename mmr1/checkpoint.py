@@ -44,30 +44,30 @@ class Checkpoints:
       workdir: Any,
       *,
       keep: int = 2,
-      higher_is_better: bool = True,
       background: bool = False,
       read_only: bool = False,
+      older: Iterable[tuple[str, str]] = (),
   ):
     """Opens `<workdir>/checkpoints` and removes what a kill left half-written.
 
     Args:
       workdir: local path or gs://.
       keep: latest checkpoints to keep per stage, besides the best.
-      higher_is_better: of the metric given to `save`.
-      background: write on a thread after copying the arrays to the host; a
-        checkpoint then counts from the next `save` or `wait` on.
+      background: write on a thread; a checkpoint then counts from the next
+        `save` or `wait` on.
       read_only: change nothing: the run may be going on elsewhere.
+      older: (part of a leaf's name, what it was in earlier versions), for
+        checkpoints that do not have the leaf.
     """
     if keep < 1:
       raise ValueError(f'keep: got {keep}; allowed: at least 1.')
     self._root = workdir_lib.absolute(workdir)
     self._folder = self._root / 'checkpoints'
     self._keep = keep
-    self._sign = 1 if higher_is_better else -1
+    self._older = tuple(older)
     self._metrics: dict[str, float | None] = {}  # by folder name
-    handler = ocp.CompositeCheckpointHandler()
-    self._orbax = (ocp.AsyncCheckpointer(handler) if background
-                   else ocp.Checkpointer(handler))
+    kind = ocp.AsyncCheckpointer if background else ocp.Checkpointer
+    self._orbax = kind(ocp.CompositeCheckpointHandler())
     if jax.process_index() == 0 and not read_only:
       self._folder.mkdir(parents=True, exist_ok=True)
       for path in self._folder.iterdir():
@@ -154,13 +154,9 @@ class Checkpoints:
       ValueError: none can be read; the tree does not fit.
     """
     self.wait()
-    if step == 'latest':
-      candidates = self.steps(stage)[::-1]
-    elif step == 'best':
-      candidates = [s for s in (self.best(stage),) if s is not None]
-    else:
-      candidates = [step]
-    if not candidates:
+    candidates = (self.steps(stage)[::-1] if step == 'latest' else
+                  [self.best(stage) if step == 'best' else step])
+    if candidates in ([], [None]):
       return None
     errors = []
     for number in candidates:
@@ -189,7 +185,7 @@ class Checkpoints:
     return self._best(stage)
 
   def _best(self, stage: str) -> int | None:
-    scored = [(self._sign * metric, step) for step in self.steps(stage)
+    scored = [(metric, step) for step in self.steps(stage)
               if (metric := self.metric(stage, step)) is not None]
     return max(scored)[1] if scored else None
 
@@ -246,21 +242,24 @@ class Checkpoints:
     extra = self._extra(path)
     wanted = {k: v for k, v in trees.named(target).items()
               if chosen[k] and v.size}
+    held = {name: next((
+        older for older in (name, *(name.replace(*o) for o in self._older))
+        if older in extra['arrays']), name) for name in wanted}
     for name, leaf in wanted.items():
-      if name not in extra['arrays']:
+      if held[name] not in extra['arrays']:
         raise _Mismatch(f'holds no {name!r}. '
                         f'{resolve.nearest(name, extra["arrays"])}')
       want = [str(leaf.dtype), list(leaf.shape)]
-      if extra['arrays'][name] != want:
-        raise _Mismatch(f'{name!r} is {extra["arrays"][name]}; this run needs '
-                        f'{want}.')
+      if (got := extra['arrays'][held[name]]) != want:
+        raise _Mismatch(f'{name!r} is {got}; this run needs {want}.')
+    asked = {held[name]: leaf for name, leaf in wanted.items()}
     arrays = self._orbax.restore(path, args=ocp.args.Composite(
         state=ocp.args.PyTreeRestore(
-            wanted, partial_restore=True,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted)),
+            asked, partial_restore=True,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(asked)),
     )).state
     tree = jax.tree_util.tree_map_with_path(
-        lambda p, leaf: arrays.get(trees.name_of(p), leaf), target)
+        lambda p, leaf: arrays.get(held.get(trees.name_of(p)), leaf), target)
     return tree, extra['extra']
 
   def _prune(self, stage: str, current: int) -> None:

@@ -16,6 +16,7 @@ from mmr1 import lineage as lineage_lib
 from mmr1 import log
 from mmr1 import resolve
 from mmr1 import sharding
+from mmr1 import trees
 from mmr1.models import checkpoints as model_checkpoints
 
 Tree = Any
@@ -157,3 +158,31 @@ def check_init(
     raise ValueError(
         f'{stage}.{key}: got {name!r}, which is no stage of this run and no '
         f'folder. {resolve.nearest(name, known)}') from None
+
+
+def check_folders(config: Any, base: Tree) -> None:
+  """Refuses folders with another model than the run's, before a stage begins.
+
+  Args:
+    config: the resolved config, whose names `check_init` has seen.
+    base: the base model's parameters.
+  """
+  model, shapes = config.model, lambda tree: {
+      name: leaf.shape for name, leaf in trees.named(tree).items()}
+  here = shapes(base)
+  for stage in config.stages:
+    for key in ('init', 'reference'):
+      name = config[stage][key] if key in config[stage] else 'init'
+      if name in ('init', 'previous', 'base', *config.stages):
+        continue
+      there = shapes(model_checkpoints.describe(
+          datasets.model_path(name), param_dtype=model.param_dtype,
+          scalars=tuple(model.scalars))[1])
+      other = sorted(leaf for leaf in here.keys() | there.keys()
+                     if here.get(leaf) != there.get(leaf))
+      if other:
+        raise ValueError(
+            f'{stage}.{key}: {name!r} is another model than model.path: '
+            f'{other[0]!r} is {there.get(other[0], "absent")} there and '
+            f'{here.get(other[0], "absent")} here ({len(other)} differ). Take '
+            'a checkpoint of the same model.')

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmr1 import context
 from mmr1 import optim
+from mmr1 import trees
 from mmr1 import types
 
 Metrics = Mapping[str, Any]
@@ -59,7 +60,7 @@ def train(
     stage: its name.
     section: reads steps, log_every, checkpoint_every, eval_every,
       samples_every, max_bad_updates, restore_best.
-    state: where the stage starts.
+    state: where the stage starts; its buffers are given up.
     position: data position and host state, saved with each checkpoint.
     take_step: (state, k) -> Step, k from 0.
     stored: regexes of the leaves of the state that checkpoints hold; the rest
@@ -68,11 +69,10 @@ def train(
   Returns:
     The state the stage ends with: the last, or the best if restore_best.
   """
-  restored = ctx.checkpoints.restore(stage, state, only=stored)
   begin = 0
-  if restored is not None:
-    state, begin = restored.tree, restored.step
-    position.restore(restored.extra)
+  if ctx.checkpoints.steps(stage):
+    begin, state, extra = _restore(ctx, stage, state, stored, 'latest')
+    position.restore(extra)
   # An evaluation that was not finished may have left its row: it is made
   # again, and its row is there once.
   again = begin == section.steps or (
@@ -124,14 +124,32 @@ def _save(ctx, stage, done, state, position, stored):
       stage, done, state, position.state(), only=stored)
 
 
+def _restore(ctx, stage, state, stored, step):
+  """A checkpoint in place of `state`, whose arrays go first: there is no room
+  for two of them where one fits."""
+  kept = trees.named(trees.select(state, stored))
+
+  def leave(path, leaf):
+    if not isinstance(leaf, jax.Array) or not (
+        leaf.size and kept[trees.name_of(path)]):
+      return leaf
+    shape = jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    leaf.delete()
+    return shape
+
+  return ctx.checkpoints.restore(
+      stage, jax.tree_util.tree_map_with_path(leave, state), step=step,
+      only=stored)
+
+
 def _finish(ctx, stage, section, state, stored):
   """Last evaluation, DONE."""
   result = _evaluate(ctx, stage, state, section.steps)
   final = section.steps
   if section.restore_best:
     final = ctx.checkpoints.best(stage)
-    state = ctx.checkpoints.restore(
-        stage, state, step=final, only=stored).tree
+    state = _restore(ctx, stage, state, stored, final).tree
     if final != section.steps:  # the numbers of what the stage ends with
       result = dict(ctx.evaluate(state.params['policy'], stage, final))
   ctx.checkpoints.finish(stage, {'step': final, 'eval': result})

@@ -69,7 +69,7 @@ def make(section: Any, params: Tree, total_steps: int,
       decay_mask: 'matrices' (no decay on biases and norm scales) or 'all'.
       moment_dtype: 'float32' or 'bfloat16'.
       clip_norm: global norm above which gradients are scaled down; inf: never.
-      freeze: regexes of whole parameter names, such as 'vision/.*'.
+      freeze: regexes of whole parameter names, such as 'visual/.*'.
       lr_multipliers: 'regex:factor', the first that matches counts.
     params: nested dict of arrays or shape structs.
     total_steps: updates in the stage.
@@ -162,7 +162,7 @@ def _multipliers(trainable: Tree, rules: tuple[str, ...]) -> Tree:
     if not pattern or not 0 < value < float('inf'):
       raise ValueError(
           f'lr_multipliers: got {rule!r}; write "regex:factor" with a factor '
-          '> 0, as in "vision/.*:0.1". To train nothing there, use freeze.')
+          '> 0, as in "visual/.*:0.1". To train nothing there, use freeze.')
     trees.select(trainable, (pattern,), 'lr_multipliers')
     parsed.append((pattern, value))
   return jax.tree.map(
@@ -286,7 +286,7 @@ def dump(batch: Tree, path: Any) -> epath.Path:
 def table(params: Tree, mask: Tree) -> list[tuple[str, str, str]]:
   """Rows (module, trainable, total) by top two path parts, and their sum.
 
-  For example [('vision/blocks', '0', '1,024'), ..., ('total', ...)].
+  For example [('visual/blocks', '0', '1,024'), ..., ('total', ...)].
   """
   totals: dict[str, list[int]] = {}
   flags = trees.named(mask)

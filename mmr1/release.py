@@ -160,12 +160,13 @@ def _open(workdir, out, stage, step, model) -> _Opened:
                      'remove it if an interrupted export left it.')
   if not (run / 'checkpoints').exists():
     raise ValueError(f'--workdir: {run}: no stage has saved a checkpoint yet.')
-  saved = checkpoint.Checkpoints(run, read_only=True)
-  name, number, told = _choose(config, saved, stage, step)
   base = epath.Path(datasets.model_path(config.model.path))
   heads = config.model.scalars if 'scalars' in config.model else ()  # older run
   given = dict(param_dtype=config.model.param_dtype, scalars=tuple(heads))
   module, structs = model_checkpoints.describe(base, **given)
+  saved = checkpoint.Checkpoints(
+      run, read_only=True, older=model_checkpoints.older(module))
+  name, number, told = _choose(config, saved, stage, step)
 
   def load(path):
     return model_checkpoints.load(datasets.model_path(path), **given)[1]

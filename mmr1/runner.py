@@ -137,6 +137,7 @@ def open_run(
   evaluate.check(config.evaluation)
   _check_lengths(config, policy)
   training.check_overrides(config, overrides)
+  context.check_folders(config, base)
   training.check_parameters(config, base)
   _check_data_keys(config, overrides)
   _read_everything_else(config)

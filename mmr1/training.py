@@ -110,6 +110,12 @@ def _check_carry(
     raise ValueError(
         f"{stage}.carry: 'optimizer' is that of a stage that trained, and "
         f'{stage} starts from {source!r}. Leave it out.')
+  kept, wanted = (models.config[name].optimizer.moment_dtype
+                  for name in (source, stage))
+  if kept != wanted:
+    raise ValueError(
+        f"{stage}.carry: the optimiser of {source!r} has moments in {kept}; "
+        f'{stage}.optimizer.moment_dtype is {wanted}. Give both the same.')
   adapters = {name for name in trained[stage]
               if name.rpartition('/')[2] in (lora.A, lora.B)}
   new = trained[stage] - trained[source] or (
@@ -173,7 +179,7 @@ def start(
     section: the stage's section.
     updates: optimiser updates in the stage.
   """
-  params = sharding.everywhere(ctx.start(stage))
+  params = ctx.start(stage)
   optimizer = make_optimizer(section, params, updates)
   trainable, _ = trees.partition(params, optimizer.mask)
   opt = optimizer.tx.init(trainable)

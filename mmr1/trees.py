@@ -1,6 +1,6 @@
 """Trees of arrays: names of leaves, counts, selection, norms, casts.
 
-A leaf's name is its path joined by '/', as in 'vision/blocks/attn/qkv/kernel'.
+A leaf's name is its path joined by '/', as in 'visual/blocks/qkv/kernel'.
 """
 
 import re
@@ -43,7 +43,7 @@ def select(
 
   Args:
     tree: the tree.
-    patterns: regular expressions, matched with `re.fullmatch`: 'vision/.*'.
+    patterns: regular expressions, matched with `re.fullmatch`: 'visual/.*'.
     where: config key, for the error message.
 
   Raises:
@@ -61,7 +61,7 @@ def select(
     if not found:
       raise ValueError(
           f'{where}: {pattern!r} matches no parameter (it must match a whole '
-          f'name, as in "vision/.*"). {resolve.nearest(pattern, known)}')
+          f'name, as in "visual/.*"). {resolve.nearest(pattern, known)}')
     hits |= found
   return jax.tree.map(lambda name: name in hits, names(tree))
 

@@ -1,5 +1,8 @@
 """What a stage may ask of the run."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from configs import common
 from mmr1 import context
 from mmr1 import resolve
 from mmr1 import types
+from mmr1.models import checkpoints
 
 
 @pytest.fixture
@@ -69,6 +73,24 @@ def test_names_that_stand_for_a_model(config):
     context.check_init(name, 'second', final)
   with pytest.raises(ValueError, match="first.reference: 'second' does not"):
     context.check_init('second', 'first', final, 'reference')
+
+
+@pytest.mark.parametrize('key', ['init', 'reference'])
+def test_m22_a_folder_with_another_model(config, key, tmp_path):
+  """It is refused before the stages that come first have cost hours."""
+  folder = pathlib.Path(config.model.path)
+  for file in folder.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  config.second[key] = str(tmp_path)
+  _, base = checkpoints.describe(folder, param_dtype='float32')
+  context.check_folders(resolve.finalise(config), base)
+  values = json.loads((folder / 'config.json').read_text())
+  values['vision_config']['depth'] += 1
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  with pytest.raises(ValueError, match=(
+      f'second.{key}: .* is another model than model.path: '
+      r"'visual/blocks/mlp/down/bias' is \(3, 32\) there and \(2, 32\)")):
+    context.check_folders(resolve.finalise(config), base)
 
 
 def test_m16_preemption_is_a_clean_exit():

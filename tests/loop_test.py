@@ -139,6 +139,36 @@ def test_m16_stopping_loses_nothing_and_going_on_ends_the_same(
   assert rows(ctx) == [(k + 1, float(k)) for k in range(6)]
 
 
+def test_m15_there_is_never_room_for_two_states(begun):
+  """Resumed, and back at the best step: what is read goes in place of it."""
+  ctx = begun({3: 0.9})
+  args = section(eval_every=3, restore_best=True)
+  stored = ('params/policy/w', 'step')
+  for stop_at in (3, None):
+    start = fresh()
+    start.params['policy']['frozen'] = jnp.ones(2)
+    position, last = Position(), []
+    step = counting(ctx, position, stop_at)
+    def take(state, k):
+      result = step(state, k)
+      kept = {'w': result.state.params['policy']['w'],
+              'frozen': start.params['policy']['frozen']}
+      last.append(result._replace(
+          state=result.state.replace(params={'policy': kept})))
+      return last[-1]
+    if stop_at is None:
+      ctx.interrupt.requested = False
+      loop.train(ctx, 's', args, start, position, take, stored)
+    else:
+      with pytest.raises(context.Preempted):
+        loop.train(ctx, 's', args, start, position, take, stored)
+    own = start.params['policy']
+    assert own['w'].is_deleted() == (stop_at is None)
+    assert not own['frozen'].is_deleted()
+  assert last[-1].state.params['policy']['w'].is_deleted()
+  assert ctx.checkpoints.done('s')['step'] == 3
+
+
 def test_m15_rows_past_the_checkpoint_are_cut_and_done_again(begun):
   ctx, position = begun(), Position()
   step = counting(ctx, position)

@@ -234,6 +234,24 @@ def test_without_data_and_base_weights(copy, trained, tiny_folder, tmp_path):
   same(checkpoints.load(tmp_path / 'out')[1], trained[1])
 
 
+def test_m20_a_run_of_an_earlier_version(copy, trained, tmp_path):
+  """Its config lacks keys, and its mergers were no modules."""
+  folder = copy()
+  config = json.loads((folder / 'config.json').read_text())
+  for section, key in (('model', 'scalars'), ('data', 'patch_buckets'),
+                       ('grpo', 'lora')):
+    del config[section][key]
+  (folder / 'config.json').write_text(json.dumps(config))
+  params = jax.tree.map(lambda x: x, trained[1])
+  for name, value in params['visual'].pop('merger').items():
+    params['visual'][f'merger_{name}'] = value
+  saved = checkpoint.Checkpoints(folder)
+  saved.save('grpo', 2, {'params': {'policy': params}}, {})
+  saved.close()
+  release.export(str(folder), str(tmp_path / 'out'))
+  same(checkpoints.load(tmp_path / 'out')[1], trained[1])
+
+
 class TestWhichCheckpoint:
 
   @pytest.fixture

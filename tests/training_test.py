@@ -307,6 +307,8 @@ QK = dict(rank=2, targets=('language/layers/[qk]/.*',))
     (dict(rank=0), dict(carry=('optimizer',)), r'^second.carry'),
     (QK, dict(carry=('optimizer',), init='base'),
      r"^second.carry: .* starts from 'base'"),
+    (QK, dict(carry=('optimizer',), optimizer=dict(moment_dtype='bfloat16')),
+     r'^second.carry: .*in float32; second.optimizer.moment_dtype is bfloat16'),
     (QK, dict(carry=('optimizer',)), None),
     (dict(rank=0), {}, None),
 ])

@@ -137,6 +137,13 @@ def describe(path: epath.PathLike, *, param_dtype: str,
       _structs(family, config))
 
 
+def older(module: Any) -> tuple[tuple[str, str], ...]:
+  """(part of a parameter's path, what it was in earlier versions)."""
+  _, names = _family(json.loads(module.config.hf).get('model_type'),
+                     'the config of this module')
+  return getattr(names, 'OLDER', ())
+
+
 def save(
     path: epath.PathLike,
     module: Any,

@@ -108,18 +108,22 @@ def inject(
 def merge(params: Tree) -> Tree:
   """Parameters whose kernels are W + scale a b, without adapters.
 
-  Summed in float32 and rounded once, to the kernel's dtype.
+  Summed in float32 and rounded once, to the kernel's dtype. One program per
+  kernel, as step by step there would be several float32 arrays of its size.
   """
   result = without(params, merge)
   if A in params:
-    a, b, scale, kernel = (
-        jnp.asarray(params[name], jnp.float32)
-        for name in (A, B, SCALE, _KERNEL))
-    product = jnp.einsum(
-        '...ir,...ro->...io', a, b, precision=jax.lax.Precision.HIGHEST)
-    result[_KERNEL] = (kernel + scale[..., None, None] * product).astype(
-        params[_KERNEL].dtype)
+    result[_KERNEL] = _merged(
+        *(params[name] for name in (_KERNEL, A, B, SCALE)))
   return result
+
+
+@jax.jit
+def _merged(kernel: Array, a: Array, b: Array, scale: Array) -> Array:
+  product = jnp.einsum(
+      '...ir,...ro->...io', a, b, precision=jax.lax.Precision.HIGHEST)
+  wide = kernel.astype(jnp.float32) + scale[..., None, None] * product
+  return wide.astype(kernel.dtype)
 
 
 def without(params: Tree, inner: Callable[[Tree], Tree] | None = None) -> Tree:

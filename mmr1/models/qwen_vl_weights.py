@@ -26,6 +26,8 @@ _MERGERS = {  # by the same
     'swiglu': _OLD_MERGER, 'quick_gelu': _OLD_MERGER,
     'gelu': {'norm': 'norm', 'fc1': 'linear_fc1', 'fc2': 'linear_fc2'},
 }
+# (part of a parameter's path, what it was in earlier versions of this code)
+OLDER = (('visual/merger/', 'visual/merger_'),)
 tied = decoder_weights.tied
 
 

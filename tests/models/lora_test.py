@@ -177,6 +177,17 @@ def test_bfloat16_kernels_have_float32_adapters():
   assert merged['kernel'].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize('dtype, copies', [('float32', 0), ('bfloat16', 1)])
+def test_a_merge_holds_few_copies(dtype, copies):
+  """Float32 arrays of the kernel's size besides the old and the new one."""
+  params = grown(inject({'kernel': jnp.ones((4, 64, 32), dtype)}))
+  steps = jax.make_jaxpr(lora.merge)(params).eqns
+  assert [step.primitive.name for step in steps] in (['jit'], ['pjit'])
+  memory = jax.jit(lora.merge).lower(params).compile().memory_analysis()
+  wide = 4 * 4 * 64 * 32
+  assert memory.temp_size_in_bytes <= copies * wide + 1024
+
+
 PARAMS = {'mlp': {'up': {'kernel': np.zeros((8, 4))}, 'norm': np.zeros(8)},
           'q': {'kernel': np.zeros((8, 8)), 'bias': np.zeros(8)},
           # A head of one number: no layer that could have an adapter.
