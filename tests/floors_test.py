@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     # F0
     ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
-     'resolve', 'overlays', 'sections'),
+     'resolve', 'overlays', 'sections', 'boxes'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
      'hooks'),
@@ -33,7 +33,7 @@ FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # Packages of this floor never know each other.
 APART = 1
 
-NO_JAX = ('records', 'text', 'positions', 'rewards', 'select', 'resolve',
+NO_JAX = ('records', 'text', 'positions', 'boxes', 'rewards', 'select', 'resolve',
           'overlays', 'sections', 'data.tasks')
 JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'chex'}
 DEVICE = ('losses', 'advantages', 'returns', 'models')

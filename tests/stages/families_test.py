@@ -10,7 +10,9 @@ import pytest
 
 from configs import forkme
 import mmr1
+from mmr1 import checkpoint
 from mmr1 import log
+from mmr1 import trees
 from mmr1.data import processor as processor_lib
 from mmr1.models import checkpoints
 from mmr1.models import gemma
@@ -100,7 +102,7 @@ def folder(request, tmp_path):
   return request.param, write(request.param, tmp_path / request.param)
 
 
-def write(family, path):
+def write(family, path, weights=True):
   """A folder of the family: the embedded model's tokenizer, random weights."""
   code, more = FAMILIES[family]
   if family in WRITERS:
@@ -124,6 +126,8 @@ def write(family, path):
       (path / name).write_text(text)
     for name, x in files.items():
       (path / name).write_text(x if isinstance(x, str) else json.dumps(x))
+  if not weights:
+    return path
   sizes = checkpoints.read_config(path)
   params = jax.tree_util.tree_map_with_path(  # as in tests.conftest
       lambda path, x: 10 * x if 'embed' in str(path) else x,
@@ -136,7 +140,7 @@ def test_families_are_all_here():
   assert set(FAMILIES) == set(checkpoints.FAMILIES)
 
 
-def test_m1_two_steps_of_rl(folder, shrink, tmp_path):
+def test_m1_m21_two_steps_of_rl(folder, shrink, tmp_path):
   """Text from a file; digits in pictures for those that read them."""
   family, path = folder
   c = shrink(forkme.get_config(), model__path=str(path),
@@ -155,6 +159,8 @@ def test_m1_two_steps_of_rl(folder, shrink, tmp_path):
   c.grpo.steps, c.grpo.prompts_per_step = 2, 4
   c.grpo.samples_per_prompt, c.grpo.max_new_tokens = 4, 8
   c.grpo.optimizer.lr = 1e-2
+  frozen = ('visual/.*',)[:family not in processor_lib.TEXT_FAMILIES]
+  c.grpo.optimizer.freeze = frozen
   results = mmr1.run(c, tmp_path / 'run', quiet=True)
   rows = [row for row in log.read_rows(tmp_path / 'run' / 'metrics.jsonl')
           if 'loss' in row]
@@ -166,3 +172,15 @@ def test_m1_two_steps_of_rl(folder, shrink, tmp_path):
     assert row['reward/std'] > 0
   assert set(results) == {'base', 'grpo'}
   assert results['grpo']['eval/n'] == 2
+  # M21: what is frozen did not move, and the rest did.
+  before = checkpoints.load(path)[1]
+  structs = checkpoints.describe(path, param_dtype='float32')[1]
+  after = checkpoint.Checkpoints(tmp_path / 'run', read_only=True).restore(
+      'grpo', {'params': {'policy': structs}}, only=('params/policy/.*',))
+  after = trees.named(after.tree['params']['policy'])
+  same = {name: np.array_equal(leaf, after[name])
+          for name, leaf in trees.named(before).items()}
+  assert all(equal for name, equal in same.items() if 'visual' in name)
+  assert not any(equal for name, equal in same.items()
+                 if 'layers' in name and 'kernel' in name)
+  assert any('visual' in name for name in same) == bool(frozen)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmr1 import boxes
 from mmr1 import positions
 from mmr1 import records
 
@@ -82,6 +83,8 @@ class Codec:
     unit: patches per merged cell.
     window_patches: patches per padded window; S is a multiple of it.
     min_pixels, max_pixels: area an image is resized into.
+    box_frame: frame of the boxes that the family's checkpoints write, see
+      `boxes.FRAMES`; None: they write none, or it is not known here.
   """
   image_mark: str
   video_mark: str
@@ -93,6 +96,18 @@ class Codec:
   window_patches: int
   min_pixels: int
   max_pixels: int
+  box_frame: str | None = None
+
+  def seen(self, height: int, width: int) -> boxes.Size:
+    """What an image of this size is resized to, for boxes in that frame.
+
+    Raises:
+      ValueError: the family sees an image in pieces.
+    """
+    raise ValueError(
+        f'{type(self).__module__}: an image of {height} x {width} pixels has '
+        "no one size that it is resized to; boxes in the frame 'seen' mean "
+        'nothing here.')
 
   def image_spans(self, sizes: Sequence[tuple[int, int]]) -> list[Span]:
     """The images of one prompt, (height, width) each, as text."""

@@ -164,6 +164,7 @@ def open_codec(
       video_id=-1, banned=tuple(sorted(banned)), channels=3 * patch**2,
       unit=merge**2, window_patches=(tile // patch)**2,
       min_pixels=least * tile**2, max_pixels=most * tile**2,
+      box_frame='thousand',
       image_processor=image_processor,
       clips=clips.from_folder(
           folder, path, image_processor, tile, fps=options.video_fps,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmr1 import boxes
 from mmr1 import positions
 from mmr1.data import checks
 from mmr1.data import video
@@ -58,6 +59,10 @@ class Codec(base.Codec):
         height, width, factor=self.patch * self.merge,
         min_pixels=self.min_pixels, max_pixels=self.max_pixels)
     return 1, rows // self.patch, columns // self.patch
+
+  def seen(self, height, width):
+    _, rows, columns = self.image_grid(height, width)
+    return boxes.Size(rows * self.patch, columns * self.patch)
 
   def video_grid(self, clip) -> positions.Span:
     """Grid of a clip and the seconds that one of its patches spans."""
@@ -133,7 +138,8 @@ def open_codec(
     cells = vision['window_size'] // fields['patch'] // fields['merge']
     fields |= dict(
         window_cells=cells, window_patches=(cells * fields['merge'])**2,
-        tokens_per_second=float(vision['tokens_per_second']))
+        tokens_per_second=float(vision['tokens_per_second']),
+        box_frame='seen')  # pixels of the resized image
   return Codec(**fields)
 
 
@@ -168,7 +174,8 @@ def read(
           folder, path, image_processor, options.video_fps,
           options.video_max_frames, by_clip=by_clip),
       patch=patch, merge=merge, temporal=temporal, window_cells=1,
-      tokens_per_second=None, position_rule=options.position_rule)
+      tokens_per_second=None, position_rule=options.position_rule,
+      box_frame='thousand')
 
 
 def special_ids(tokenizer: Any, config: Any, path: str) -> dict[str, Any]:
