@@ -71,7 +71,7 @@ def load(folder: str, where: str) -> dict:
   import jax
   from mmr1 import sharding
   from mmr1.models import checkpoints
-  jax.block_until_ready(sharding.place(jax.numpy.zeros(1)))  # the backend
+  jax.block_until_ready(jax.numpy.zeros(1))  # the backend
   before, started = peak(), time.perf_counter()
   place = {} if where == 'host' else dict(place=sharding.place)
   _, params = checkpoints.load(folder, param_dtype=_DTYPE.value, **place)
