@@ -206,8 +206,7 @@ def test_scan_and_remat_change_nothing(models, batch, two, weight, results,
   expected = passes.leaves(results[family][1])
   for path, got in passes.leaves(grads).items():
     scale = np.abs(expected[path]).max()
-    # Sums in another order; how far off is the compiler's (jax 0.11: 1.3e-5).
-    np.testing.assert_allclose(got, expected[path], atol=3e-5 * scale, rtol=0,
+    np.testing.assert_allclose(got, expected[path], atol=1e-5 * scale, rtol=0,
                                err_msg=path)
 
 
