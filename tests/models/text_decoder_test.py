@@ -48,7 +48,7 @@ CASES = {
                    final_logit_softcapping=4.0),
     'gemma3_text': dict(hidden_size=40, num_attention_heads=4,
                         num_key_value_heads=2, head_dim=16, sliding_window=4,
-                        query_pre_attn_scalar=9, num_hidden_layers=3,
+                        query_pre_attn_scalar=25, num_hidden_layers=3,
                         layer_types=['sliding_attention', 'full_attention',
                                      'sliding_attention'],
                         rope_parameters=dict(
