@@ -5,9 +5,11 @@ import math
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mmr1 import records
 from mmr1.data import checks
+from mmr1.data import resize
 from mmr1.data import video
 
 
@@ -118,9 +120,13 @@ def sampled(clip: records.Video, clips: Clips) -> np.ndarray:
 
 def read(clip: records.Video, clips: Clips) -> np.ndarray:
   """The frames to use, f32[n, 3, size, size], resized and normalised."""
-  pixels = np.stack([
-      np.asarray(video.rgb(clip.frames[i]).resize(
-          (clips.size, clips.size), clips.resample))
-      for i in sampled(clip, clips)]).astype(np.float32)
+  def resized(frame):
+    frame, size = video.rgb(frame), (clips.size, clips.size)
+    if clips.resample == Image.Resampling.BICUBIC:  # what the releases have
+      return resize.bicubic(np.asarray(frame), *size)
+    return np.asarray(frame.resize(size, clips.resample))
+
+  pixels = np.stack([resized(clip.frames[i])
+                     for i in sampled(clip, clips)]).astype(np.float32)
   pixels = (pixels / 255 - np.float32(clips.mean)) / np.float32(clips.std)
   return pixels.transpose(0, 3, 1, 2).astype(np.float32)

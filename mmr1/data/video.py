@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmr1 import positions
 from mmr1 import records
+from mmr1.data import resize
 from mmr1.data import checks
 
 
@@ -267,9 +268,8 @@ def preprocess(frames: Sequence[Any], config: VideoConfig) -> tuple[
         f'a video with frames of sizes {sorted(sizes)}: all must be equal.')
   (height, width), = sizes
   t, h, w = grid(len(frames), height, width, config)
-  target = (w * config.patch, h * config.patch)
   pixels = np.stack([
-      np.asarray(rgb(frame).resize(target, Image.Resampling.BICUBIC))
+      resize.bicubic(np.asarray(rgb(frame)), h * config.patch, w * config.patch)
       for frame in frames]).astype(np.float32)
   pixels = (pixels / 255 - np.float32(config.mean)) / np.float32(config.std)
   missing = t * config.temporal - len(frames)

@@ -144,12 +144,13 @@ def test_m1_m4_greedy_tokens_equal_generate(family, oracle, rows, models):
 
 
 @pytest.mark.parametrize('run', [
-    pytest.param({'remat': 'layer'}, marks=pytest.mark.slow),
+    {'remat': 'layer'},
     {'layers': 'scan', 'remat': 'layer', 'query_chunk': 50}], ids=str)
 def test_scan_remat_and_chunks_change_nothing(models, batch, two, weight,
                                               reference, logits, run):
-  (_, got), grads = passes.gradient(
+  (value, got), grads = passes.gradient(
       *other(models, **run), batch, two, weight)
+  np.testing.assert_allclose(value, reference[0][0], rtol=1e-5)
   keep = passes.real(two)
   np.testing.assert_allclose(np.asarray(got)[keep], logits[keep], atol=5e-5,
                              rtol=0)
