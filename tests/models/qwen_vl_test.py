@@ -105,6 +105,15 @@ def test_m3_m4_logits_equal_transformers(family, oracle, rows, two, logits):
       measured.logits(family, n, logits[n, g, :length + 1], expected)
 
 
+def test_m4_untied_logits_equal_transformers(oracle, rows, models, batch, two):
+  got = np.asarray(passes.forward(*models[False], batch, *two))
+  tokens = np.asarray(two[0])
+  for n, row in enumerate(rows):
+    with torch.no_grad():
+      expected = oracle.logits(oracle.model(False), row, tokens[n, 0])
+    np.testing.assert_allclose(got[n, 0], expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parity
 def test_gradients_equal_torch(family, oracle, rows, models, two, weight,
                                reference):
@@ -146,11 +155,13 @@ def test_m1_m4_greedy_tokens_equal_generate(family, oracle, rows, models):
 @pytest.mark.parametrize('run', [
     {'remat': 'layer'},
     {'layers': 'scan', 'remat': 'layer', 'query_chunk': 50}], ids=str)
-def test_scan_remat_and_chunks_change_nothing(models, batch, two, weight,
-                                              reference, logits, run):
+def test_scan_remat_and_chunks_change_nothing(family, models, batch, two,
+                                              weight, reference, logits, run):
   (value, got), grads = passes.gradient(
       *other(models, **run), batch, two, weight)
-  np.testing.assert_allclose(value, reference[0][0], rtol=1e-5)
+  # The sum over Qwen3-VL's logits nearly cancels: theirs alone are compared.
+  if family != 'qwen3_vl':
+    np.testing.assert_allclose(value, reference[0][0], rtol=1e-5)
   keep = passes.real(two)
   np.testing.assert_allclose(np.asarray(got)[keep], logits[keep], atol=5e-5,
                              rtol=0)
