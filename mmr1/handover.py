@@ -7,7 +7,6 @@ rewards of the next rl stage that say what a right and well-formed completion
 earns: `fn.perfect`.
 """
 
-from typing import Any
 
 import numpy as np
 

@@ -125,7 +125,7 @@ def test_m3_chunks_of_the_head_change_nothing(params, block, head_chunk):
   hidden = small.logp(policy, params, block.prompts, block.completions, mask,
                       1.0)[1]
 
-  @small.jit
+  @jax.jit
   def scores(params, ref):
     return forward.token_scores(
         dataclasses.replace(policy, head_chunk=head_chunk), params, hidden,
@@ -166,7 +166,7 @@ def test_gradient_through_the_chunks_of_the_head(params, block, head_chunk):
     def loss(params, hidden):
       return sum(jnp.sum(jnp.where(mask, x, 0) * w)
                  for x, w in zip(scores(params, hidden), weight))
-    return small.jit(jax.grad(loss, argnums=(0, 1)))(params, states)
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, states)
 
   got, expected = gradient(chunked), gradient(dense)
   assert np.abs(got[0]['language']['embed']).max() > 1
@@ -199,7 +199,7 @@ def test_kl_over_the_vocabulary(params, block):
   hidden = small.logp(policy, params, *args)[1]
   ref_hidden = small.logp(policy, ref, *args)[1]
 
-  @small.jit
+  @jax.jit
   def kl(ref_params, ref_hidden):
     return forward.token_scores(
         policy, params, hidden, block.completions.tokens, mask,
@@ -219,7 +219,7 @@ def test_m2_masked_placeholders_leave_gradients_finite(params, block):
   mask = np.asarray(block.mask)
   tokens = jnp.where(mask, block.completions.tokens, small.IMAGE)
 
-  @small.jit
+  @jax.jit
   def gradient(params, hidden):
     def loss(params, hidden):
       logp, entropy, kl = forward.token_scores(

@@ -41,8 +41,8 @@ def _score(policy, params, block):
   return forward.score(policy, params, prefix, block, 1.0), hidden
 
 
-score = small.jit(_score, static_argnums=0)
-reward = small.jit(forward.reward, static_argnums=0)
+score = jax.jit(_score, static_argnums=0)
+reward = jax.jit(forward.reward, static_argnums=0)
 
 
 def changed(block, t):

@@ -1,7 +1,6 @@
 """A tiny random Qwen2.5-VL, its prompts and its programs, for many tests.
 
-Programs are compiled without optimisation (compiling is most of the tests'
-time) and kept for the whole session.
+Programs are kept for the whole session.
 """
 
 import functools
@@ -27,13 +26,6 @@ VALUES = 3 * 2 * PATCH**2
 PAD, EOS, IMAGE, VIDEO, START, END, VOCAB = 0, 1, 60, 61, 62, 63, 64
 BANNED = (IMAGE, VIDEO, START, END)
 WORDS = (2, 60)  # ids of ordinary text
-QUICK = {'xla_backend_optimization_level': 0}
-if jax.__version_info__ < (0, 11):  # later ones do not know it
-  QUICK['xla_cpu_use_fusion_emitters'] = False
-
-
-def jit(fn, **kw):
-  return jax.jit(fn, compiler_options=QUICK, **kw)
 
 
 def config(vocab=VOCAB, depth=2, **run):
@@ -222,7 +214,7 @@ def _gradient(policy_, tree, batch, values, chunks, terms):
       chunks=chunks)
 
 
-_gradient_jit = jit(
+_gradient_jit = jax.jit(
     _gradient, static_argnames=('policy_', 'chunks', 'terms'))
 
 
@@ -240,9 +232,9 @@ def _logits(policy_, tree, batch, completions, temperature):
 
 
 # f32[N, G, T, V], every logit at once; what mmr1 itself never builds.
-logits = jit(_logits, static_argnums=0)
-logp = jit(forward.logp_and_hidden, static_argnums=0)
-sampler = jit(sample.sample, static_argnames=('policy', 'group', 'length'))
+logits = jax.jit(_logits, static_argnums=0)
+logp = jax.jit(forward.logp_and_hidden, static_argnums=0)
+sampler = jax.jit(sample.sample, static_argnames=('policy', 'group', 'length'))
 
 
 class Counting(forward.Policy):

@@ -62,7 +62,7 @@ def step(base):
   optimizer = training.start(context(base), 'rl', section(), 1).optimizer
   update = training.make_update(
       small.policy(), optimizer, small.plan().terms, chunks=2)
-  return small.jit(update.__wrapped__, donate_argnums=0)
+  return jax.jit(update.__wrapped__, donate_argnums=0)
 
 
 def begin(base):

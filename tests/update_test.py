@@ -79,7 +79,7 @@ def sequences(block):
   return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
-@small.jit
+@jax.jit
 def naive(params, prompts, block, coef_kl=0.1, coef_entropy=0.05):
   """Gradient and (policy, kl, entropy) means of the plan, term by term."""
   def loss(params):
@@ -148,7 +148,7 @@ def test_m3_chunks_of_completions_change_nothing(params, block, base):
 
 def test_m3_old_and_reference_in_chunks(params, block):
   """The same log-probs and hidden states; none of those unless asked for."""
-  run = small.jit(
+  run = jax.jit(
       update.log_probs, static_argnames=('policy', 'chunks', 'hidden'))
   bare = block.replace(old=None, ref=None)
   logp, states = run(small.policy(), params, bare, 1.0, chunks=2, hidden=True)
@@ -283,7 +283,7 @@ def test_kl_over_the_vocabulary_is_optimised(params):
   block = small.block(prompts, 2, 3).replace(old=None, ref=None)
   policy, values = small.policy(), small.knobs(**{'coef/kl': 0.5})
 
-  @small.jit
+  @jax.jit
   def run(ref_params, block):
     ref = forward.logp_and_hidden(
         policy, ref_params, prompts, block.completions, real(block), 1.0)[1]

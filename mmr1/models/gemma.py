@@ -150,9 +150,6 @@ def _sliding_theta(text: Mapping[str, Any]) -> float | None:
   return None if theta is None else float(theta)
 
 
-init_cache = decoder.init_cache
-
-
 def init_params(config: Config, rng: jax.Array) -> Any:
   """Random parameters, float32; see `decoder.init_params`."""
   return decoder.init_params(build(config), rng)

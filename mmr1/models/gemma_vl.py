@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
-from mmr1.models import decoder
 from mmr1.models import decoder_config
 from mmr1.models import decoder_weights
 from mmr1.models import gemma
@@ -184,7 +183,6 @@ def table(config: Config) -> tuple[weights.Weight, ...]:
 
 canonical, in_memory = siglip.canonical, siglip.in_memory
 tied = decoder_weights.nested_tied
-init_cache = decoder.init_cache
 
 
 def init_params(config: Config, rng: jax.Array) -> Any:

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
-from mmr1.models import decoder
 from mmr1.models import decoder_config
 from mmr1.models import layers
 from mmr1.models import text_decoder
@@ -275,9 +274,6 @@ class Model(vision_language.Model):
 
   def tower(self) -> nn.Module:
     return VisionTower(self.config)
-
-
-init_cache = decoder.init_cache
 
 
 def init_params(config: Config, rng: jax.Array) -> Any:

@@ -83,9 +83,6 @@ def section(hf: Mapping[str, Any], *, tied: bool, **run: Any) -> dict[str, Any]:
   return {**vars(language), 'hf': json.dumps(hf, sort_keys=True)}
 
 
-init_cache = decoder.init_cache
-
-
 def init_params(config: Config, rng: jax.Array) -> Any:
   """Random parameters, float32; see `decoder.init_params`."""
   return decoder.init_params(build(config), rng)

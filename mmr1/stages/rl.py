@@ -19,7 +19,6 @@ from mmr1 import context
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import loop
-from mmr1 import objective as objective_lib
 from mmr1 import records
 from mmr1.rewards import score as score_lib
 from mmr1 import rl_setup

@@ -1,7 +1,6 @@
 """The three passes of a decoder against each other."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,7 @@ def test_m1_decode_equals_completion_pass(model, batch, three, layers):
   variables = {'params': params}
   tokens, positions, mask = three
 
-  @functools.partial(jax.jit, compiler_options=passes.QUICK)
+  @jax.jit
   def both(params):
     prefix = module.apply(variables, batch, method='prompt_pass')
     whole = module.apply(variables, prefix, batch.mask, tokens, positions,
@@ -128,7 +127,6 @@ def test_packed_documents_equal_separate_rows(model):
       lambda segment: module.apply(
           variables, prefix, empty.mask, tokens,
           jnp.repeat(places[..., None], 3, -1), jnp.ones((1, 3, 8), bool),
-          method='completion_pass', segment=segment),
-      compiler_options=passes.QUICK)(segment))[0]
+          method='completion_pass', segment=segment))(segment))[0]
   np.testing.assert_allclose(packed[:5], first[:5], atol=1e-5)
   np.testing.assert_allclose(packed[5:], second[:3], atol=1e-5)

@@ -4,7 +4,6 @@ The numbers against transformers are in `text_decoder_test`.
 """
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -16,7 +15,6 @@ import transformers
 from mmr1 import types
 from mmr1.models import gemma
 from mmr1.models import gemma_vl
-from tests.models import passes
 
 SIZES = dict(
     vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=2,
@@ -108,7 +106,7 @@ def test_windows_count_a_packed_document_from_the_prompt():
   apart = jnp.asarray([[[11, 12, 13], [21, 22, 23]]])
   after = lambda *x: jnp.repeat(jnp.asarray(x)[..., None] + 3, 3, -1)
 
-  @functools.partial(jax.jit, compiler_options=passes.QUICK)
+  @jax.jit
   def run(params, tokens, positions, segment):
     variables = {'params': params}
     prefix = module.apply(variables, batch, method='prompt_pass')

@@ -1,7 +1,4 @@
-"""Both passes of a model as programs, and what compares them with torch.
-
-Programs are compiled without optimisation: compiling is most of the time.
-"""
+"""Both passes of a model as programs, and what compares them with torch."""
 
 import functools
 
@@ -14,7 +11,6 @@ import torch
 from mmr1.models import decoder
 
 torch.set_num_threads(1)  # the tensors are tiny
-QUICK = {'xla_backend_optimization_level': 0}
 
 
 def leaves(tree):
@@ -54,10 +50,10 @@ def logits_of(module, params, batch, tokens, positions, mask):
       variables, jnp.concatenate([last, hidden], 2), method='head')
 
 
-forward = jax.jit(logits_of, static_argnums=0, compiler_options=QUICK)
+forward = jax.jit(logits_of, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def gradient(module, params, batch, completions, weight):
   """((loss, logits), gradient) of the linear loss `weight`."""
   def loss(params):
@@ -128,7 +124,7 @@ def check_bfloat16(got, expected, completions):
   return error.mean() / scale, error.max() / scale
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def greedy(module, params, batch, steps):
   """Tokens i32[N, steps], the arg max each time, one row per prompt."""
   variables = {'params': params}

@@ -300,7 +300,7 @@ def test_m1_m2_sampler_and_trainer_agree(deep, policy, temperature):
   assert len(set(tokens)) > 20 and not np.isin(tokens, policy.banned).any()
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=passes.QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def prefix_of(module, params, batch):
   return module.apply({'params': params}, batch, method='prompt_pass')
 
