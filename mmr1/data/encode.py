@@ -205,10 +205,9 @@ def _tokens(
     text: str, spans: Sequence[base.Span],
     processor: processor_lib.Processor) -> np.ndarray:
   """Ids i32[p] of a chat, every run of cells at its full length."""
-  ids = np.asarray(
-      processor.tokenizer(text, add_special_tokens=False)['input_ids'],
-      np.int32)
+  ids = processor.tokenizer(text, add_special_tokens=False)['input_ids']
   _check_rows(ids, processor, 'the chat')
+  ids = np.asarray(ids, np.int32)
   repeats = np.ones(len(ids), np.int64)
   runs = [count for span in spans for count in span.runs]
   if processor.codec:
@@ -245,11 +244,10 @@ def _check_free_of(ids, tokens, processor, what):
 
 def _check_rows(ids, processor, what):
   """An id past the embedding would be read as its last row."""
-  for token in ids:
-    if token >= processor.vocab_size:
-      written = processor.tokenizer.convert_ids_to_tokens(int(token))
-      raise ValueError(f'{what} holds the token {written}, which is in the '
-                       'tokenizer but not in the model.')
+  if max(ids, default=0) >= processor.vocab_size:
+    written = processor.tokenizer.convert_ids_to_tokens(int(max(ids)))
+    raise ValueError(f'{what} holds the token {written}, which is in the '
+                     'tokenizer but not in the model.')
 
 
 def _joined(

@@ -291,10 +291,7 @@ def test_m20_saved_folder_opens_in_transformers(
   with torch.no_grad():
     np.testing.assert_array_equal(hf_logits(model.eval(), inputs),
                                   hf_logits(hf_model(kind), inputs))
-  again = passes.leaves(checkpoints.load(tmp_path)[1])
-  assert set(again) == set(passes.leaves(params))
-  for path, x in passes.leaves(params).items():
-    np.testing.assert_array_equal(again[path], x, err_msg=path)
+  passes.check_equal(checkpoints.load(tmp_path)[1], params)
   measured.record(KINDS[kind][0], 'export', 0)
 
 

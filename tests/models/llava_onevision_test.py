@@ -175,10 +175,7 @@ def test_m20_saved_folder_opens_in_transformers(oracles, models, rows,
     np.testing.assert_array_equal(
         oracles[tied].logits(rows[1], model=model.eval()),
         oracles[tied].logits(rows[1]))
-  again = passes.leaves(checkpoints.load(tmp_path)[1])
-  assert set(again) == set(passes.leaves(params))
-  for path, x in passes.leaves(params).items():
-    np.testing.assert_array_equal(again[path], x, err_msg=path)
+  passes.check_equal(checkpoints.load(tmp_path)[1], params)
   measured.record('llava_onevision', 'export', 0)
 
 
@@ -191,9 +188,7 @@ def test_names_of_transformers_5(folders, models, tmp_path):
   safetensors_numpy.save_file(tensors, tmp_path / 'model.safetensors')
   (tmp_path / 'config.json').write_text(
       (folders[False] / 'config.json').read_text())
-  again = passes.leaves(checkpoints.load(tmp_path)[1])
-  for path, x in passes.leaves(models[False][1]).items():
-    np.testing.assert_array_equal(again[path], x, err_msg=path)
+  passes.check_equal(checkpoints.load(tmp_path)[1], models[False][1])
 
 
 @pytest.mark.slow

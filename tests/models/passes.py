@@ -103,6 +103,14 @@ def check_gradients(names, config, model, got, zero=()):
   return worst
 
 
+def check_equal(got, expected):
+  """Two trees of parameters, to the bit."""
+  got, expected = leaves(got), leaves(expected)
+  assert set(got) == set(expected)
+  for path, x in expected.items():
+    np.testing.assert_array_equal(got[path], x, err_msg=path)
+
+
 def _in_tree(line, tensor):
   """A tensor of torch's in the layout of our parameters."""
   rows = tensor.reshape(len(tensor), -1)
