@@ -21,12 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
+from mmr1.models import attention
 from mmr1.models import decoder_config
 from mmr1.models import layers
 
 Array = jax.Array
 Config = decoder_config.Config
-# Like `layers.Visible`, of a layer that sees `window` tokens: the keys that
+# Like `attention.Visible`, of a layer that sees `window` tokens: the keys that
 # queries `rows` see. The window is an int, traced in a scan, or None (all).
 Sight = Callable[[Array, Any], Array]
 
@@ -44,8 +45,8 @@ class DecoderBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, cos: Array, sin: Array, visible: layers.Visible,
-      prefix: layers.Source | None = None,
+      self, x: Array, cos: Array, sin: Array, visible: attention.Visible,
+      prefix: attention.Source | None = None,
       cache: tuple[Array, Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array]]:
     """Runs the layer on T tokens of every row.
@@ -53,7 +54,7 @@ class DecoderBlock(nn.Module):
     Args:
       x: [N, G, T, D].
       cos, sin: [N, G, T, d].
-      visible: which own keys each query sees, see `layers.Visible`.
+      visible: which own keys each query sees, see `attention.Visible`.
       prefix: the prompt's keys and values [N, P, K, d] and who sees them.
       cache: own keys and values [N, G, K, U, d] of earlier tokens and the
         index at which these T are written; None: U = T, only these.
@@ -79,8 +80,10 @@ class DecoderBlock(nn.Module):
           jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype),
                                               cache[2], axis=3)
           for old, new in ((cache[0], k), (cache[1], v)))
-    sources = [(k, v, visible)] + ([prefix] if prefix is not None else [])
-    hidden = layers.attend(
+    sources = [attention.Source(k, v, visible)]
+    if prefix is not None:
+      sources.append(prefix)
+    hidden = attention.attend(
         q, sources, precision=c.precision, chunk=c.query_chunk,
         scale=c.query_scale, cap=c.score_cap)
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
@@ -118,11 +121,12 @@ class Decoder(nn.Module):
 
   def __call__(self, x: Array, positions: Array, visible: Sight,
                extras: Any, *, prefix_mask: Array | None = None,
+               seats: attention.Seats | None = None,
                t: Array | None = None,
                add: Array | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
-    the prefix | None, cache | None); add: see `layers.fold`. Returns x (no
-    final norm), own KV."""
+    the prefix | None, cache | None), the prefix in `seats` if given; add: see
+    `layers.fold`. Returns x (no final norm), own KV."""
     c = self.config
     turn = functools.partial(
         layers.mrope, positions, sections=c.sections, order=c.section_order,
@@ -137,7 +141,9 @@ class Decoder(nn.Module):
         return seen
       # Positions of text count tokens, whatever is padded in between.
       keys = jnp.cumsum(prefix_mask, -1)[:, None, None, :] - 1
-      return seen & (positions[:, :, rows, :1] - keys < window)
+      queries = positions if seats is None else seats.to_seats(
+          positions, seats.row.size // len(prefix_mask))
+      return seen & (queries[:, :, rows, :1] - keys < window)
 
     def step(params, x, extra, flag):
       prefix, cache = extra
@@ -145,8 +151,8 @@ class Decoder(nn.Module):
       return block.apply(
           {'params': params}, x, *_choose(flag, near, turns),
           functools.partial(visible, window=window),
-          None if prefix is None else (
-              *prefix, functools.partial(prompt, window=window)),
+          None if prefix is None else attention.Source(
+              *prefix, functools.partial(prompt, window=window), seats),
           None if cache is None else (*cache, t))
 
     return layers.fold(
@@ -166,7 +172,7 @@ class Decoder(nn.Module):
         '...d,vd->...v', hidden.astype(c.compute_dtype),
         weight.astype(c.compute_dtype), precision=c.precision,
         preferred_element_type=jnp.float32)
-    return layers.soft_cap(logits, c.logit_cap)
+    return attention.soft_cap(logits, c.logit_cap)
 
 
 def _choose(flag: bool | Array, yes: Any, no: Any) -> Any:
@@ -285,8 +291,9 @@ class LanguageModel(nn.Module):
 
   def decode(
       self, prefix: types.Prefix, prompt_mask: Array, cache: Any,
-      tokens: Array, positions: Array, t: Array) -> tuple[Array, Any]:
-    """Reads completion token `t` of every row.
+      tokens: Array, positions: Array, t: Array, start: Array | None = None,
+      seats: attention.Seats | None = None) -> tuple[Array, Any]:
+    """Reads one completion token of every row.
 
     Args:
       prefix: what `prompt_pass` left.
@@ -294,23 +301,28 @@ class LanguageModel(nn.Module):
       cache: from `init_cache` or the step before.
       tokens: i32[N, G].
       positions: i32[N, G, 3].
-      t: i32[], index of these tokens in their completions.
+      t: i32[], index in the cache that these tokens are written to.
+      start: i32[N, G], index in the cache of each row's first token; what is
+        before it is not seen. None: 0.
+      seats: None: row g of prompt n is a completion of it. Else N are shards
+        and G their rows, and the prefix has N * A prompts.
 
     Returns:
       hidden [N, G, D] after the final norm, and the cache with these tokens.
     """
-    length = jax.tree.leaves(cache)[0].shape[-2]
+    index = jnp.arange(jax.tree.leaves(cache)[0].shape[-2])
     x = self.language.embedded(tokens)[:, :, None]
 
     def visible(rows, window):
       del rows  # there is one query, token t
-      back = t - jnp.arange(length)
+      back = t - index
       seen = back >= 0 if window is None else (back >= 0) & (back < window)
-      return seen[None, None, None]
+      seen = seen[None, None, None]
+      return seen if start is None else seen & (index >= start[..., None, None])
 
     x, cache = self.language(
         x, positions[:, :, None], visible, self._extras(prefix, cache),
-        prefix_mask=prompt_mask, t=t)
+        prefix_mask=prompt_mask, seats=seats, t=t)
     return self.language.norm(x)[:, :, 0], cache
 
   def _extras(self, prefix, cache):

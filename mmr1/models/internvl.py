@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from mmr1 import types
 from mmr1.models import decoder_config
+from mmr1.models import attention
 from mmr1.models import layers
 from mmr1.models import text_decoder
 from mmr1.models import vision_language
@@ -193,8 +194,9 @@ class VisionBlock(nn.Module):
     q, k, value = (a.reshape(n, tiles, t, v.heads, width // v.heads)
                    for a in (q, k, value))
     # A padded tile is padded whole, and nothing reads its cells.
-    hidden = layers.attend(
-        q, [(jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
+    hidden = attention.attend(
+        q, [attention.Source(
+             jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
              lambda rows: jnp.ones((1, 1, 1, 1), bool))],
         precision=c.precision, chunk=c.query_chunk).reshape(x.shape)
     x = x + scale1 * layers.dense(width, 'proj', bias=True, **kw)(hidden)

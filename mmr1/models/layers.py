@@ -1,7 +1,7 @@
 """Layers that the model families share.
 
-Letters: N prompts, G completions per prompt, T queries, U keys, H query heads,
-K key/value heads, d head width, D width.
+Letters: N prompts, G completions per prompt, T tokens, H query heads, d head
+width, D width. Attention is in `mmr1.models.attention`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-# Keys that queries may attend to: (keys, values, visible). `visible` maps the
-# indices i32[T'] of some of the queries to bool, broadcastable to [N, G, T',
-# U]: a function, so that the whole T x U mask need never exist.
-Visible = Callable[[Array], Array]
-Source = tuple[Array, Array, Visible]
-
-# Far below every score yet finite: a query without any visible key averages
-# garbage instead of giving NaN, and its gradient stays finite.
-_MASKED = -1e30
-
 # Leaves of an adapter beside a kernel [inputs, outputs]: a [inputs, r],
 # b [r, outputs], scale [].
 ADAPTER = ('lora_a', 'lora_b', 'lora_scale')
@@ -282,100 +272,6 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
   cos, sin = cos[..., None, :], sin[..., None, :]
   first, second = jnp.split(x, 2, axis=-1)
   return x * cos + jnp.concatenate([-second, first], -1) * sin
-
-
-def attend(query: Array, sources: Sequence[Source], *, precision: str,
-           chunk: int, scale: float | None = None,
-           cap: float | None = None) -> Array:
-  """Grouped-query attention with one softmax over all `sources`.
-
-  Scores, softmax and its sums are float32; the weights meet the values in the
-  values' dtype. Sources are kept apart, never concatenated or repeated, so a
-  prompt's keys exist once however many completions read them.
-
-  Args:
-    query: [N, G, T, H, d].
-    sources: (keys, values, visible) triples; keys and values [N, G, K, U, d],
-      or [N, U, K, d] if the whole group shares them.
-    precision: of the matrix products.
-    chunk: queries handled at once: above it they go chunk by chunk, scores
-      recomputed in the backward pass, so that memory grows with `chunk * U`.
-    scale: factor of the scores, None: d ** -0.5.
-    cap: scores s become `soft_cap(s, cap)`.
-
-  Returns:
-    [N, G, T, H, d]. Arbitrary but finite where nothing is visible.
-  """
-  n, g, t, heads, width = query.shape
-  scale = width**-0.5 if scale is None else scale
-  some = functools.partial(
-      _attend, sources=sources, precision=precision, scale=scale, cap=cap)
-  if t <= chunk:
-    return some(query, jnp.arange(t))
-  count = -(-t // chunk)
-  chunk = -(-t // count)  # even ones: 1025 queries are not padded to 2048
-  padding = count * chunk - t
-  query = jnp.pad(query, ((0, 0), (0, 0), (0, padding), (0, 0), (0, 0)))
-  query = query.reshape(n, g, count, chunk, heads, width)
-  rows = jnp.minimum(jnp.arange(count * chunk), t - 1).reshape(count, chunk)
-  out = jax.lax.map(
-      jax.checkpoint(lambda x: some(*x)), (jnp.moveaxis(query, 2, 0), rows))
-  return jnp.moveaxis(out, 0, 2).reshape(n, g, -1, heads, width)[:, :, :t]
-
-
-def soft_cap(x: Array, cap: float | None) -> Array:
-  """`cap * tanh(x / cap)`; x if there is no cap."""
-  return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def _attend(query, rows, *, sources, precision, scale, cap):
-  """`attend` for the queries of index `rows`, all at once."""
-  n, g, t, heads, width = query.shape
-  kv_heads = sources[0][0].shape[2]  # [N, G, K, ...] and [N, U, K, d] alike
-  query = query.reshape(n, g, t, kv_heads, heads // kv_heads, width)
-  scores = []
-  for key, _, visible in sources:
-    shared = key.ndim == 4
-    score = jnp.einsum(
-        'ngtkrd,nukd->nkgtru' if shared else 'ngtkrd,ngkud->ngktru',
-        query, key, precision=precision,
-        preferred_element_type=jnp.float32) * scale
-    score = soft_cap(score, cap)
-    mask = visible(rows)
-    mask = mask[:, None, :, :, None] if shared else mask[:, :, None, :, None]
-    scores.append(jnp.where(mask, score, _MASKED))
-  top = functools.reduce(jnp.maximum, _over_keys(
-      jnp.max, jax.lax.stop_gradient(scores), sources, -jnp.inf))
-  weights = [
-      jnp.exp(score - (_swap(top) if key.ndim == 4 else top)[..., None])
-      for score, (key, _, _) in zip(scores, sources)]
-  total = sum(_over_keys(jnp.sum, weights, sources, 0.0))
-  out = 0.0
-  for weight, (key, value, _) in zip(weights, sources):
-    weight = weight.astype(value.dtype)
-    kw = dict(precision=precision, preferred_element_type=jnp.float32)
-    if key.ndim == 4:
-      out += jnp.einsum('nkgtru,nukd->ngtkrd', weight, value, **kw)
-    else:
-      # In the product's own order: straight to 'ngtkrd' the operands would be
-      # swapped, and XLA's CPU backend has no such product in bfloat16.
-      part = jnp.einsum('ngktru,ngkud->ngktrd', weight, value, **kw)
-      out += jnp.moveaxis(part, 2, 3)
-  out = out / jnp.moveaxis(total, 2, 3)[..., None]
-  return out.reshape(n, g, t, heads, width).astype(query.dtype)
-
-
-def _swap(x: Array) -> Array:
-  """[N, K, G, ...] <-> [N, G, K, ...]."""
-  return jnp.swapaxes(x, 1, 2)
-
-
-def _over_keys(reduce: Callable[..., Array], xs: Sequence[Array],
-               sources: Sequence[Source], initial: float) -> list[Array]:
-  """Reduces every source over its keys, to [N, G, K, T, R] each."""
-  reduced = [reduce(x, axis=-1, initial=initial) for x in xs]
-  return [_swap(x) if source[0].ndim == 4 else x
-          for x, source in zip(reduced, sources)]
 
 
 def stacked_init(block: nn.Module, count: int,

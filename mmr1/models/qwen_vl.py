@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
+from mmr1.models import attention
 from mmr1.models import layers
 from mmr1.models import qwen_vl_config
 from mmr1.models import vision_language
@@ -57,8 +58,9 @@ class VisionBlock(nn.Module):
     def attend(window, visible, q, k, value):
       q, k, value = (a.reshape(n, s // window, window, *a.shape[2:])
                      for a in (q, k, value))
-      return layers.attend(
-          q, [(jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), visible)],
+      return attention.attend(
+          q, [attention.Source(
+              jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), visible)],
           precision=c.precision, chunk=c.query_chunk).reshape(n, s, width)
 
     def in_frame(*qkv):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
+from mmr1.models import attention
 from mmr1.models import decoder_config
 from mmr1.models import decoder_weights
 from mmr1.models import layers
@@ -133,8 +134,9 @@ class Block(nn.Module):
     q, k, value = (layers.dense(v.width, name, **kw)(hidden).reshape(heads)
                    for name in ('q', 'k', 'v'))
     seen = real[:, :, None]
-    hidden = layers.attend(
-        q, [(jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
+    hidden = attention.attend(
+        q, [attention.Source(
+             jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
              lambda rows: seen)],
         precision=c.precision, chunk=c.query_chunk)
     x = x + layers.dense(v.width, 'proj', **kw)(hidden.reshape(x.shape))
