@@ -55,6 +55,14 @@ def spread(tree: Tree) -> Tree:
   return jax.device_put(tree, _named(_DATA) if even else _named())
 
 
+def along(x: jax.Array, axis: int) -> jax.Array:
+  """Inside a program: `axis` over the devices, where it divides."""
+  if shards(x.shape[axis]) == 1:
+    return x
+  return jax.lax.with_sharding_constraint(
+      x, _named(*[None] * axis, _DATA))
+
+
 def everywhere(tree: Tree) -> Tree:
   """A copy of every array on every device, in buffers of its own."""
   # Through the host: device_put of an array that is already there would hand

@@ -15,6 +15,7 @@ from mmr1 import sharding
 def run_on(counts, rows):
   """In a process of its own: [(shards, tokens, logp, gradient, metrics)]."""
   from mmr1.sampling import keys
+  from mmr1.sampling import sample
   from tests import small
   sharding.cpu_devices(max(counts))
   devices = jax.devices()
@@ -31,6 +32,14 @@ def run_on(counts, rows):
       rollout, _ = small.rollout(
           params, spread.prompts, keys.step_key(0, 1, 2),
           policy_=policy, group=2, length=4)
+      # In rows that are refilled, on every device from its own prompts.
+      refilled, _ = small.rollout(
+          params, spread.prompts, keys.step_key(0, 1, 2), policy_=policy,
+          group=2, length=4,
+          decoding=sample.Decoding(rows=8, cache_chunk=3))
+      np.testing.assert_array_equal(
+          refilled.completions.tokens, rollout.completions.tokens)
+      assert len(refilled.logp.addressable_shards) == count
       grads, metrics = small.gradient(params, (spread,), policy_=policy)
     # Of what went in and of what came out: (devices, rows on each).
     shards = [(len(x.addressable_shards), x.addressable_shards[0].data.shape[0])

@@ -7,6 +7,7 @@ import functools
 import types as python_types
 
 import jax
+from jax.extend import core as extend_core
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +19,7 @@ from mmr1 import resolve
 from mmr1 import types
 from mmr1 import update
 from mmr1.models import qwen_vl
+from mmr1.sampling import rows
 from mmr1.sampling import sample
 
 PATCH, MERGE, CELLS = 4, 2, 2  # windows of 2 x 2 cells of 8 x 8 pixels
@@ -113,15 +115,15 @@ MIXED = (
     row(1, (2, 4, 4, 1.5), 1, (1, 2, 2), 3, seed=4))
 
 
-def prompts(rows=MIXED, *, p=26, s=4 * WINDOW, uid=None, media=True):
-  """`types.Prompts` of rows, padded to `p` tokens and `s` patch slots."""
-  n = len(rows)
+def prompts(examples=MIXED, *, p=26, s=4 * WINDOW, uid=None, media=True):
+  """`types.Prompts` of examples, padded to `p` tokens and `s` patch slots."""
+  n = len(examples)
   tokens, mask = np.full((n, p), PAD, np.int32), np.zeros((n, p), bool)
   rope, following = np.zeros((n, p, 3), np.int32), np.zeros(n, np.int32)
   patches = np.zeros((n, s, VALUES), np.float32)
   place, segment = np.zeros((n, s, 2), np.int32), np.zeros((n, s), np.int32)
   slot = np.full((n, p), -1, np.int32)
-  for i, (ids, pixels, spans) in enumerate(rows):
+  for i, (ids, pixels, spans) in enumerate(examples):
     left = p - len(ids)
     tokens[i, left:], mask[i, left:] = ids, True
     rope[i, left:], following[i] = positions.rope_index(
@@ -234,7 +236,22 @@ def _logits(policy_, tree, batch, completions, temperature):
 # f32[N, G, T, V], every logit at once; what mmr1 itself never builds.
 logits = jax.jit(_logits, static_argnums=0)
 logp = jax.jit(forward.logp_and_hidden, static_argnums=0)
-sampler = jax.jit(sample.sample, static_argnames=('policy', 'group', 'length'))
+
+
+def sampling(policy_, tree, batch, *, group, length):
+  """The device side of one call of the sampler, for tracing; no refills."""
+  n = len(batch.tokens)
+  knobs_ = sample.knobs(max_new_tokens=length)
+  seating = rows.Seating(
+      task=jnp.tile(jnp.arange(group), (n, 1)),
+      start=jnp.zeros((n, group), jnp.int32), seats=None)
+  asked = rows.ask(policy_, tree, batch, jax.random.key(0), group=group)
+  state = rows.begin(policy_, n, group, group, length, length)
+  state = rows.seat(policy_, tree, asked, seating, state, knobs_,
+                    jnp.ones((n, group), bool))
+  return rows.decode(
+      policy_, tree, asked, asked.prefix, asked.mask, seating, state, knobs_,
+      jnp.array([-1]), jnp.int32(0))
 
 
 class Counting(forward.Policy):
@@ -253,16 +270,27 @@ def _count():
   counter.steps += 1
 
 
-def rollout(tree, batch, key, *, policy_=None, group=3, length=8, **values):
+def rollout(tree, batch, key, *, policy_=None, group=3, length=8,
+            decoding=sample.Decoding(), **values):
   """A rollout on the host, and the decode steps it took."""
   counter.steps = 0
   values = {'max_new_tokens': length, **values}
-  result = sampler(
+  result = sample.sample(
       policy_ or policy(cls=Counting), tree, batch, key,
-      sample.knobs(**values), jnp.int32(0), group=group, length=length)
+      sample.knobs(**values), jnp.int32(0), group=group, length=length,
+      decoding=decoding)
   result = jax.block_until_ready(result)
   jax.effects_barrier()
   return result, counter.steps
+
+
+def shapes_in(jaxpr):
+  """Shapes of every value of a jaxpr, nested ones included."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield variable.aval.shape
+    for inner in extend_core.jaxprs_in_params(equation.params):
+      yield from shapes_in(inner)
 
 
 def close(a, b, atol):

@@ -393,10 +393,9 @@ class TestLaw1:
 
   def test_law_1_sampler(self):
     found = self.shapes(
-        lambda p, b: sample.sample(
-            self.policy, p, b.prompts, keys.step_key(0, 0, 0),
-            sample.knobs(max_new_tokens=self.T), jnp.int32(0), group=self.G,
-            length=self.T), self.params, self.block)
+        lambda p, b: small.sampling(
+            self.policy, p, b.prompts, group=self.G, length=self.T),
+        self.params, self.block)
     assert not [s for s in found if self.repeated(s)]
     assert not [s for s in found if self.V in s and self.T in s]
     assert (self.N, self.G, self.V) in found

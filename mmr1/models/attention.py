@@ -39,15 +39,15 @@ class Seats:
   def to_rows(self, x: Array) -> Array:
     """[N * A, G, ...] of seats -> [N, R, ...] of rows."""
     x = x.reshape((self.seat.shape[0], -1) + x.shape[2:])
-    return _take(x, self.seat)
+    return take(x, self.seat)
 
   def to_seats(self, x: Array, seats: int) -> Array:
     """[N, R, ...] of rows -> [N * A, G, ...] of seats; `seats` is G."""
-    x = _take(x, self.row)
+    x = take(x, self.row)
     return x.reshape((-1, seats) + x.shape[2:])
 
 
-def _take(x: Array, index: Array) -> Array:
+def take(x: Array, index: Array) -> Array:
   """x [N, R, ...] at index i32[N, M] of its second axis -> [N, M, ...]."""
   return jax.vmap(lambda x, i: x[i])(x, index)
 

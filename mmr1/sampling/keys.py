@@ -40,7 +40,8 @@ def row_keys(key: Array, uid: Array, group: int) -> Array:
 
 
 def gumbel(keys: Array, position: Array, size: int) -> Array:
-  """Gumbel noise f32[N, G, size] for completion position `position`."""
-  def one(key):
+  """Gumbel noise f32[D, R, size] of samples' keys [D, R] for completion
+  positions i32[D, R]."""
+  def one(key, position):
     return jax.random.gumbel(jax.random.fold_in(key, position), (size,))
-  return jax.vmap(jax.vmap(one))(keys)
+  return jax.vmap(jax.vmap(one))(keys, position)

@@ -140,7 +140,7 @@ class Local:
     ctx = self._ctx
     prompts = sharding.spread(shape.collate(
         [encoded for _, encoded in part], pad_rows=rows - len(part)))
-    rollout = sample.sample_jit(
+    rollout = sample.sample(
         ctx.policy, self._params, prompts, keys.step_key(0, 0, 0),
         sample.knobs(temperature=0.0, max_new_tokens=self._length),
         jnp.int32(0), group=1, length=self._length)

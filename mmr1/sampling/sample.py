@@ -1,38 +1,32 @@
-"""The sampler: prompts are run once, G completions are decoded from each.
+"""The sampler: prompts are read once, G completions are decoded from each.
 
-Temperature, top-k, top-p and the length are traced values; only N, G and the
-array length T shape the program.
+The decode is one loop on the device (`mmr1.sampling.rows`). The host looks at
+it when the cache is full or enough rows have ended, and decides who sits where
+next (`mmr1.sampling.schedule`). What comes out depends on neither: random
+numbers are addressed by prompt, sample and position (law 6).
+
+Temperature, top-k, top-p and the length are traced values; N, G, T and what
+`Decoding` says shape the programs.
 """
 
+import functools
 import math
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmr1 import forward
+from mmr1 import sharding
 from mmr1 import types
-from mmr1.sampling import keys as keys_lib
-from mmr1.sampling import truncation
+from mmr1.models import attention
+from mmr1.sampling import rows
+from mmr1.sampling import schedule as schedule_lib
 
 Array = jax.Array
-
-
-@flax.struct.dataclass
-class Knobs:
-  """Traced settings of one sampling call.
-
-  Fields:
-    temperature: f32[]; 0 is greedy, whose log-probs are those of T = 1.
-    top_k: i32[]; 0 keeps all.
-    top_p: f32[]; 1 keeps all.
-    max_new_tokens: i32[], at most the array length T.
-  """
-  temperature: Array
-  top_k: Array
-  top_p: Array
-  max_new_tokens: Array
+Knobs = rows.Knobs
+Decoding = schedule_lib.Decoding
 
 
 def knobs(
@@ -54,70 +48,6 @@ def knobs(
       top_p=jnp.float32(top_p), max_new_tokens=jnp.int32(max_new_tokens))
 
 
-@flax.struct.dataclass
-class State:
-  """What the decode loop carries.
-
-  Fields:
-    t: i32[], completion tokens written so far.
-    live: bool[N, G], rows that have not ended.
-    tokens: i32[N, G, T]; logp, behaviour: f32[N, G, T]; kind: i8[N, G, T].
-    cache: keys and values of the completion tokens.
-  """
-  t: Array
-  live: Array
-  tokens: Array
-  kind: Array
-  logp: Array
-  behaviour: Array
-  cache: Any
-
-
-def _draw(
-    logits: Array, keys: Array, t: Array, knobs: Knobs,
-) -> tuple[Array, Array, Array]:
-  """Token i32[N, G], its log-prob before and after truncation f32[N, G]."""
-  truncated = truncation.truncate(logits, knobs.top_k, knobs.top_p)
-  noise = keys_lib.gumbel(keys, t, logits.shape[-1])
-  noise = jnp.where(knobs.temperature > 0, noise, 0.0)
-  token = _argmax(truncated + noise)
-
-  def logp_of(x):
-    chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(x, axis=-1)
-  return token, logp_of(logits), logp_of(truncated)
-
-
-def _argmax(x: Array) -> Array:
-  """i32[...], first index of the largest of x [..., V]; a valid id for nan.
-
-  Two plain reductions: XLA's CPU backend is slower at `jnp.argmax`, which is
-  one reduction over pairs.
-  """
-  last = x.shape[-1] - 1
-  top = jnp.max(x, axis=-1, keepdims=True)
-  index = jnp.where(x == top, jnp.arange(last + 1, dtype=jnp.int32), last)
-  return jnp.min(index, axis=-1)
-
-
-def _record(
-    policy: forward.Policy, state: State, token: Array, logp: Array,
-    behaviour: Array,
-) -> State:
-  """Writes position t of the rows that live, and ends rows at eos."""
-  def put(array, value):
-    value = jnp.where(state.live, value, array[:, :, state.t])
-    return jax.lax.dynamic_update_index_in_dim(
-        array, value.astype(array.dtype), state.t, axis=2)
-  return state.replace(
-      t=state.t + 1,
-      live=state.live & (token != policy.eos_id),
-      tokens=put(state.tokens, token),
-      kind=put(state.kind, types.KIND_SAMPLED),
-      logp=put(state.logp, logp),
-      behaviour=put(state.behaviour, behaviour))
-
-
 def sample(
     policy: forward.Policy,
     params: Any,
@@ -128,11 +58,12 @@ def sample(
     *,
     group: int,
     length: int,
+    decoding: Decoding = Decoding(),
 ) -> types.Rollout:
   """Samples G completions per prompt.
 
   Args:
-    policy: the model and its constants (static).
+    policy: the model and its constants.
     params: its parameters.
     prompts: N prompts.
     key: from `keys.step_key`.
@@ -140,53 +71,118 @@ def sample(
     version: i32[], recorded in the rollout.
     group: G.
     length: T, the array length (a bound on `knobs.max_new_tokens`).
+    decoding: rows at a time, sizes of the cache.
 
   Returns:
     A Rollout; rows that ran into the cap have done = False and no eos. Rows
     without a prompt (padding) sample nothing and keep no one waiting.
   """
-  prefix = policy.prompt_pass(params, prompts)
   n = prompts.tokens.shape[0]
-  keys = keys_lib.row_keys(key, prompts.uid, group)
-  temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
-  shape = (n, group, length)
-  real = jnp.any(prompts.mask, axis=1)
-  state = State(
-      t=jnp.int32(0),
-      live=jnp.broadcast_to(real[:, None], (n, group)),
-      tokens=jnp.full(shape, policy.pad_id, jnp.int32),
-      kind=jnp.zeros(shape, jnp.int8),
-      logp=jnp.zeros(shape, jnp.float32),
-      behaviour=jnp.zeros(shape, jnp.float32),
-      cache=policy.module.init_cache(n, group, length))
+  shards = sharding.shards(n)
+  real = np.asarray(prompts.mask).any(1).reshape(shards, -1)
+  schedule = schedule_lib.Schedule(real, group, length, decoding)
+  whole, layout = schedule.whole, schedule.layout
+  asked = _ask(policy, params, prompts, key, group=group)
+  state = None
+  while layout is not None:
+    seating, fresh = _seating(layout, group, whole, n)
+    if state is None:
+      state = _begin(policy, params, asked, seating, knobs, fresh,
+                     length=length, size=layout.size)
+    else:
+      state = _go_on(layout, state, whole)
+      if layout.fresh.any():
+        state = _seat(policy, params, asked, seating, state, knobs, fresh)
+    prefix, mask = asked.prefix, asked.mask
+    if layout.prompts.size < n:
+      prefix, mask = _select(asked, sharding.spread(layout.prompts))
+    state = _decode(
+        policy, params, asked, prefix, mask, seating, state, knobs,
+        layout.refill, np.int32(layout.shrink))
+    t, live = jax.device_get((state.t, state.live))
+    layout = schedule.after(int(t), live.reshape(shards, -1))
+  rollout = _rollout(prompts.replace(media={}), state.found, version,
+                     group=group)
+  return rollout.replace(prompts=prompts)  # not a copy of its pixels
 
-  def step(state, hidden):
-    logits = policy.logits(params, hidden, temperature)
-    return _record(policy, state, *_draw(logits, keys, state.t, knobs))
 
-  def body(state):
-    previous = state.t - 1
-    position = prompts.next_position[:, None, None] + previous
-    position = jnp.broadcast_to(position, (n, group, 3))
-    hidden, cache = policy.apply(
-        params, prefix, prompts.mask, state.cache,
-        state.tokens[:, :, previous], position, previous, method='decode')
-    return step(state.replace(cache=cache), hidden)
+def _seating(
+    layout: schedule_lib.Layout, group: int, whole: bool, n: int,
+) -> tuple[rows.Seating, Array]:
+  """On the device: who sits where, and who begins."""
+  task, start, fresh = layout.task, layout.start, layout.fresh
+  seats = None
+  if whole:  # each prompt is a shard of its own
+    samples = layout.prompts.shape[1] * group
+    task = np.where(task == samples, group, task % group)
+    task, start, fresh = (x.reshape(n, group) for x in (task, start, fresh))
+  else:
+    seats = attention.Seats(*layout.seats(group))
+  return sharding.spread((rows.Seating(task, start, seats), fresh))
 
-  def unfinished(state):
-    limit = jnp.minimum(knobs.max_new_tokens, length)
-    return (state.t < limit) & jnp.any(state.live)
 
-  first = jnp.broadcast_to(
-      prefix.last[:, None], (n, group, prefix.last.shape[-1]))
-  state = jax.lax.while_loop(unfinished, body, step(state, first))
+def _go_on(
+    layout: schedule_lib.Layout, state: rows.State, whole: bool) -> rows.State:
+  """The state in the rows and the cache of a layout."""
+  size = jax.tree.leaves(state.cache)[0].shape[-2]
+  kept = whole or layout.source.shape == state.live.shape
+  if kept and layout.size == size and not layout.shift:
+    return state
+  source = None if kept else sharding.spread(layout.source)
+  found = state.found  # stays where it is
+  return _move(
+      state.replace(found=None), source, np.int32(layout.shift),
+      size=layout.size).replace(found=found)
+
+
+_ask = jax.jit(rows.ask, static_argnames=('policy', 'group'))
+_select = jax.jit(rows.select)
+_seat = jax.jit(rows.seat, static_argnames='policy', donate_argnames='state')
+_decode = jax.jit(
+    rows.decode, static_argnames='policy', donate_argnames='state')
+
+
+@functools.partial(jax.jit, static_argnames=('policy', 'length', 'size'))
+def _begin(policy, params, asked, seating, knobs, fresh, *, length, size):
+  """The first rows, about to draw their first token."""
+  shards, count = fresh.shape
+  state = rows.begin(
+      policy, shards, count, asked.keys.size // shards, length, size)
+  return _spread(rows.seat(
+      policy, params, asked, seating, state, knobs, fresh))
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def _move(state, source, shift, *, size):
+  """Other rows, another cache: nothing of the old one can be reused."""
+  return _spread(rows.move(state, source, shift, size=size))
+
+
+def _spread(state: rows.State) -> rows.State:
+  """The shards over the devices; inside a program."""
+  def place(x):
+    # Only a scanned cache has its layers in front of the shards.
+    return sharding.along(x, int(x.ndim == 6)) if x.ndim else x
+  return jax.tree.map(place, state)
+
+
+@functools.partial(jax.jit, static_argnames='group')
+def _rollout(
+    prompts: types.Prompts, found: rows.Found, version: Array, *, group: int,
+) -> types.Rollout:
+  """[D, M, ...] of shards and their samples as [N, G, ...]."""
+  def grouped(x):
+    return x.reshape((-1, group) + x.shape[2:])
+  found = jax.tree.map(grouped, found)
+  shape = found.tokens.shape
+  kind = jnp.arange(shape[2]) < found.length[..., None]
   return types.Rollout(
       prompts=prompts,
       completions=types.Completions(
-          tokens=state.tokens, kind=state.kind,
+          tokens=found.tokens, kind=kind.astype(jnp.int8),
           positions=text_positions(prompts.next_position, shape)),
-      logp=state.logp, behaviour=state.behaviour,
-      done=real[:, None] & ~state.live, version=version)
+      logp=found.logp, behaviour=found.behaviour, done=found.done,
+      version=version)
 
 
 def text_positions(next_position: Array, shape: tuple[int, ...]) -> Array:
@@ -194,7 +190,3 @@ def text_positions(next_position: Array, shape: tuple[int, ...]) -> Array:
   t = jnp.arange(shape[2], dtype=jnp.int32)
   position = next_position.astype(jnp.int32)[:, None, None, None]
   return jnp.broadcast_to(position + t[:, None], shape + (3,))
-
-
-# One program per (policy, N, G, T); everything else is traced.
-sample_jit = jax.jit(sample, static_argnames=('policy', 'group', 'length'))

@@ -128,7 +128,7 @@ class Evaluation:
       part = self._pairs[start:start + size]
       prompts = sharding.spread(shape.collate(
           [encoded for _, encoded in part], pad_rows=size - len(part)))
-      rollout = sample.sample_jit(
+      rollout = sample.sample(
           ctx.policy, params, prompts, key, self._knobs[view], jnp.int32(0),
           group=1, length=section.max_new_tokens)
       result += read.read(

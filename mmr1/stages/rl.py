@@ -123,7 +123,7 @@ class Trainer:
         [encoded for _, encoded in pairs]))
     key = keys.step_key(
         self._ctx.config.seed, self._ctx.index(self._stage), k)
-    return sample_lib.sample_jit(
+    return sample_lib.sample(
         self._ctx.policy, state.params['policy'], prompts, key,
         self._plan.sampling, state.step,
         group=self._section.samples_per_prompt,

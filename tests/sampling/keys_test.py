@@ -17,8 +17,21 @@ def noise(*, uid=UID, group=2, position=4, **changes):
   parts = {**BASE, **changes}
   key = keys.step_key(
       parts.pop('seed'), parts.pop('stage'), parts.pop('step'), **parts)
-  return np.asarray(
-      keys.gumbel(keys.row_keys(key, uid, group), position, V))
+  return np.asarray(drawn(keys.row_keys(key, uid, group), position, V))
+
+
+def drawn(row_keys, position, size):
+  """Noise of all rows for one position."""
+  return keys.gumbel(row_keys, jnp.full(row_keys.shape, position), size)
+
+
+def test_m27_rows_of_a_batch_are_at_positions_of_their_own():
+  every = keys.row_keys(keys.step_key(1, 2, 3), UID, 2)
+  position = jnp.asarray([[4, 0], [1, 9], [2, 2]])
+  mixed = np.asarray(keys.gumbel(every, position, V))
+  for (n, g), t in np.ndenumerate(np.asarray(position)):
+    np.testing.assert_array_equal(
+        mixed[n, g], np.asarray(drawn(every, int(t), V))[n, g])
 
 
 def test_m27_the_same_address_gives_the_same_noise():
@@ -77,7 +90,7 @@ def test_step_may_be_traced():
 
 
 def noise_of(step):
-  return keys.gumbel(keys.row_keys(keys.step_key(1, 2, step), UID, 2), 4, V)
+  return drawn(keys.row_keys(keys.step_key(1, 2, step), UID, 2), 4, V)
 
 
 def test_samples_follow_the_softmax():
@@ -88,13 +101,13 @@ def test_samples_follow_the_softmax():
   logits = np.asarray([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
   p = np.exp(logits) / np.exp(logits).sum()
   key = keys.step_key(0, 1, 0)
-  drawn = keys.gumbel(keys.row_keys(key, jnp.arange(5000), 4), 0, 6)
-  tokens = np.asarray(jnp.argmax(logits + drawn, -1))
+  noises = drawn(keys.row_keys(key, jnp.arange(5000), 4), 0, 6)
+  tokens = np.asarray(jnp.argmax(logits + noises, -1))
   counts = np.bincount(tokens.ravel(), minlength=6)
   expected = p * tokens.size
   assert ((counts - expected)**2 / expected).sum() < 20.5
   # Slots of a prompt and neighbouring uids are independent (|r| < 3.3 / 5000
   # ** 0.5 = 0.047 at the 0.001 level).
-  first = np.asarray(drawn[..., 0])
+  first = np.asarray(noises[..., 0])
   assert abs(np.corrcoef(first[:, 0], first[:, 1])[0, 1]) < 0.047
   assert abs(np.corrcoef(first[:-1, 0], first[1:, 0])[0, 1]) < 0.047

@@ -346,8 +346,8 @@ def test_local_replies_do_not_depend_on_the_batch(local, monkeypatch):
   def spy(policy, params, prompts, key, knobs, version, **static):
     calls.append((prompts, knobs, static))
     return real(policy, params, prompts, key, knobs, version, **static)
-  real = sample.sample_jit
-  monkeypatch.setattr(sample, 'sample_jit', spy)
+  real = sample.sample
+  monkeypatch.setattr(sample, 'sample', spy)
   image = picture(3, (16, 16))
   requests = [request('what? <image>', image), *(
       request(f'number {i * i}', *[picture(i, (16, 16))] * (i % 2))

@@ -3,8 +3,6 @@
 import functools
 
 import jax
-from jax.extend import core as extend_core
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -250,22 +248,12 @@ class TestM27:
 def test_law_1_prompt_keys_are_never_repeated(params):
   """Nothing in the sampler has the axes G, P and d (8) at once."""
   jaxpr = jax.make_jaxpr(functools.partial(
-      sample.sample, small.policy(), group=5, length=7))(
-          params, small.prompts(p=29), KEY, sample.knobs(max_new_tokens=7),
-          jnp.int32(0))
-  shapes = set(shapes_in(jaxpr.jaxpr))
+      small.sampling, small.policy(), group=5, length=7))(
+          params, small.prompts(p=29))
+  shapes = set(small.shapes_in(jaxpr.jaxpr))
   assert any({5, 29} <= set(s) for s in shapes)  # the scores
   assert not [s for s in shapes if {5, 29, 8} <= set(s)]
   assert not [s for s in shapes if {5 * N, 29, 8} <= set(s)]
-
-
-def shapes_in(jaxpr):
-  """Shapes of every value of a jaxpr, nested ones included."""
-  for equation in jaxpr.eqns:
-    for variable in equation.outvars:
-      yield variable.aval.shape
-    for inner in extend_core.jaxprs_in_params(equation.params):
-      yield from shapes_in(inner)
 
 
 def test_sampled_tokens_follow_the_model(params, batch):
@@ -295,16 +283,11 @@ def test_sampled_tokens_follow_the_model(params, batch):
 
 def test_m28_numbers_compile_nothing(params, batch):
   run(params, batch)
-  before = small.sampler._cache_size()
   counter = compiles.CompileCounter()
   for knobs in SETTINGS:
     for cap in (1, 5):
-      sample_knobs = sample.knobs(**{'max_new_tokens': cap, **knobs})
-      small.sampler(
-          small.policy(cls=small.Counting), params, batch, KEY, sample_knobs,
-          jnp.int32(3), group=G, length=T)
+      run(params, batch, **{'max_new_tokens': cap, **knobs})
   counter.close()
-  assert small.sampler._cache_size() == before
   assert counter.count == 0
 
 

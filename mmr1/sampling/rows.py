@@ -1,0 +1,285 @@
+"""The sampler's device side: rows that decode, whoever sits in them.
+
+D shards of R rows each. Where every sample keeps its row (`Seating` None) a
+shard is one prompt and its rows the group: D = N, R = G. Letters as in
+`mmr1.types`; M samples of a shard, A prompts that it reads, U cache tokens.
+
+All rows write to the same index of the cache, whatever their age: one update
+in place. A row sees what lies from its own start to there.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from mmr1 import forward
+from mmr1 import types
+from mmr1.models import attention
+from mmr1.sampling import keys as keys_lib
+from mmr1.sampling import truncation
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Knobs:
+  """Traced settings of one sampling call.
+
+  Fields:
+    temperature: f32[]; 0 is greedy, whose log-probs are those of T = 1.
+    top_k: i32[]; 0 keeps all.
+    top_p: f32[]; 1 keeps all.
+    max_new_tokens: i32[], at most the array length T.
+  """
+  temperature: Array
+  top_k: Array
+  top_p: Array
+  max_new_tokens: Array
+
+
+@flax.struct.dataclass
+class Asked:
+  """What the prompts left for all their samples.
+
+  Fields:
+    prefix: of all N prompts.
+    mask: bool[N, P], real tokens.
+    following: i32[N], rotary position of the first completion token.
+    keys: [N, G], of the samples.
+  """
+  prefix: types.Prefix
+  mask: Array
+  following: Array
+  keys: Array
+
+
+@flax.struct.dataclass
+class Seating:
+  """Who sits where.
+
+  Fields:
+    task: i32[D, R], sample of the row, counted in the shard; M: idle.
+    start: i32[D, R], index in the cache of the row's first token.
+    seats: how rows read prompts; None: row g of shard n is of prompt n.
+  """
+  task: Array
+  start: Array
+  seats: attention.Seats | None
+
+
+@flax.struct.dataclass
+class Found:
+  """What has been sampled; entries past the length are padding.
+
+  Fields:
+    tokens: i32[D, M, T]. logp, behaviour: f32[D, M, T].
+    length: i32[D, M]. done: bool[D, M], ended by eos.
+  """
+  tokens: Array
+  logp: Array
+  behaviour: Array
+  length: Array
+  done: Array
+
+
+@flax.struct.dataclass
+class State:
+  """What the decode carries.
+
+  Fields:
+    t: i32[], tokens in the cache.
+    live: bool[D, R], rows that go on.
+    token: i32[D, R], the last one drawn; the cache does not have it yet.
+    cache: keys and values of U completion tokens, see `decoder.init_cache`.
+    found: the samples.
+  """
+  t: Array
+  live: Array
+  token: Array
+  cache: Any
+  found: Found
+
+
+def ask(
+    policy: forward.Policy, params: Any, prompts: types.Prompts, key: Array,
+    *, group: int) -> Asked:
+  """Reads the prompts."""
+  return Asked(
+      prefix=policy.prompt_pass(params, prompts), mask=prompts.mask,
+      following=prompts.next_position.astype(jnp.int32),
+      keys=keys_lib.row_keys(key, prompts.uid, group))
+
+
+def begin(
+    policy: forward.Policy, shards: int, rows: int, samples: int, length: int,
+    size: int) -> State:
+  """A state in which nobody sits."""
+  shape = (shards, samples, length)
+  zeros = jnp.zeros(shape, jnp.float32)
+  return State(
+      t=jnp.int32(0), live=jnp.zeros((shards, rows), bool),
+      token=jnp.zeros((shards, rows), jnp.int32),
+      cache=policy.module.init_cache(shards, rows, size),
+      found=Found(
+          tokens=jnp.full(shape, policy.pad_id, jnp.int32), logp=zeros,
+          behaviour=zeros, length=jnp.zeros(shape[:2], jnp.int32),
+          done=jnp.zeros(shape[:2], bool)))
+
+
+def seat(
+    policy: forward.Policy, params: Any, asked: Asked, seating: Seating,
+    state: State, knobs: Knobs, fresh: Array) -> State:
+  """Draws the first token of the rows `fresh` bool[D, R]."""
+  last = asked.prefix.last
+  last = last.reshape(len(fresh), -1, last.shape[1])
+  hidden = attention.take(last, seating.task // asked.keys.shape[1])
+  drawn = _draw(policy, params, asked, seating, state, knobs, hidden, fresh,
+                jnp.zeros_like(seating.start))
+  return drawn.replace(
+      live=jnp.where(fresh, drawn.live, state.live),
+      token=jnp.where(fresh, drawn.token, state.token))
+
+
+def move(
+    state: State, source: Array | None, shift: Array, *, size: int) -> State:
+  """Other rows, another cache.
+
+  Args:
+    state: D shards of R rows.
+    source: i32[D, R'], the row that each new one was; None: the same.
+    shift: i32[], tokens dropped from the front of the cache.
+    size: tokens of the new cache.
+  """
+  def rows(x):
+    return x if source is None else attention.take(x, source)
+
+  def keys(x):  # [..., D, R, K, U, d], with the layers in front or not
+    stacked = x.ndim == 6
+    x = jnp.moveaxis(x, 0, 2) if stacked else x
+    x = rows(x)
+    x = jnp.moveaxis(x, 2, 0) if stacked else x
+    # Past the last token there is nothing, and nobody looks.
+    index = jnp.minimum(shift + jnp.arange(size), x.shape[-2] - 1)
+    return jnp.take(x, index, axis=-2)
+
+  return state.replace(
+      t=state.t - shift, live=rows(state.live), token=rows(state.token),
+      cache=jax.tree.map(keys, state.cache))
+
+
+def select(asked: Asked, prompts: Array) -> tuple[types.Prefix, Array]:
+  """Prefix and mask of the prompts i32[D, A] of every shard, D * A of them."""
+  shards = len(prompts)
+
+  def some(x, axis):
+    x = jnp.moveaxis(x, axis, 0)
+    x = attention.take(x.reshape((shards, -1) + x.shape[1:]), prompts)
+    return jnp.moveaxis(x.reshape((-1,) + x.shape[2:]), 0, axis)
+
+  prefix = asked.prefix
+  return types.Prefix(
+      keys=some(prefix.keys, 1), values=some(prefix.values, 1),
+      last=some(prefix.last, 0)), some(asked.mask, 0)
+
+
+def decode(
+    policy: forward.Policy, params: Any, asked: Asked, prefix: types.Prefix,
+    mask: Array, seating: Seating, state: State, knobs: Knobs, refill: Array,
+    shrink: Array) -> State:
+  """Draws tokens until the host is needed.
+
+  That is when the cache is full, when a shard has no more live rows than
+  `refill`, or when every shard has no more than `shrink`.
+
+  Args:
+    policy, params: the model.
+    asked: of all prompts.
+    prefix, mask: of the D * A prompts that rows may read.
+    seating: who sits where.
+    state: donate it.
+    knobs: settings.
+    refill: i32[D']; -1: never. D' divides D: counts are over D / D' shards.
+    shrink: i32[].
+  """
+  size = jax.tree.leaves(state.cache)[0].shape[-2]
+  following = attention.take(
+      asked.following.reshape(len(seating.task), -1),
+      seating.task // asked.keys.shape[1])
+
+  def body(state):
+    age = state.t - seating.start
+    position = jnp.broadcast_to(
+        (following + age)[..., None], (*age.shape, 3))
+    hidden, cache = policy.apply(
+        params, prefix, mask, state.cache, state.token, position, state.t,
+        seating.start, seating.seats, method='decode')
+    state = state.replace(t=state.t + 1, cache=cache)
+    return _draw(policy, params, asked, seating, state, knobs, hidden,
+                 state.live, age + 1)
+
+  def goes_on(state):
+    live = jnp.sum(state.live.reshape(len(refill), -1), axis=1)
+    return ((state.t < size) & jnp.all(live > refill)
+            & jnp.any(live > shrink))
+
+  return jax.lax.while_loop(goes_on, body, state)
+
+
+def _draw(
+    policy: forward.Policy, params: Any, asked: Asked, seating: Seating,
+    state: State, knobs: Knobs, hidden: Array, live: Array, age: Array,
+) -> State:
+  """Draws token `age` of every row from `hidden` and writes those of `live`."""
+  temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
+  logits = policy.logits(params, hidden, temperature)
+  truncated = truncation.truncate(logits, knobs.top_k, knobs.top_p)
+  keys = attention.take(
+      asked.keys.reshape(len(seating.task), -1), seating.task)
+  noise = keys_lib.gumbel(keys, age, logits.shape[-1])
+  token = _argmax(
+      truncated + jnp.where(knobs.temperature > 0, noise, 0.0))
+
+  def logp_of(x):
+    chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(x, axis=-1)
+
+  ended = token == policy.eos_id
+  nobody = state.found.length.shape[1]
+  limit = jnp.minimum(knobs.max_new_tokens, state.found.tokens.shape[2])
+  return state.replace(
+      live=live & ~ended & (age + 1 < limit), token=token,
+      found=_write(
+          state.found, jnp.where(live, seating.task, nobody), age, ended,
+          token, logp_of(logits), logp_of(truncated)))
+
+
+def _argmax(x: Array) -> Array:
+  """i32[...], first index of the largest of x [..., V]; a valid id for nan.
+
+  Two plain reductions: XLA's CPU backend is slower at `jnp.argmax`, which is
+  one reduction over pairs.
+  """
+  last = x.shape[-1] - 1
+  top = jnp.max(x, axis=-1, keepdims=True)
+  index = jnp.where(x == top, jnp.arange(last + 1, dtype=jnp.int32), last)
+  return jnp.min(index, axis=-1)
+
+
+def _write(
+    found: Found, task: Array, age: Array, ended: Array, token: Array,
+    logp: Array, behaviour: Array) -> Found:
+  """Token `age` of the samples `task`; one past the last sample is nobody."""
+  def put(array, value):
+    return jax.vmap(
+        lambda a, task, age, v: a.at[task, age].set(v, mode='drop'))(
+            array, task, age, value.astype(array.dtype))
+
+  def mark(array, value):
+    return jax.vmap(lambda a, task, v: a.at[task].set(v, mode='drop'))(
+        array, task, value.astype(array.dtype))
+  return Found(
+      tokens=put(found.tokens, token), logp=put(found.logp, logp),
+      behaviour=put(found.behaviour, behaviour),
+      length=mark(found.length, age + 1), done=mark(found.done, ended))

@@ -1,0 +1,236 @@
+"""Which sample sits in which row of the sampler, decided on the host.
+
+A shard has `rows` rows and more samples than rows: a row that ends takes the
+next waiting sample, and when none waits the last ones move together into fewer
+rows. The device decodes in between, without asking. Only numpy: what happens
+to the rows follows from their lengths alone.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+# A shard asks for new samples when this part of its rows has ended. Asking
+# costs about as much as a token, idle rows cost theirs.
+_REFILL_AT = 1 / 8
+# Rows are halved at most so often: each count of rows is a program.
+_HALVINGS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How completions are decoded; what comes out does not depend on it.
+
+  Fields:
+    rows: completions decoded at a time; the others wait for a row that ends.
+      None: all of them at once.
+    cache_chunk: tokens of the first cache. A full one is doubled, up to the
+      cap, so that cost follows the length reached; each size is one more
+      program. None: the cap.
+    shrink: when few completions are left, they go on in half, then a quarter
+      of the rows: for where time falls with the rows (CPU, long completions);
+      two more programs for every cache size.
+
+  Raises:
+    ValueError: a number below 1.
+  """
+  rows: int | None = None
+  cache_chunk: int | None = None
+  shrink: bool = False
+
+  def __post_init__(self):
+    for name in ('rows', 'cache_chunk'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(
+            f'sampler.{name}: got {value}; allowed: at least 1, or None.')
+
+
+class Layout(NamedTuple):
+  """What the next decode works on. D shards, R rows and A prompts in each.
+
+  Fields:
+    task: i32[D, R], sample of the row: prompt * G + slot, both counted in the
+      shard; N / D * G where the row is idle.
+    start: i32[D, R], index in the cache of the row's first token.
+    fresh: bool[D, R], rows that begin.
+    source: i32[D, R], the row that each one was before.
+    prompts: i32[D, A], the prompts, counted in the shard, that rows may read.
+    shift: tokens dropped from the front of the cache.
+    size: tokens of the cache, U.
+    refill: i32[D], the decode stops when a shard has so many live rows or
+      fewer; -1: it does not.
+    shrink: and when every shard has.
+  """
+  task: np.ndarray
+  start: np.ndarray
+  fresh: np.ndarray
+  source: np.ndarray
+  prompts: np.ndarray
+  shift: int
+  size: int
+  refill: np.ndarray
+  shrink: int
+
+  def seats(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """(row i32[D, A * G], seat i32[D, R]), see `attention.Seats`."""
+    shards, prompts = self.prompts.shape
+    row = np.zeros((shards, prompts * group), np.int32)
+    seat = np.zeros(self.task.shape, np.int32)
+    for d in range(shards):
+      place = {int(p): a for a, p in enumerate(self.prompts[d])}
+      for r, task in enumerate(self.task[d].tolist()):
+        prompt, slot = divmod(task, group)
+        if prompt in place:  # not idle
+          seat[d, r] = place[prompt] * group + slot
+          row[d, seat[d, r]] = r
+    return row, seat
+
+
+class Schedule:
+  """The rows of one call of the sampler."""
+
+  def __init__(
+      self, real: np.ndarray, group: int, length: int, decoding: Decoding):
+    """Seats the first samples.
+
+    Args:
+      real: bool[D, N / D], prompts of every shard; False: padding, which
+        samples nothing.
+      group: samples per prompt, G.
+      length: cap of a completion, T.
+      decoding: how.
+    """
+    shards, prompts = real.shape
+    self._group, self._length = group, length
+    self._idle = prompts * group
+    self._prompts, self._shrinks = prompts, decoding.shrink
+    self._waiting = [
+        np.flatnonzero(np.repeat(part, group)).tolist() for part in real]
+    wanted = self._idle if decoding.rows is None else -(
+        -decoding.rows // shards)
+    self._rows = min(wanted, self._idle)
+    chunk = min(decoding.cache_chunk or length, length)
+    # While samples wait the rows begin at different tokens.
+    cap = length + (chunk if self._rows < self._idle else 0)
+    self._chunk, self._sizes = chunk, _sizes(chunk, cap)
+    self._t = 0
+    self._task = np.full((shards, self._rows), self._idle, np.int32)
+    self._start = np.zeros((shards, self._rows), np.int32)
+    self.layout = self._arrange(full=True)
+
+  @functools.cached_property
+  def whole(self) -> bool:
+    """True if every sample has its row from beginning to end."""
+    return self._rows == self._idle and not self._shrinks
+
+  def after(self, t: int, live: np.ndarray) -> Layout | None:
+    """The layout to go on with, or None if all samples have ended.
+
+    Args:
+      t: tokens in the cache.
+      live: bool[D, R], rows that have not ended.
+    """
+    self._t = t
+    self._task = np.where(live, self._task, self._idle)
+    if not live.any() and not any(self._waiting):
+      return None
+    self.layout = self._arrange(full=t == self.layout.size)
+    return self.layout
+
+  def _arrange(self, *, full: bool) -> Layout:
+    shards, rows = self._task.shape
+    source = np.tile(np.arange(rows, dtype=np.int32), (shards, 1))
+    fewer = self._fewer()
+    if fewer < rows:
+      source = np.argsort(self._task == self._idle, axis=1, kind='stable')
+      source = source[:, :fewer].astype(np.int32)
+      self._task, self._start = (
+          np.take_along_axis(x, source, 1) for x in (self._task, self._start))
+    fresh = self._fill()
+    shift, size = 0, self.layout.size if not full else 0
+    if full or fewer < rows:
+      shift, size = self._room()
+      self._start -= shift
+      self._t -= shift
+    refill, shrink = self._stops()
+    return Layout(
+        self._task, self._start, fresh, source, self._reading(), shift, size,
+        refill, shrink)
+
+  def _fewer(self) -> int:
+    """Rows that the samples at hand need, of the counts allowed."""
+    rows = self._task.shape[1]
+    if not self._shrinks or any(self._waiting):
+      return rows
+    need = (self._task < self._idle).sum(1).max()
+    prompts = max(len(set((task[task < self._idle] // self._group).tolist()))
+                  for task in self._task)
+    for halvings in range(_HALVINGS, 0, -1):
+      fewer = -(-self._rows // 2**halvings)
+      if need <= fewer < rows and prompts <= self._readable(fewer):
+        return fewer
+    return rows
+
+  def _readable(self, rows: int) -> int:
+    """Prompts that so many rows may read, A: with lengths spread like a
+    geometric distribution, about 2.6 per whole group are alive at a time."""
+    return min(self._prompts, 3 * -(-rows // self._group) + 1)
+
+  def _fill(self) -> np.ndarray:
+    """Gives idle rows waiting samples; returns who begins."""
+    fresh = np.zeros(self._task.shape, bool)
+    limit = self._readable(self._task.shape[1])
+    for d, waiting in enumerate(self._waiting):
+      task = self._task[d]
+      read = set((task[task < self._idle] // self._group).tolist())
+      for r in np.flatnonzero(task == self._idle):
+        if not waiting:
+          break
+        prompt = waiting[0] // self._group
+        if prompt not in read and len(read) == limit:
+          break
+        read.add(prompt)
+        task[r] = waiting.pop(0)
+        self._start[d, r], fresh[d, r] = self._t, True
+    return fresh
+
+  def _reading(self) -> np.ndarray:
+    """i32[D, A]: those that are read, then any others."""
+    result = []
+    for task in self._task:
+      read = sorted(set((task[task < self._idle] // self._group).tolist()))
+      rest = [p for p in range(self._prompts) if p not in set(read)]
+      result.append(
+          sorted((read + rest)[:self._readable(self._task.shape[1])]))
+    return np.asarray(result, np.int32)
+
+  def _room(self) -> tuple[int, int]:
+    """(tokens that no row sees any more, cache size for the rest and more)."""
+    seated = self._task < self._idle
+    shift = int(self._start[seated].min(initial=self._t))
+    need = self._t - shift + -(-self._chunk // 2)
+    return shift, next(
+        (size for size in self._sizes if size >= need), self._sizes[-1])
+
+  def _stops(self) -> tuple[np.ndarray, int]:
+    """When the decode is to come back: `Layout.refill` and `shrink`."""
+    live = (self._task < self._idle).sum(1)
+    rows = self._task.shape[1]
+    refill = np.where(
+        [bool(waiting) for waiting in self._waiting],
+        np.maximum(live - max(1, int(rows * _REFILL_AT)), 0), -1)
+    counts = [-(-self._rows // 2**h) for h in range(1, _HALVINGS + 1)]
+    below = [count for count in counts if count < live.max()]
+    return refill.astype(np.int32), below[0] if (
+        self._shrinks and below and not any(self._waiting)) else 0
+
+
+def _sizes(chunk: int, cap: int) -> list[int]:
+  """chunk, twice, four times ... and the cap."""
+  sizes = [chunk]
+  while sizes[-1] < cap:
+    sizes.append(min(2 * sizes[-1], cap))
+  return sizes
