@@ -39,6 +39,19 @@ def _model() -> ConfigDict:
   ))
 
 
+def _sampler() -> ConfigDict:
+  """Speed and memory of sampling; what is sampled does not depend on it."""
+  return ConfigDict(dict(
+      # Completions decoded at a time, the others wait; None: all of them.
+      rows=placeholder(int),
+      # Tokens of the first cache, doubled when full; None: the cap.
+      cache_chunk=placeholder(int),
+      shrink=False,  # the last completions go on in half, a quarter of the rows
+      # Of weights and activations that sample; None: model.compute_dtype.
+      dtype=placeholder(str),
+  ))
+
+
 def _data() -> ConfigDict:
   return ConfigDict(dict(
       # Procedural worlds, sections of `tasks`, and their weights.
@@ -258,6 +271,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluation = ConfigDict(_evaluation())
   c.tensorboard = True
   c.model = _model()
+  c.sampler = _sampler()
   c.data = _data()
   c.tasks = _tasks()
   c.rewards = _rewards()
@@ -284,6 +298,7 @@ def _real(c: ConfigDict, arg: str) -> None:
   c.model.layers = 'scan'
   c.model.remat = 'layer'
   c.model.head_chunk = 1024
+  c.sampler.cache_chunk = 256
   c.data.path = 'data/train.parquet'
   c.data.prompt_tokens = 2048
   c.data.patches = 6400

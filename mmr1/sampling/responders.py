@@ -98,7 +98,7 @@ class Local:
 
   def __init__(self, ctx: Any, init: str, max_new_tokens: int):
     self._ctx = ctx
-    self._params = ctx.params(init)
+    self._params = ctx.sampler.publish(ctx.params(init))
     self._length = max_new_tokens
 
   def __call__(self, requests: Sequence[Request]) -> list[str | None]:
@@ -140,8 +140,8 @@ class Local:
     ctx = self._ctx
     prompts = sharding.spread(shape.collate(
         [encoded for _, encoded in part], pad_rows=rows - len(part)))
-    rollout = sample.sample(
-        ctx.policy, self._params, prompts, keys.step_key(0, 0, 0),
+    rollout = ctx.sampler(
+        self._params, prompts, keys.step_key(0, 0, 0),
         sample.knobs(temperature=0.0, max_new_tokens=self._length),
         jnp.int32(0), group=1, length=self._length)
     return read.read(

@@ -121,6 +121,7 @@ class Evaluation:
 
   def _samples(self, params: Any, view: int) -> list[records.Sample]:
     section, ctx = self._section, self._ctx
+    params = ctx.sampler.publish(params)
     size = min(section.prompts_per_batch, len(self._pairs))
     shape, result = ctx.shape(), []
     key = keys.step_key(section.seed, 0, 0, view=view)
@@ -128,9 +129,9 @@ class Evaluation:
       part = self._pairs[start:start + size]
       prompts = sharding.spread(shape.collate(
           [encoded for _, encoded in part], pad_rows=size - len(part)))
-      rollout = sample.sample(
-          ctx.policy, params, prompts, key, self._knobs[view], jnp.int32(0),
-          group=1, length=section.max_new_tokens)
+      rollout = ctx.sampler(
+          params, prompts, key, self._knobs[view], jnp.int32(0), group=1,
+          length=section.max_new_tokens)
       result += read.read(
           read.to_host(rollout), [e for e, _ in part], ctx.processor)
     return result

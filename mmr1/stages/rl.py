@@ -25,7 +25,6 @@ from mmr1 import rl_setup
 from mmr1 import sharding
 from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
-from mmr1.sampling import sample as sample_lib
 from mmr1 import training
 from mmr1 import types
 from mmr1 import update as update_lib
@@ -123,8 +122,9 @@ class Trainer:
         [encoded for _, encoded in pairs]))
     key = keys.step_key(
         self._ctx.config.seed, self._ctx.index(self._stage), k)
-    return sample_lib.sample(
-        self._ctx.policy, state.params['policy'], prompts, key,
+    sampler = self._ctx.sampler
+    return sampler(
+        sampler.publish(state.params['policy']), prompts, key,
         self._plan.sampling, state.step,
         group=self._section.samples_per_prompt,
         length=self._section.max_new_tokens)

@@ -23,6 +23,7 @@ from mmr1.data import processor as processor_lib
 from mmr1.data import template
 from mmr1.models import qwen_vl
 from mmr1.sampling import endpoint
+from mmr1.sampling import publish
 from mmr1.sampling import responders
 from mmr1.sampling import sample
 
@@ -324,12 +325,13 @@ def local(tmp_path_factory):
   # Wide enough that what is said depends on what is asked.
   params = jax.tree.map(lambda x: x * 20 if x.ndim > 1 else x, params)
   named = []
+  policy = forward.Policy(
+      qwen_vl.build(config), processor.banned, processor.eos_id,
+      processor.pad_id)
   ctx = context(
       folder, processor=processor,
-      params=lambda name: named.append(name) or params,
-      policy=forward.Policy(
-          qwen_vl.build(config), processor.banned, processor.eos_id,
-          processor.pad_id),
+      params=lambda name: named.append(name) or params, policy=policy,
+      sampler=publish.Sampler(policy, sample.Decoding()),
       shape=lambda: pipeline.Shape(
           processor, template.plain, prompt_length=150, patches=16,
           prefix='never used'))
@@ -355,7 +357,8 @@ def test_local_replies_do_not_depend_on_the_batch(local, monkeypatch):
   replies = responder(requests)
   # 10 requests in batches of 8: 8 and 2 with 6 rows of padding, one shape.
   assert [c[0].tokens.shape for c in calls] == [(8, 150)] * 2
-  assert calls[0][2] == dict(group=1, length=5)
+  assert calls[0][2] == dict(
+      group=1, length=5, decoding=sample.Decoding())
   assert float(calls[0][1].temperature) == 0.0
   assert np.asarray(calls[1][0].mask).any(1).tolist() == [True] * 2 + [
       False] * 6
