@@ -325,13 +325,30 @@ class LanguageModel(nn.Module):
         prefix_mask=prompt_mask, seats=seats, t=t)
     return self.language.norm(x)[:, :, 0], cache
 
+  def per_layer(
+      self, params: Any, prefix: types.Prefix) -> tuple[Any, types.Prefix]:
+    """Both as `decode` reads them best, again and again.
+
+    Where layers are unrolled their stacks are cut here, once: inside a loop
+    XLA would copy every layer out of them for every token.
+    """
+    if self.config.layers == 'scan':
+      return params, prefix
+    language, depth = params['language'], self.config.depth
+    params = {**params, 'language': {
+        **language, 'layers': tuple(layers.unstack(language['layers'], depth))}}
+    return params, prefix.replace(
+        keys=tuple(layers.unstack(prefix.keys, depth)),
+        values=tuple(layers.unstack(prefix.values, depth)))
+
   def _extras(self, prefix, cache):
     """(prefix KV, cache KV) of every layer, as `layers.fold` wants them."""
-    kv = (prefix.keys, prefix.values)
+    kv, depth = (prefix.keys, prefix.values), self.config.depth
     if self.config.layers == 'scan':
       return kv, cache
-    depth = self.config.depth
-    return list(zip(layers.unstack(kv, depth), cache or [None] * depth))
+    kv = (zip(*kv) if isinstance(prefix.keys, tuple) else
+          layers.unstack(kv, depth))
+    return list(zip(kv, cache or [None] * depth))
 
   def head(self, hidden: Array) -> Array:
     """Logits f32[..., V] of hidden states [..., D]."""

@@ -321,7 +321,7 @@ def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
 
   Args:
     step: one layer.
-    params: tree of [L, ...].
+    params: tree of [L, ...], or L trees if not `scan`.
     x: what flows through.
     extras: tree of [L, ...], or a list of L trees if not `scan`.
     flags: one bool per layer: a Python bool inside `step` if not `scan`, else
@@ -348,10 +348,11 @@ def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
       return x, out
     return jax.lax.scan(body, x, (
         params, extras, np.asarray(flags), np.arange(len(flags))))
-  if not isinstance(extras, (list, tuple)):
-    extras = unstack(extras, len(flags))
+  params, extras = (
+      x if isinstance(x, (list, tuple)) else unstack(x, len(flags))
+      for x in (params, extras))
   outs = []
-  for layer, extra, flag in zip(unstack(params, len(flags)), extras, flags):
+  for layer, extra, flag in zip(params, extras, flags):
     one = functools.partial(step, flag=flag)
     x, out = (jax.checkpoint(one) if remat else one)(layer, x, extra)
     if add is not None and len(outs) < len(add):
