@@ -130,6 +130,7 @@ def open_model(
   module, params = model_checkpoints.load(
       path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
       layers=model.layers, remat=model.remat, precision=model.precision,
+      attention=model.attention, mesh=sharding.mesh(),
       scalars=tuple(model.scalars), place=sharding.place)
   policy = forward.Policy(
       module, processor.banned, processor.eos_id, processor.pad_id,

@@ -32,13 +32,14 @@ def cpu_devices(count: int) -> None:
     return
 
 
-def _mesh() -> jax.sharding.Mesh:
+def mesh() -> jax.sharding.Mesh:
+  """All devices, N over them."""
   return jax.sharding.Mesh(np.asarray(jax.devices()), (_DATA,))
 
 
 def _named(*axes: str | None) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(
-      _mesh(), jax.sharding.PartitionSpec(*axes))
+      mesh(), jax.sharding.PartitionSpec(*axes))
 
 
 def shards(rows: int) -> int:

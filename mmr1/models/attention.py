@@ -12,9 +12,16 @@ from typing import NamedTuple
 
 import flax.struct
 import jax
+from jax.extend import backend as extend_backend
 import jax.numpy as jnp
 
+from mmr1.models import cudnn
+from mmr1.models import splash
+
 Array = jax.Array
+BACKENDS = ('auto', 'xla', 'splash', 'cudnn')
+_KERNELS = {'splash': splash, 'cudnn': cudnn}
+_KERNEL_OF = {'tpu': 'splash', 'cuda': 'cudnn'}
 # Maps the indices i32[T'] of some of the queries to bool, broadcastable to
 # [N, G, T', U], what they see: a function, so that the whole T x U mask need
 # never exist.
@@ -88,8 +95,9 @@ class Source(NamedTuple):
 
 
 def attend(query: Array, sources: Sequence[Source], *, precision: str,
-           chunk: int, scale: float | None = None,
-           cap: float | None = None) -> Array:
+           chunk: int, scale: float | None = None, cap: float | None = None,
+           backend: str = 'auto',
+           mesh: jax.sharding.Mesh | None = None) -> Array:
   """Grouped-query attention with one softmax over all `sources`.
 
   Scores, softmax and its sums are float32; the weights meet the values in the
@@ -104,12 +112,72 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
       recomputed in the backward pass, so that memory grows with `chunk * U`.
     scale: factor of the scores, None: d ** -0.5.
     cap: scores s become `soft_cap(s, cap)`.
+    backend: of BACKENDS, see `choose`.
+    mesh: devices that N is divided over; the kernels need to know.
 
   Returns:
     [N, G, T, H, d]. Arbitrary but finite where nothing is visible.
+
+  Raises:
+    ValueError: a kernel that `backend` names cannot compute this.
   """
+  scale = query.shape[-1]**-0.5 if scale is None else scale
+  chosen = choose(backend, query, sources, precision=precision, cap=cap,
+                  mesh=mesh)
+  if chosen == 'xla':
+    return _xla(query, sources, precision, chunk, scale, cap)
+  return _KERNELS[chosen].attend(
+      query, _some(sources), scale=scale, cap=cap, mesh=mesh)
+
+
+def choose(backend: str, query: Array, sources: Sequence[Source], *,
+           precision: str, cap: float | None,
+           mesh: jax.sharding.Mesh | None = None) -> str:
+  """'xla', 'splash' or 'cudnn': what `attend` runs.
+
+  A single query per row, as in decoding, is a product with the cache that no
+  kernel speeds up: always 'xla'. 'auto' takes the kernel of the platform
+  that jax runs on where it can compute this and is worth it, else 'xla'.
+
+  Raises:
+    ValueError: a kernel that `backend` names cannot compute this.
+  """
+  if backend == 'xla' or query.shape[2] == 1:
+    return 'xla'
+  name = _KERNEL_OF.get(_platform()) if backend == 'auto' else backend
+  if name is None:
+    return 'xla'
+  kernel = _KERNELS[name]
+  reason = kernel.refusal(
+      query, _some(sources), precision=precision, cap=cap)
+  if backend == 'auto':
+    alone = mesh is not None or jax.device_count() == 1
+    return name if reason is None and alone and kernel.pays(query) else 'xla'
+  if reason is not None:
+    raise ValueError(
+        f'model.attention={backend!r} cannot compute queries '
+        f'{query.dtype}{list(query.shape)} [N, G, T, H, d] with keys '
+        f'{[list(source.keys.shape) for source in sources]}: {reason}. '
+        "'auto' takes a kernel only where it can, 'xla' computes everything.")
+  return backend
+
+
+def _platform() -> str:
+  """'cpu', 'tpu', 'cuda' or another."""
+  name = jax.default_backend()
+  cuda = 'cuda' in extend_backend.get_backend().platform_version
+  return 'cuda' if name == 'gpu' and cuda else name
+
+
+def _some(sources: Sequence[Source]) -> list[Source]:
+  """Those that have keys at all: a prompt may be empty."""
+  return [source for source in sources if source.keys.size]
+
+
+def _xla(query: Array, sources: Sequence[Source], precision: str, chunk: int,
+         scale: float, cap: float | None) -> Array:
+  """`attend` by products that materialise the scores of a chunk."""
   n, g, t, heads, width = query.shape
-  scale = width**-0.5 if scale is None else scale
   some = functools.partial(
       _attend, sources=sources, precision=precision, scale=scale, cap=cap)
   if t <= chunk:

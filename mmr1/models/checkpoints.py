@@ -82,6 +82,8 @@ def load(
     remat: str = 'none',
     precision: str = 'default',
     query_chunk: int = 1024,
+    attention: str = 'auto',
+    mesh: jax.sharding.Mesh | None = None,
     scalars: tuple[str, ...] = (),
     place: Callable[[weights.Leaf], Any] = weights.Leaf.read,
 ) -> tuple[Any, Any]:
@@ -94,7 +96,10 @@ def load(
     layers: 'unrolled' or 'scan'.
     remat: 'none' or 'layer'.
     precision: of matrix products, 'default', 'high' or 'highest'.
-    query_chunk: queries handled at once by attention; bounds its memory.
+    query_chunk: queries handled at once by XLA's attention; bounds its memory.
+    attention: what computes it: 'auto', 'xla', 'splash' or 'cudnn', see
+      `mmr1.models.attention.choose`.
+    mesh: the devices that share the work, or None; 'splash' needs to know.
     scalars: heads of one number, 'value' or 'reward', zeros where the folder
       has none.
     place: called with each parameter, which is still in its files, to read
@@ -114,7 +119,8 @@ def load(
         f'param_dtype={param_dtype!r}: allowed are {_DTYPES}.')
   config = read_config(
       path, compute_dtype=compute_dtype, layers=layers, remat=remat,
-      precision=precision, query_chunk=query_chunk, scalars=scalars)
+      precision=precision, query_chunk=query_chunk, attention=attention,
+      mesh=mesh, scalars=scalars)
   family, names = _family(json.loads(config.hf)['model_type'], path)
   params = weights.read(
       path, names.table(config), _shapes(family, config),

@@ -12,7 +12,6 @@ them is scanned or unrolled:
   scalars/   one linear layer to a number for each of `Config.scalars`
 """
 
-from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -24,15 +23,13 @@ from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import decoder_config
 from mmr1.models import layers
+from mmr1.models import sight as sight_lib
 
 Array = jax.Array
 Config = decoder_config.Config
-# Like `attention.Visible`, of a layer that sees `window` tokens: the keys that
-# queries `rows` see. The window is an int, traced in a scan, or None (all).
-Sight = Callable[[Array, Any], Array]
+Sight = sight_lib.Sight
 
 _MLPS = {'silu': layers.SwiGLU, 'gelu': layers.GeGLU}
-_EVERYTHING = 2**31 - 1
 
 
 class DecoderBlock(nn.Module):
@@ -45,7 +42,7 @@ class DecoderBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, cos: Array, sin: Array, visible: attention.Visible,
+      self, x: Array, cos: Array, sin: Array, sight: Sight,
       prefix: attention.Source | None = None,
       cache: tuple[Array, Array, Array] | None = None,
   ) -> tuple[Array, tuple[Array, Array]]:
@@ -54,7 +51,7 @@ class DecoderBlock(nn.Module):
     Args:
       x: [N, G, T, D].
       cos, sin: [N, G, T, d].
-      visible: which own keys each query sees, see `attention.Visible`.
+      sight: which own keys each query sees.
       prefix: the prompt's keys and values [N, P, K, d] and who sees them.
       cache: own keys and values [N, G, K, U, d] of earlier tokens and the
         index at which these T are written; None: U = T, only these.
@@ -80,12 +77,11 @@ class DecoderBlock(nn.Module):
           jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype),
                                               cache[2], axis=3)
           for old, new in ((cache[0], k), (cache[1], v)))
-    sources = [attention.Source(k, v, visible)]
+    sources = [attention.Source(k, v, sight)]
     if prefix is not None:
       sources.append(prefix)
     hidden = attention.attend(
-        q, sources, precision=c.precision, chunk=c.query_chunk,
-        scale=c.query_scale, cap=c.score_cap)
+        q, sources, scale=c.query_scale, cap=c.score_cap, **c.attending)
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.heads * c.head_width))
     x = x + (self._norm('attention_out_norm')(hidden) if c.out_norms
@@ -110,8 +106,7 @@ class Decoder(nn.Module):
     angle = jnp.zeros((1, 1, 1, c.head_width))
     self.layers = layers.stacked(
         self, 'layers', DecoderBlock(c, parent=None), c.depth,
-        jnp.zeros((1, 1, 1, c.width)), angle, angle,
-        lambda rows: jnp.ones((1, 1, 1, 1), bool))
+        jnp.zeros((1, 1, 1, c.width)), angle, angle, Sight())
 
   def embedded(self, tokens: Array) -> Array:
     table = jnp.asarray(self.embed)  # parameters may be host arrays
@@ -119,7 +114,7 @@ class Decoder(nn.Module):
     scale = self.config.embed_scale
     return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
-  def __call__(self, x: Array, positions: Array, visible: Sight,
+  def __call__(self, x: Array, positions: Array, sight: Sight,
                extras: Any, *, prefix_mask: Array | None = None,
                seats: attention.Seats | None = None,
                t: Array | None = None,
@@ -135,35 +130,38 @@ class Decoder(nn.Module):
     near = turns if c.sliding_theta is None else turn(theta=c.sliding_theta)
     block = DecoderBlock(c, parent=None)
 
-    def prompt(rows, window):
-      seen = prefix_mask[:, None, None, :]
-      if window is None:
-        return seen
-      # Positions of text count tokens, whatever is padded in between.
-      keys = jnp.cumsum(prefix_mask, -1)[:, None, None, :] - 1
-      queries = positions if seats is None else seats.to_seats(
-          positions, seats.row.size // len(prefix_mask))
-      return seen & (queries[:, :, rows, :1] - keys < window)
+    prompt = None if prefix_mask is None else self._prompt(
+        prefix_mask, positions, seats)
 
     def step(params, x, extra, flag):
       prefix, cache = extra
-      window = self._window(flag)
+      see = functools.partial(self._see, sliding=flag)
       return block.apply(
-          {'params': params}, x, *_choose(flag, near, turns),
-          functools.partial(visible, window=window),
+          {'params': params}, x, *_choose(flag, near, turns), see(sight),
           None if prefix is None else attention.Source(
-              *prefix, functools.partial(prompt, window=window), seats),
+              *prefix, see(prompt), seats),
           None if cache is None else (*cache, t))
 
     return layers.fold(
         step, self.layers, x, extras, c.sliding or [False] * c.depth,
         scan=c.layers == 'scan', remat=c.remat == 'layer', add=add)
 
-  def _window(self, sliding: bool | Array) -> int | Array | None:
-    """Of a layer, see `Sight`; `sliding` is its flag in `layers.fold`."""
-    if isinstance(sliding, bool) or not any(self.config.sliding):
-      return self.config.window if sliding is True else None
-    return jnp.where(sliding, self.config.window, _EVERYTHING)
+  def _prompt(self, mask: Array, positions: Array,
+              seats: attention.Seats | None) -> Sight:
+    """What completions see of their prompt, `mask` bool[N, P]."""
+    if not any(self.config.sliding):
+      return Sight(keys=mask[:, None])
+    if seats is not None:
+      positions = seats.to_seats(positions, seats.row.size // len(mask))
+    # Positions of text count tokens, whatever is padded in between.
+    return Sight(keys=mask[:, None], places=(
+        positions[..., 0], jnp.cumsum(mask, -1)[:, None] - 1))
+
+  def _see(self, sight: Sight, sliding: bool | Array) -> Sight:
+    """In one layer, whose flag in `layers.fold` is `sliding`."""
+    if not any(self.config.sliding):
+      return sight
+    return sight.replace(window=self.config.window, sliding=sliding)
 
   def logits(self, hidden: Array) -> Array:
     c = self.config
@@ -255,11 +253,11 @@ class LanguageModel(nn.Module):
             jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)
 
-  def _run(self, x, positions, visible, add):
+  def _run(self, x, positions, sight, add):
     c = self.config
     extras = ((None, None) if c.layers == 'scan' else
               [(None, None)] * c.depth)
-    x, kv = self.language(x, positions, visible, extras, add=add)
+    x, kv = self.language(x, positions, sight, extras, add=add)
     if c.layers == 'unrolled':
       kv = tuple(jnp.stack(a) for a in zip(*kv))
     return x, kv
@@ -311,17 +309,12 @@ class LanguageModel(nn.Module):
       hidden [N, G, D] after the final norm, and the cache with these tokens.
     """
     index = jnp.arange(jax.tree.leaves(cache)[0].shape[-2])
+    keys = (jnp.ones((1, 1, len(index)), bool) if start is None else
+            index >= start[..., None])
+    sight = Sight(keys=keys, causal=True, at=t)
     x = self.language.embedded(tokens)[:, :, None]
-
-    def visible(rows, window):
-      del rows  # there is one query, token t
-      back = t - index
-      seen = back >= 0 if window is None else (back >= 0) & (back < window)
-      seen = seen[None, None, None]
-      return seen if start is None else seen & (index >= start[..., None, None])
-
     x, cache = self.language(
-        x, positions[:, :, None], visible, self._extras(prefix, cache),
+        x, positions[:, :, None], sight, self._extras(prefix, cache),
         prefix_mask=prompt_mask, seats=seats, t=t)
     return self.language.norm(x)[:, :, 0], cache
 
@@ -371,20 +364,10 @@ def _causal(mask: Array, segment: Array | None = None,
             blocks: tuple[Array, bool] | None = None) -> Sight:
   """Real keys (mask bool[N, G, T]) of the query's own segment, up to it, and
   those of its block, see `LanguageModel.blocks`."""
-  def visible(rows, window):
-    back = rows[:, None] - jnp.arange(mask.shape[2])
-    near = True if window is None else back < window
-    seen = (back >= 0) & near
-    if blocks is not None:
-      number, windowed = blocks
-      own = number[:, None, rows, None]
-      same = (own > 0) & (own == number[:, None, None, :])
-      seen = seen | (same & near if windowed else same)
-    seen = seen & mask[:, :, None, :]
-    if segment is not None:
-      seen &= segment[:, :, rows, None] == segment[:, :, None, :]
-    return seen
-  return visible
+  number, slide = (None, False) if blocks is None else blocks
+  return Sight(
+      keys=mask, causal=True, blocks=number, blocks_slide=slide,
+      segments=None if segment is None else (segment, segment))
 
 
 def init_cache(config: Config, n: int, g: int, t: int, dtype: Any) -> Any:

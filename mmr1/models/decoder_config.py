@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
+import jax
+
+from mmr1.models import attention as attention_lib
 from mmr1.models import layers as layer_lib
 
 
@@ -48,6 +51,9 @@ class Config:
     remat: 'none' or 'layer'.
     precision: of matrix products, jax's 'default', 'high' or 'highest'.
     query_chunk: queries of one attention block.
+    attention: what computes it, of `attention.BACKENDS`.
+    mesh: the devices that share the work, or None: a kernel's first axis is
+      divided over all of them.
 
   Raises:
     ValueError: a run-time choice that is not allowed, or sections that do not
@@ -86,11 +92,14 @@ class Config:
   remat: str = 'none'
   precision: str = 'default'
   query_chunk: int = 1024
+  attention: str = 'auto'
+  mesh: jax.sharding.Mesh | None = None
 
   def __post_init__(self):
     for name, allowed in (
         ('layers', ('unrolled', 'scan')), ('remat', ('none', 'layer')),
         ('precision', ('default', 'high', 'highest')),
+        ('attention', attention_lib.BACKENDS),
         ('section_order', ('contiguous', 'interleaved')),
         ('compute_dtype', ('float32', 'bfloat16', 'float16'))):
       if getattr(self, name) not in allowed:
@@ -105,6 +114,12 @@ class Config:
       raise ValueError(
           f'config.json: mrope_section {self.sections} must sum to half the '
           f'head width {self.head_width}.')
+
+  @property
+  def attending(self) -> dict[str, Any]:
+    """How attention is run: keywords of `attention.attend`."""
+    return dict(precision=self.precision, chunk=self.query_chunk,
+                backend=self.attention, mesh=self.mesh)
 
 
 def fields(

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
-from mmr1.models import decoder_config
 from mmr1.models import attention
+from mmr1.models import decoder_config
 from mmr1.models import layers
+from mmr1.models import sight
 from mmr1.models import text_decoder
 from mmr1.models import vision_language
 
@@ -197,8 +198,7 @@ class VisionBlock(nn.Module):
     hidden = attention.attend(
         q, [attention.Source(
              jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
-             lambda rows: jnp.ones((1, 1, 1, 1), bool))],
-        precision=c.precision, chunk=c.query_chunk).reshape(x.shape)
+             sight.Sight())], **c.attending).reshape(x.shape)
     x = x + scale1 * layers.dense(width, 'proj', bias=True, **kw)(hidden)
     hidden = _norm(c, name='norm2')(x)
     hidden = layers.dense(v.mlp_width, 'fc1', bias=True, **kw)(hidden)

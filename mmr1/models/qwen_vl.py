@@ -16,6 +16,7 @@ from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import layers
 from mmr1.models import qwen_vl_config
+from mmr1.models import sight
 from mmr1.models import vision_language
 
 Array = jax.Array
@@ -55,23 +56,22 @@ class VisionBlock(nn.Module):
     q, k = (layers.rotate(a.astype(jnp.float32), cos, sin).astype(a.dtype)
             for a in (q, k))
 
-    def attend(window, visible, q, k, value):
+    def attend(window, seen, q, k, value):
       q, k, value = (a.reshape(n, s // window, window, *a.shape[2:])
                      for a in (q, k, value))
       return attention.attend(
           q, [attention.Source(
-              jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), visible)],
-          precision=c.precision, chunk=c.query_chunk).reshape(n, s, width)
+              jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), seen)],
+          **c.attending).reshape(n, s, width)
 
     def in_frame(*qkv):
-      def visible(rows):
-        return ((segment > 0)[:, None, None, :] & (
-            segment[:, None, rows, None] == segment[:, None, None, :]))
-      return attend(s, visible, *qkv)
+      frame = segment[:, None]
+      return attend(
+          s, sight.Sight(keys=frame > 0, segments=(frame, frame)), *qkv)
 
     def in_window(*qkv):
-      real = (segment > 0).reshape(n, -1, 1, v.window_patches)
-      return attend(v.window_patches, lambda rows: real, *qkv)
+      real = (segment > 0).reshape(n, -1, v.window_patches)
+      return attend(v.window_patches, sight.Sight(keys=real), *qkv)
 
     full = full if v.windows else True
     if isinstance(full, bool):

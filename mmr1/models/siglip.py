@@ -20,6 +20,7 @@ from mmr1.models import attention
 from mmr1.models import decoder_config
 from mmr1.models import decoder_weights
 from mmr1.models import layers
+from mmr1.models import sight
 from mmr1.models import weights
 
 Array = jax.Array
@@ -133,12 +134,10 @@ class Block(nn.Module):
     hidden = layers.LayerNorm(v.eps, c.compute_dtype, name='norm1')(x)
     q, k, value = (layers.dense(v.width, name, **kw)(hidden).reshape(heads)
                    for name in ('q', 'k', 'v'))
-    seen = real[:, :, None]
     hidden = attention.attend(
         q, [attention.Source(
              jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
-             lambda rows: seen)],
-        precision=c.precision, chunk=c.query_chunk)
+             sight.Sight(keys=real))], **c.attending)
     x = x + layers.dense(v.width, 'proj', **kw)(hidden.reshape(x.shape))
     hidden = layers.LayerNorm(v.eps, c.compute_dtype, name='norm2')(x)
     hidden = nn.gelu(layers.dense(v.mlp_width, 'fc1', **kw)(hidden))
