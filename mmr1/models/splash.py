@@ -28,6 +28,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 import jax.numpy as jnp
 import numpy as np
 
+from mmr1.models import partition
 from mmr1.models import sight as sight_lib
 
 Array = jax.Array
@@ -203,7 +204,7 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
         prompt=prompt, count=queries // length, length=length,
         causal=own.visible.causal, window=window, block=block)
     kernel = _kernel(group, heads, cap, interpret)
-    return _divided(jax.vmap(kernel), mesh)(*arrays)
+    return partition.rows(jax.vmap(kernel), mesh)(*arrays)
 
   sight = own.visible
   if isinstance(sight.sliding, bool) or not sight.slides:
@@ -268,20 +269,6 @@ def _whole(size: int) -> int:
     if 4 * padded <= 5 * size:
       return padded
   return -(-size // _LANES) * _LANES
-
-
-def _divided(kernel: Callable[..., Array],
-             mesh: jax.sharding.Mesh | None) -> Callable[..., Array]:
-  """The kernel with the arrays' first axis over all devices of the mesh; whole
-  on each of them if it does not divide."""
-  def run(*arrays: Any) -> Array:
-    if mesh is None or mesh.size == 1:
-      return kernel(*arrays)
-    even = arrays[0].shape[0] % mesh.size == 0
-    rows = jax.sharding.PartitionSpec(*([mesh.axis_names] if even else []))
-    return jax.shard_map(kernel, mesh=mesh, in_specs=rows, out_specs=rows,
-                         check_vma=False)(*arrays)
-  return run
 
 
 @functools.lru_cache(maxsize=64)
