@@ -120,7 +120,7 @@ def _call(kernel: Callable[..., None], how: How, query: Array, part: Part,
       out_specs=[spec(shape, False, (row, head)) for shape in outs],
       out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in outs],
       compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
-      interpret=how.interpret, name=kernel.__name__.strip('_'),
+      interpret=how.interpret, name=f'attention{kernel.__name__}',
   )(ranges, *of_queries, *part.reach, *part[:2], *part.stand)
 
 
