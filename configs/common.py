@@ -30,8 +30,7 @@ def _model() -> ConfigDict:
       layers='unrolled',
       remat='none',  # 'none' | 'layer'
       precision='default',  # matmul precision; 'highest' for parity checks
-      # 'auto' | 'xla' | 'splash' (TPU) | 'cudnn' (NVIDIA): what computes it.
-      attention='auto',
+      attention='auto',  # 'auto' | 'xla' | 'splash' | 'cudnn' | 'triton'
       # How videos are written and counted: 'legacy' is what the released
       # checkpoints saw, 'v5' is transformers 5.
       position_rule='legacy',

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 
 from mmr1.models import cudnn
 from mmr1.models import splash
+from mmr1.models import triton
 
 Array = jax.Array
-BACKENDS = ('auto', 'xla', 'splash', 'cudnn')
-_KERNELS = {'splash': splash, 'cudnn': cudnn}
-_KERNEL_OF = {'tpu': 'splash', 'cuda': 'cudnn'}
+BACKENDS = ('auto', 'xla', 'splash', 'cudnn', 'triton')
+_KERNELS = {'splash': splash, 'cudnn': cudnn, 'triton': triton}
+_AUTO = {'tpu': ('splash',), 'cuda': ('cudnn', 'triton')}  # best first
 # Maps the indices i32[T'] of some of the queries to bool, broadcastable to
 # [N, G, T', U], what they see: a function, so that the whole T x U mask need
 # never exist.
@@ -133,26 +134,35 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
 def choose(backend: str, query: Array, sources: Sequence[Source], *,
            precision: str, cap: float | None,
            mesh: jax.sharding.Mesh | None = None) -> str:
-  """'xla', 'splash' or 'cudnn': what `attend` runs.
+  """What `attend` runs: 'xla' or the name of a kernel.
 
   A single query per row, as in decoding, is a product with the cache that no
-  kernel speeds up: always 'xla'. 'auto' takes the kernel of the platform
-  that jax runs on where it can compute this and is worth it, else 'xla'.
+  kernel here speeds up: always 'xla'. 'auto' takes the first kernel of the
+  platform that jax runs on which can compute this and is worth it, else 'xla':
+
+    TPU   splash for passes over prompts, completions and vision towers, not
+          for prompts of Gemma 3 with images, whose tokens see what follows;
+    CUDA  cudnn where every row has keys of its own and the scores no cap,
+          triton for completions that share a prompt and for the rest.
+
+  All of them read 'default' precision only, splash and cudnn some dtypes:
+  `refusal` of each module says it exactly.
 
   Raises:
     ValueError: a kernel that `backend` names cannot compute this.
   """
   if backend == 'xla' or query.shape[2] == 1:
     return 'xla'
-  name = _KERNEL_OF.get(_platform()) if backend == 'auto' else backend
-  if name is None:
-    return 'xla'
-  kernel = _KERNELS[name]
-  reason = kernel.refusal(
-      query, _some(sources), precision=precision, cap=cap)
+  ask = dict(precision=precision, cap=cap)
+  given = _some(sources)
   if backend == 'auto':
     alone = mesh is not None or jax.device_count() == 1
-    return name if reason is None and alone and kernel.pays(query) else 'xla'
+    for name in _AUTO.get(_platform(), ()) if alone else ():
+      kernel = _KERNELS[name]
+      if kernel.refusal(query, given, **ask) is None and kernel.pays(query):
+        return name
+    return 'xla'
+  reason = _KERNELS[backend].refusal(query, given, **ask)
   if reason is not None:
     raise ValueError(
         f'model.attention={backend!r} cannot compute queries '

@@ -97,9 +97,9 @@ def load(
     remat: 'none' or 'layer'.
     precision: of matrix products, 'default', 'high' or 'highest'.
     query_chunk: queries handled at once by XLA's attention; bounds its memory.
-    attention: what computes it: 'auto', 'xla', 'splash' or 'cudnn', see
-      `mmr1.models.attention.choose`.
-    mesh: the devices that share the work, or None; 'splash' needs to know.
+    attention: what computes it, see `mmr1.models.attention.choose`.
+    mesh: the devices that share the work, or None: one device. Kernels of
+      attention need to know.
     scalars: heads of one number, 'value' or 'reward', zeros where the folder
       has none.
     place: called with each parameter, which is still in its files, to read

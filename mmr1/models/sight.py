@@ -22,7 +22,7 @@ class Sight:
 
   Fields:
     keys: bool[N, G, U], the real keys; N or G may be 1 where they share it.
-      None: all are.
+      None: all are; not for a sight that is causal or slides.
     causal: a query sees no key after it.
     at: i32[], index among the keys of the first query; None: 0.
     window: a query sees itself and the `window - 1` keys before it; None: all.
@@ -51,9 +51,15 @@ class Sight:
     """False if no window holds, whatever a traced `sliding` turns out to be."""
     return self.window is not None and self.sliding is not False
 
+  @property
+  def whole(self) -> bool:
+    """Whether every query sees every key, as far as the program can tell."""
+    return (self.keys is None and self.segments is None and not self.causal
+            and not self.slides)
+
   def __call__(self, rows: Array) -> Array:
     """i32[T'] -> bool, broadcastable to [N, G, T', U]."""
-    if self.keys is None and not self.causal and self.segments is None:
+    if self.whole:
       return jnp.ones((1, 1, 1, 1), bool)
     seen = self._in_reach(rows)
     if self.keys is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmr1.models import attention
+from mmr1.models import sight
 
 
 def naive(query, sources):
@@ -125,3 +126,62 @@ def test_rows_in_seats_read_their_own_prompt():
       (keys[index], values[index], mask[index][:, None, None])])
   np.testing.assert_allclose(
       run(keys, values).reshape(8, 1, 1, 6, 8), expected, atol=1e-5)
+
+
+BFLOAT16, FLOAT32 = jnp.bfloat16, jnp.float32
+
+
+def chosen(platform, monkeypatch, *, g=4, t=256, p=256, d=128, dtype=BFLOAT16,
+           backend='auto', cap=None, **see):
+  """What `attend` would run for G completions of one prompt on `platform`."""
+  monkeypatch.setattr(attention, '_platform', lambda: platform)
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  query = jax.ShapeDtypeStruct((2, g, t, 4, d), dtype)
+  own = jax.ShapeDtypeStruct((2, g, 2, t, d), dtype)
+  prompt = jax.ShapeDtypeStruct((2, p, 2, d), dtype)
+  return attention.choose(backend, query, [
+      attention.Source(own, own, sight.Sight(
+          keys=jnp.ones((1, 1, t), bool), **{'causal': True, **see})),
+      attention.Source(prompt, prompt, sight.Sight())],
+      precision='default', cap=cap)
+
+
+@pytest.mark.parametrize('platform, asked, expected', [
+    ('cpu', {}, 'xla'), ('rocm', {}, 'xla'),
+    ('tpu', {}, 'splash'), ('tpu', dict(dtype=FLOAT32, cap=3.0), 'splash'),
+    ('tpu', dict(g=1, p=0, causal=False), 'splash'),
+    ('tpu', dict(t=1), 'xla'), ('tpu', dict(t=64), 'xla'),
+    ('tpu', dict(dtype=jnp.float16), 'xla'),
+    ('tpu', dict(p=0, blocks=1), 'xla'),
+    ('tpu', dict(backend='xla'), 'xla'), ('cpu', dict(backend='splash'),
+                                          'splash'),
+    ('cuda', {}, 'triton'), ('cuda', dict(p=0), 'cudnn'),
+    ('cuda', dict(g=1), 'cudnn'), ('cuda', dict(p=0, cap=3.0), 'triton'),
+    ('cuda', dict(p=0, dtype=FLOAT32), 'triton'), ('cuda', dict(t=1), 'xla'),
+])
+def test_auto_takes_the_kernel_of_the_platform_that_fits(
+    platform, asked, expected, monkeypatch):
+  assert chosen(platform, monkeypatch, **asked) == expected
+
+
+def test_auto_needs_the_mesh_of_several_devices(monkeypatch):
+  """A kernel cannot be divided by the partitioner: without a mesh XLA's."""
+  assert chosen('tpu', monkeypatch) == 'splash'
+  query = jax.ShapeDtypeStruct((2, 1, 256, 4, 128), BFLOAT16)
+  keys = jax.ShapeDtypeStruct((2, 1, 4, 256, 128), BFLOAT16)
+  ask = dict(precision='default', cap=None)
+  sources = [attention.Source(keys, keys, sight.Sight())]
+  monkeypatch.setattr(jax, 'device_count', lambda: 4)
+  assert attention.choose('auto', query, sources, **ask) == 'xla'
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ('data',))
+  assert attention.choose('auto', query, sources, **ask, mesh=mesh) == 'splash'
+
+
+def test_a_kernel_needs_to_know_what_is_seen():
+  query = jnp.ones((1, 1, 4, 2, 8), BFLOAT16)
+  keys = jnp.ones((1, 1, 2, 4, 8), BFLOAT16)
+  opaque = attention.Source(keys, keys, lambda rows: jnp.ones((1, 1, 1, 1), bool))
+  for backend in ('splash', 'triton'):
+    with pytest.raises(ValueError, match='must be a mmr1.models.sight.Sight'):
+      attention.attend(query, [opaque], precision='default', chunk=9,
+                       backend=backend)

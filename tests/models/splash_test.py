@@ -11,15 +11,15 @@ from mmr1.models import attention
 from mmr1.models import sight
 from mmr1.models import splash
 from tests import small
+from tests.models import attending
 
 N, G = 2, 3
 # Sizes that fill no block; (T, P, heads, key heads, width, what is asked).
 CASES = {
     'group': (40, 70, 4, 2, 64, {}),
     'window': (20, 140, 2, 1, 32, dict(window=30, sliding=True)),
-    'traced': (140, 0, 2, 2, 16, dict(window=9, sliding='traced')),
     'packed': (130, 130, 2, 1, 32, dict(packed=True, cap=5.0)),
-    'prompts': (260, 0, 2, 1, 16, {}),
+    'prompts': (260, 0, 2, 1, 16, dict(window=150, sliding='traced')),
     'frames': (70, 0, 2, 2, 72, dict(packed=True, causal=False)),
 }
 
@@ -58,61 +58,27 @@ def example(name, dtype=np.float32):
   return draw(N, G, t, heads, d), arrays, (own, prompt), weight, cap
 
 
-def sources(arrays, sights):
-  result = [attention.Source(*arrays[:2], sights[0])]
-  return result + [attention.Source(*arrays[2:], sights[1])] * (
-      arrays[2].size > 0)
-
-
-@functools.partial(jax.jit, static_argnames=('kernel', 'cap'))
-def both_ways(query, arrays, sights, weight, kernel, cap):
-  """The result where it counts and the gradients of queries, keys, values."""
-  own, prompt = sights
-  if own.segments:  # one array for both, as it is outside of jit
-    prompt = prompt.replace(segments=(own.segments[0], prompt.segments[1]))
-  def loss(query, arrays):
-    given = sources(arrays, (own, prompt))
-    if kernel:
-      assert splash.refusal(query, given, precision='default', cap=cap) is None
-      out = splash.attend(query, given, scale=0.2, cap=cap, interpret=True)
-    else:
-      out = attention.attend(query, given, scale=0.2, cap=cap, chunk=512,
-                             precision='default', backend='xla')
-    out = out.astype(jnp.float32)
-    return jnp.sum(out * weight), jnp.where(weight == 0, 0, out)
-  (_, out), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(
-      query, arrays)
-  return jax.tree.leaves((out, grads))
-
-
-def error(a, b):
-  """Largest difference, relative to the largest of b."""
-  if not a.size:
-    return 0.0
-  a, b = (np.asarray(x, np.float32) for x in (a, b))
-  return np.abs(a - b).max() / np.abs(b).max()
-
-
 @pytest.mark.parametrize('name', CASES)
 def test_kernel_is_xla_in_values_and_gradients(name):
   query, arrays, sights, weight, cap = example(name)
-  expected = both_ways(query, arrays, sights, weight, kernel=False, cap=cap)
-  got = both_ways(query, arrays, sights, weight, kernel=True, cap=cap)
+  expected = attending.both_ways(query, arrays, sights, weight, cap=cap)
+  got = attending.both_ways(query, arrays, sights, weight, kernel=splash, cap=cap)
   assert len(got) == 6
   for a, b in zip(got, expected):
-    assert error(a, b) < 5e-6
+    assert attending.error(a, b) < 5e-6
 
 
 def test_bfloat16_is_as_near_as_xla():
   """To float32 of the same numbers; queries are rounded once more."""
   query, arrays, sights, weight, cap = example('group', jnp.bfloat16)
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), (query, arrays))
-  expected = both_ways(*wide, sights, weight, kernel=False, cap=cap)
-  xla, kernel = (both_ways(query, arrays, sights, weight, kernel=k, cap=cap)
-                 for k in (False, True))
+  expected = attending.both_ways(*wide, sights, weight, cap=cap)
+  xla, kernel = (attending.both_ways(
+      query, arrays, sights, weight, kernel=module, cap=cap)
+                 for module in (None, splash))
   for a, b, c in zip(kernel, xla, expected):
-    assert error(b, c) > 1e-4  # it is bfloat16 that is looked at
-    assert error(a, c) < 2 * error(b, c) + 4e-3
+    assert attending.error(b, c) > 1e-4  # it is bfloat16 that is looked at
+    assert attending.error(a, c) < 2 * attending.error(b, c) + 4e-3
 
 
 @pytest.mark.parametrize('causal, window, prompt, count', [
@@ -149,22 +115,27 @@ def test_tables_of_a_long_group_look_at_few_tokens(monkeypatch):
 
 
 def test_a_model_with_the_kernel_is_the_model(monkeypatch):
-  """Prompts with images and completions, both towers' kinds of layers, and the
-  gradient of every parameter."""
+  """Prompts with images, both kinds of the tower's layers, completions: every
+  pass tells the kernel what it tells XLA."""
   monkeypatch.setattr(splash, 'attend', functools.partial(
       splash.attend, interpret=True))
-  batch = small.prompts()
-  block = small.block(batch, g=2, t=5)
-  calls = []
-  original = splash._divided
-  monkeypatch.setattr(splash, '_divided', lambda *args: (
-      calls.append(args), original(*args))[1])
-  (got, metrics), (expected, other) = (
-      small.gradient(small.params(), (block,), policy_=small.policy(
-          layers='scan', attention=backend)) for backend in ('splash', 'xla'))
-  assert calls  # else it compares XLA with itself
-  assert abs(metrics['loss'] - other['loss']) < 1e-5
-  small.close(got, expected, atol=2e-5)
+  block = small.block(small.prompts(), g=2, t=5)
+  made = []
+  original = splash._kernel
+  monkeypatch.setattr(splash, '_kernel', lambda group, *args: (
+      made.append(group), original(group, *args))[1])
+  got, expected = (
+      small.logits(
+          small.policy(layers='scan', attention=backend), small.params(),
+          block.prompts, block.completions, 1.0)
+      for backend in ('splash', 'xla'))
+  # The prompt, its completions, a window and a frame of the tower.
+  assert {(g.prompt > 0, g.causal) for g in made} == {
+      (False, True), (True, True), (False, False)}
+  keep = np.asarray(block.completions.kind > 0)
+  np.testing.assert_allclose(
+      np.asarray(got)[keep][:, 2:60], np.asarray(expected)[keep][:, 2:60],
+      atol=2e-4)
 
 
 def refused(change=None, at=0, query=None, arrays=None, **kw):
@@ -174,7 +145,7 @@ def refused(change=None, at=0, query=None, arrays=None, **kw):
     sights[at] = sights[at].replace(**change)
   return attention.attend(
       given if query is None else query,
-      sources(keys if arrays is None else arrays, sights),
+      attending.sources(keys if arrays is None else arrays, sights),
       **{'precision': 'default', 'chunk': 512, 'backend': 'splash', **kw})
 
 
