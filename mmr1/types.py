@@ -80,7 +80,7 @@ class Prefix:
   """What a prompt leaves behind for its completions. Float leaves only.
 
   Fields:
-    keys, values: [L, N, P, H, h], rotated keys.
+    keys, values: [L, N, H, P, h], rotated keys.
     last: [N, D], hidden state (after the final norm) of the last prompt token:
       it predicts completion token 0.
   """

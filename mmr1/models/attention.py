@@ -64,8 +64,8 @@ class Source(NamedTuple):
   """Keys that queries attend to.
 
   Fields:
-    keys, values: [N, G, K, U, d] of every row's own, or [N, U, K, d] if a group
-      shares them, [N * A, U, K, d] with seats.
+    keys, values: [N, G, K, U, d] of every row's own, or [N, K, U, d] if a group
+      shares them, [N * A, K, U, d] with seats.
     visible: which keys each query sees; of queries in seats, with seats.
     seats: how rows find the prompts; None: row g of prompt n reads prompt n.
   """
@@ -211,7 +211,7 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 def _attend(query, rows, *, sources, precision, scale, cap):
   """`attend` for the queries of index `rows`, all at once."""
   n, g, t, heads, width = query.shape
-  kv_heads = sources[0].keys.shape[2]  # [N, G, K, ...] and [N, U, K, d] alike
+  kv_heads = sources[0].keys.shape[-3]
   query = query.reshape(n, g, t, kv_heads, heads // kv_heads, width)
   scores = [_scores(query, rows, source, precision, scale, cap)
             for source in sources]
@@ -232,7 +232,7 @@ def _scores(query, rows, source, precision, scale, cap):
     query = source.to_seats(query)
   shared = source.shared
   score = jnp.einsum(
-      'ngtkrd,nukd->nkgtru' if shared else 'ngtkrd,ngkud->ngktru',
+      'ngtkrd,nkud->nkgtru' if shared else 'ngtkrd,ngkud->ngktru',
       query, source.keys, precision=precision,
       preferred_element_type=jnp.float32) * scale
   score = soft_cap(score, cap)
@@ -245,11 +245,12 @@ def _values(weight, source, precision):
   """f32[N, G, T, K, R, d] of rows: the sum of the values by their weights."""
   weight = weight.astype(source.values.dtype)
   kw = dict(precision=precision, preferred_element_type=jnp.float32)
-  if source.shared:
-    out = jnp.einsum('nkgtru,nukd->ngtkrd', weight, source.values, **kw)
-    return out if source.seats is None else source.seats.to_rows(out)
-  # In the product's own order: straight to 'ngtkrd' the operands would be
+  # In the products' own order: straight to 'ngtkrd' the operands would be
   # swapped, and XLA's CPU backend has no such product in bfloat16.
+  if source.shared:
+    part = jnp.einsum('nkgtru,nkud->nkgtrd', weight, source.values, **kw)
+    out = jnp.moveaxis(part, 1, 3)
+    return out if source.seats is None else source.seats.to_rows(out)
   part = jnp.einsum('ngktru,ngkud->ngktrd', weight, source.values, **kw)
   return jnp.moveaxis(part, 2, 3)
 

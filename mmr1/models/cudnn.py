@@ -47,8 +47,7 @@ def refusal(query: Array, sources: Sequence[Any], *, precision: str,
   if query.shape[1] > 1 and any(source.shared for source in sources):
     return (f'{query.shape[1]} completions that share a prompt: it would need '
             'its keys repeated')
-  count = sum(source.keys.shape[1 if source.shared else 3]
-              for source in sources)
+  count = sum(source.keys.shape[-2] for source in sources)
   if query.shape[2] % 2 or count % 2:  # jax asks for it under a gradient
     return f'{query.shape[2]} queries and {count} keys: both must be even'
   return None
@@ -95,9 +94,7 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
 
 def _row(x: Array, shared: bool) -> Array:
   """Keys or values [N G, U, K, d] of every row."""
-  if shared:
-    return x
-  return jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 1, 2)
+  return jnp.swapaxes(x if shared else x.reshape(-1, *x.shape[2:]), 1, 2)
 
 
 def _biased(sources: Sequence[Any]) -> bool:

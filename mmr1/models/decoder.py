@@ -52,7 +52,7 @@ class DecoderBlock(nn.Module):
       x: [N, G, T, D].
       cos, sin: [N, G, T, d].
       sight: which own keys each query sees.
-      prefix: the prompt's keys and values [N, P, K, d] and who sees them.
+      prefix: the prompt's keys and values [N, K, P, d] and who sees them.
       cache: own keys and values [N, G, K, U, d] of earlier tokens and the
         index at which these T are written; None: U = T, only these.
 
@@ -248,7 +248,7 @@ class LanguageModel(nn.Module):
         x[:, None], prompts.positions[:, None],
         _causal(prompts.mask[:, None], blocks=self.blocks(prompts)),
         None if add is None else add[:, :, None])
-    keys, values = (jnp.swapaxes(a[:, :, 0], 2, 3) for a in (keys, values))
+    keys, values = keys[:, :, 0], values[:, :, 0]
     last = (self.language.norm(x[:, 0, -1]) if p else
             jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)

@@ -250,14 +250,14 @@ def _sequences(query: Array, own: Any, prompt: Any) -> tuple[Any, int]:
 def _prompt(prompt: Any, n: int) -> tuple[Array, Array, Array]:
   """Keys, values [N, P, K, d] and numbers i32[N, P], padded on the left: the
   last key stays next to the completions."""
-  sight, p = prompt.visible, prompt.keys.shape[1]
+  sight, p = prompt.visible, prompt.keys.shape[2]
   number = jnp.zeros((1, 1, p), jnp.int32)
   number = number if sight.segments is None else sight.segments[1]
   if sight.keys is not None:
     number = jnp.where(sight.keys, number, _PADDED)
   number = jnp.broadcast_to(number, (n, 1, p))[:, 0]
   before = ((0, 0), (_whole(p) - p, 0))
-  keys, values = (jnp.pad(x, (*before, (0, 0), (0, 0)))
+  keys, values = (jnp.pad(jnp.swapaxes(x, 1, 2), (*before, (0, 0), (0, 0)))
                   for x in (prompt.keys, prompt.values))
   return keys, values, jnp.pad(number, before, constant_values=_PADDED)
 

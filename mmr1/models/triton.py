@@ -90,8 +90,8 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
 def _part(source: Any, shape: tuple[int, ...], t: int, room: int) -> Part:
   """`source` for queries [N, G, L] of which t are real, heads `room` wider."""
   n, g, length = shape
-  keys, values = ((jnp.swapaxes(x, 1, 2) if source.shared else
-                   x.reshape(-1, *x.shape[2:])) for x in source[:2])
+  keys, values = (x if source.shared else x.reshape(-1, *x.shape[2:])
+                  for x in source[:2])
   u = keys.shape[2]
   batch, pad = keys.shape[0], -u % _BLOCK
   keys, values = (jnp.pad(x, ((0, 0), (0, 0), (0, pad), (0, room)))

@@ -17,9 +17,9 @@ def naive(query, sources):
     scores, values = [], []
     for key, value, mask in sources:
       own = key.ndim == 5
-      kv = h * key.shape[2] // heads
+      kv = h * key.shape[-3] // heads
       key, value = ((key[i, j, kv], value[i, j, kv]) if own else
-                    (key[i, :, kv], value[i, :, kv]))
+                    (key[i, kv], value[i, kv]))
       mask = np.broadcast_to(mask, (n, g, t, len(key)))[i, j, q]
       scores.append((key[mask] @ query[i, j, q, h]) / np.sqrt(width))
       values.append(value[mask])
@@ -36,7 +36,7 @@ def example():
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32) * 2
   own = (draw(2, 3, 2, 5, 8), draw(2, 3, 2, 5, 8), np.tri(5, dtype=bool))
   mask = rng.random((2, 1, 1, 5)) < 0.6
-  prompt = (draw(2, 5, 2, 8), draw(2, 5, 2, 8), mask)
+  prompt = (draw(2, 2, 5, 8), draw(2, 2, 5, 8), mask)
   return draw(2, 3, 5, 6, 8), own, prompt
 
 
@@ -74,7 +74,7 @@ def test_attend_in_chunks_changes_nothing(example):
 
 def test_attend_ignores_masked_values_however_large(example):
   query, own, (key, value, mask) = example
-  hidden = ~np.broadcast_to(mask[:, 0, 0, :, None, None], key.shape)
+  hidden = ~np.broadcast_to(mask[:, 0, :, :, None], key.shape)
   loud = (np.where(hidden, 1e4, key), np.where(hidden, -1e4, value), mask)
   np.testing.assert_allclose(
       call(query, [own, loud]), call(query, [own, (key, value, mask)]),
@@ -107,7 +107,7 @@ def test_rows_in_seats_read_their_own_prompt():
   seat = np.array([[4, 0, 2, 5], [1, 0, 3, 2]])
   row = np.zeros((2, 6), np.int32)
   np.put_along_axis(row, seat, np.arange(4)[None], axis=1)
-  query, keys, values = draw(2, 4, 1, 6, 8), draw(6, 5, 2, 8), draw(6, 5, 2, 8)
+  query, keys, values = draw(2, 4, 1, 6, 8), draw(6, 2, 5, 8), draw(6, 2, 5, 8)
   mask = rng.random((6, 5)) < 0.6
   own = (draw(2, 4, 2, 3, 8), draw(2, 4, 2, 3, 8), np.tri(3, dtype=bool)[2:])
   seats = attention.Seats(row=jnp.asarray(row), seat=jnp.asarray(seat))

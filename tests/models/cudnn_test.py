@@ -21,7 +21,7 @@ N, T = 2, 64
 
 def arrays(g=1, p=0, t=T, d=64, dtype=jnp.bfloat16):
   """(query, keys and values of the rows and of the prompt before them)."""
-  shapes = [(N, g, t, 4, d), *[(N, g, 2, t, d)] * 2, *[(N, p, 2, d)] * 2]
+  shapes = [(N, g, t, 4, d), *[(N, g, 2, t, d)] * 2, *[(N, 2, p, d)] * 2]
   query, *rest = (jnp.ones(shape, dtype) for shape in shapes)
   return query, rest
 

@@ -53,7 +53,7 @@ def example(name, dtype=np.float32):
     own = own.replace(segments=(queries, queries))
     prompt = prompt.replace(segments=(queries, keys))
   arrays = [draw(N, G, kv_heads, t, d) for _ in range(2)]
-  arrays += [draw(N, p, kv_heads, d) for _ in range(2)]
+  arrays += [draw(N, kv_heads, p, d) for _ in range(2)]
   weight = rng.normal(size=(N, G, t, heads, d)) * real[..., None, None]
   return draw(N, G, t, heads, d), arrays, (own, prompt), weight, cap
 

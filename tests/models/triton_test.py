@@ -21,7 +21,7 @@ def draws(t, p, heads, kv_heads, d, dtype=np.float32):
   draw = lambda *shape: jnp.asarray(2 * rng.normal(size=shape), dtype)
   return draw(N, G, t, heads, d), [
       *(draw(N, G, kv_heads, t, d) for _ in range(2)),
-      *(draw(N, p, kv_heads, d) for _ in range(2))]
+      *(draw(N, kv_heads, p, d) for _ in range(2))]
 
 
 def group():
