@@ -1,5 +1,9 @@
 """Grouped-query attention over several sources of keys, one softmax.
 
+One interface, several backends: XLA's products, here, which compute everything
+and are what the others are tested against; `splash` on TPU; `cudnn` and
+`triton` on NVIDIA GPUs. `choose` says who runs.
+
 Letters: N prompts, G completions per prompt, T queries, U keys, H query heads,
 K key/value heads, d head width, R = H / K. Where completions are not in groups
 of their prompt but in rows (the sampler's), N and G are shards and rows, and
@@ -22,7 +26,7 @@ from mmr1.models import triton
 Array = jax.Array
 BACKENDS = ('auto', 'xla', 'splash', 'cudnn', 'triton')
 _KERNELS = {'splash': splash, 'cudnn': cudnn, 'triton': triton}
-_AUTO = {'tpu': ('splash',), 'cuda': ('cudnn', 'triton')}  # best first
+_AUTO = {'tpu': 'splash', 'cuda': 'cudnn'}
 # Maps the indices i32[T'] of some of the queries to bool, broadcastable to
 # [N, G, T', U], what they see: a function, so that the whole T x U mask need
 # never exist.
@@ -137,32 +141,32 @@ def choose(backend: str, query: Array, sources: Sequence[Source], *,
   """What `attend` runs: 'xla' or the name of a kernel.
 
   A single query per row, as in decoding, is a product with the cache that no
-  kernel here speeds up: always 'xla'. 'auto' takes the first kernel of the
-  platform that jax runs on which can compute this and is worth it, else 'xla':
+  kernel here speeds up: always 'xla'. 'auto' takes the kernel of the platform
+  that jax runs on where it can compute this and is worth it, else 'xla':
 
-    TPU   splash for passes over prompts, completions and vision towers, not
-          for prompts of Gemma 3 with images, whose tokens see what follows;
-    CUDA  cudnn where every row has keys of its own and the scores no cap,
-          triton for completions that share a prompt and for the rest.
+    TPU   splash: passes over prompts, completions and vision towers; not over
+          prompts of Gemma 3 with images, whose tokens see what follows.
+    CUDA  cudnn: in bfloat16 or float16, where every row has keys of its own
+          (prompts, towers, packed texts, G = 1) and the scores no cap.
 
-  All of them read 'default' precision only, splash and cudnn some dtypes:
-  `refusal` of each module says it exactly.
+  By name alone there is 'triton', for completions that share a prompt on CUDA:
+  it is ours and has not run on a card yet. All kernels need 'default' precision;
+  `refusal` of each module says the rest.
 
   Raises:
     ValueError: a kernel that `backend` names cannot compute this.
   """
   if backend == 'xla' or query.shape[2] == 1:
     return 'xla'
-  ask = dict(precision=precision, cap=cap)
-  given = _some(sources)
-  if backend == 'auto':
-    alone = mesh is not None or jax.device_count() == 1
-    for name in _AUTO.get(_platform(), ()) if alone else ():
-      kernel = _KERNELS[name]
-      if kernel.refusal(query, given, **ask) is None and kernel.pays(query):
-        return name
+  name = _AUTO.get(_platform()) if backend == 'auto' else backend
+  if name is None:
     return 'xla'
-  reason = _KERNELS[backend].refusal(query, given, **ask)
+  kernel = _KERNELS[name]
+  reason = kernel.refusal(
+      query, _some(sources), precision=precision, cap=cap)
+  if backend == 'auto':
+    whole = mesh is None and jax.device_count() > 1
+    return name if not (reason or whole) and kernel.pays(query) else 'xla'
   if reason is not None:
     raise ValueError(
         f'model.attention={backend!r} cannot compute queries '

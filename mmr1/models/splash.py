@@ -231,8 +231,8 @@ def _sequences(query: Array, own: Any, prompt: Any) -> tuple[Any, int]:
   held = held if sight.keys is None else jnp.where(sight.keys, held, _PADDED)
   batch = n if prompt is not None else n * g
   asked, held = (
-      jnp.pad(jnp.broadcast_to(x, (n, g, t)), after, constant_values=value)
-      .reshape(batch, -1) for x, value in ((asked, 0), (held, _PADDED)))
+      jnp.pad(jnp.broadcast_to(x.astype(jnp.int32), (n, g, t)), after,
+              constant_values=value).reshape(batch, -1) for x, value in ((asked, 0), (held, _PADDED)))
   query = jnp.pad(query, (*after, (0, 0), (0, 0)))
   query = query.reshape(batch, -1, *query.shape[3:])
   keys, values = (
@@ -255,7 +255,7 @@ def _prompt(prompt: Any, n: int) -> tuple[Array, Array, Array]:
   number = number if sight.segments is None else sight.segments[1]
   if sight.keys is not None:
     number = jnp.where(sight.keys, number, _PADDED)
-  number = jnp.broadcast_to(number, (n, 1, p))[:, 0]
+  number = jnp.broadcast_to(number.astype(jnp.int32), (n, 1, p))[:, 0]
   before = ((0, 0), (_whole(p) - p, 0))
   keys, values = (jnp.pad(jnp.swapaxes(x, 1, 2), (*before, (0, 0), (0, 0)))
                   for x in (prompt.keys, prompt.values))

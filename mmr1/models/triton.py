@@ -8,7 +8,8 @@ https://arxiv.org/abs/2307.08691, by parts).
 
 What a query sees is an interval of places and a number that the key must have:
 causal, windows, blocks, padding and packed segments alike. Blocks of keys
-beyond every interval are not read.
+beyond every interval are not read. It has not run on a card yet: tests
+interpret it and lower it for CUDA.
 
 Letters: N prompts, G completions per prompt, T queries, H query heads, K
 key/value heads, d head width; in the kernel B sequences of L queries and U
@@ -31,7 +32,7 @@ Part = kernels.Part
 _BLOCK = kernels.BLOCK
 _LOWEST, _HIGHEST = -2**31, 2**31 - 1
 _PADDED = -1  # the number of a key that is none
-_WIDEST = 256
+_WIDEST = 128  # of a head: more would not fit beside the rest on a card
 
 
 def refusal(query: Array, sources: Sequence[Any], *, precision: str,
@@ -54,11 +55,6 @@ def refusal(query: Array, sources: Sequence[Any], *, precision: str,
   if any(source.seats is not None for source in sources):
     return 'rows in seats of their prompts'
   return None
-
-
-def pays(query: Array) -> bool:
-  """Whether there are enough queries to fill a block. Not measured."""
-  return query.shape[2] >= _BLOCK
 
 
 def attend(query: Array, sources: Sequence[Any], *, scale: float,
@@ -125,7 +121,8 @@ def _intervals(sight: sight_lib.Sight, t: int, u: int) -> tuple[Any, Any]:
   number, held = sight.segments or (zeros, zeros)
   if sight.keys is not None:
     held = jnp.where(sight.keys, held, _PADDED)
-  return (low, high, number), (place, held)
+  return tuple(tuple(x.astype(jnp.int32) for x in xs) for xs in (
+      (low, high, number), (place, held)))
 
 
 def _runs(blocks: Array) -> tuple[Array, Array]:

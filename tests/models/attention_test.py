@@ -155,9 +155,10 @@ def chosen(platform, monkeypatch, *, g=4, t=256, p=256, d=128, dtype=BFLOAT16,
     ('tpu', dict(p=0, blocks=1), 'xla'),
     ('tpu', dict(backend='xla'), 'xla'), ('cpu', dict(backend='splash'),
                                           'splash'),
-    ('cuda', {}, 'triton'), ('cuda', dict(p=0), 'cudnn'),
-    ('cuda', dict(g=1), 'cudnn'), ('cuda', dict(p=0, cap=3.0), 'triton'),
-    ('cuda', dict(p=0, dtype=FLOAT32), 'triton'), ('cuda', dict(t=1), 'xla'),
+    ('cuda', {}, 'xla'), ('cuda', dict(p=0), 'cudnn'),
+    ('cuda', dict(g=1), 'cudnn'), ('cuda', dict(p=0, cap=3.0), 'xla'),
+    ('cuda', dict(p=0, dtype=FLOAT32), 'xla'), ('cuda', dict(t=1), 'xla'),
+    ('cuda', dict(backend='triton'), 'triton'),
 ])
 def test_auto_takes_the_kernel_of_the_platform_that_fits(
     platform, asked, expected, monkeypatch):

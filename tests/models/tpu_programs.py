@@ -19,24 +19,31 @@ from mmr1 import forward
 from mmr1 import types
 from mmr1 import update
 from mmr1.models import decoder
-from mmr1.models import text_decoder
+from mmr1.models import qwen_vl
 
 TOPOLOGY = 'v5p:2x2x1'
-# Four devices with two prompts each. No other size is a multiple of 3 or 768.
-N, G, P, T = 8, 3, 768, 256
-HEADS, KV_HEADS, WIDTH, HEAD, VOCAB = 4, 2, 512, 128, 1024
+DEVICES = 4
+# No other size is a multiple of 3 or 1024.
+N, G, P, T, S = 8, 3, 1024, 384, 256
+HEADS, KV_HEADS, WIDTH, HEAD, VOCAB = 4, 2, 512, 128, 640
 
 
-def small(mesh, **more):
-  """A Llama of two layers with the heads of a real one."""
-  config = text_decoder.Config.from_hf(dict(
-      model_type='llama', vocab_size=VOCAB, hidden_size=WIDTH, head_dim=HEAD,
-      intermediate_size=1024, num_hidden_layers=2, num_attention_heads=HEADS,
+def small(mesh):
+  """A Qwen2.5-VL of two layers with the heads of a real one."""
+  config = qwen_vl.Config.from_hf(dict(
+      model_type='qwen2_5_vl', vocab_size=VOCAB, hidden_size=WIDTH,
+      intermediate_size=1536, num_hidden_layers=2, num_attention_heads=HEADS,
       num_key_value_heads=KV_HEADS, rms_norm_eps=1e-6, rope_theta=1e4,
-      hidden_act='silu', max_position_embeddings=4096,
-      tie_word_embeddings=True), compute_dtype='bfloat16', layers='scan',
-      remat='layer', attention='splash', mesh=mesh, **more)
-  return forward.Policy(text_decoder.build(config), (), 1, 0, 256)
+      rope_scaling=dict(type='mrope', mrope_section=[16, 24, 24]),
+      max_position_embeddings=4096, tie_word_embeddings=True,
+      image_token_id=600, video_token_id=601, vision_start_token_id=602,
+      vision_end_token_id=603, vision_config=dict(
+          depth=2, hidden_size=320, intermediate_size=448, num_heads=4,
+          patch_size=14, window_size=112, fullatt_block_indexes=[1],
+          out_hidden_size=WIDTH, tokens_per_second=2)),
+      compute_dtype='bfloat16', layers='scan', remat='layer',
+      attention='splash', mesh=mesh)
+  return forward.Policy(qwen_vl.build(config), (), 1, 0, 256)
 
 
 class Shapes:
@@ -62,15 +69,19 @@ class Shapes:
         keys=layers(tree.keys), values=layers(tree.values),
         last=self.rows(*tree.last.shape, dtype=tree.last.dtype))
 
-  def prompts(self):
+  def prompts(self, images):
+    media = types.Media(
+        patches=self.rows(N, S, 3 * 2 * 14**2, dtype=jnp.float32),
+        position=self.rows(N, S, 2), segment=self.rows(N, S),
+        slot=self.rows(N, P))
     return types.Prompts(
         tokens=self.rows(N, P), mask=self.rows(N, P, dtype=bool),
         positions=self.rows(N, P, 3), next_position=self.rows(N),
-        uid=self.rows(N), media={})
+        uid=self.rows(N), media={'vision': media} if images else {})
 
   def block(self):
     return types.Block(
-        prompts=self.prompts(), completions=types.Completions(
+        prompts=self.prompts(False), completions=types.Completions(
             tokens=self.rows(N, G, T), kind=self.rows(N, G, T, dtype=jnp.int8),
             positions=self.rows(N, G, T, 3)),
         mask=self.rows(N, G, T, dtype=bool),
@@ -109,7 +120,7 @@ def compiled(run, *arguments):
   return dict(
       seconds=time.perf_counter() - start,
       kernels=sorted(set(re.findall(r'splash_mha_[a-z]+', text))),
-      shapes=sorted({shape for shape in re.findall(
+      shapes=sorted({tuple(map(int, shape.split(','))) for shape in re.findall(
           r'(?:bf16|f32)\[([\d,]+)\]', text)}),
       temporaries=program.memory_analysis().temp_size_in_bytes)
 
@@ -118,19 +129,18 @@ def main():
   devices = topologies.get_topology_desc(
       platform='tpu', topology_name=TOPOLOGY).devices
   mesh = jax.sharding.Mesh(np.asarray(devices), ('data',))
-  shapes = Shapes(mesh)
-  out = {}
-  for name, policy in (('', small(mesh)),):
-    params = shapes.everywhere(jax.eval_shape(
-        lambda: decoder.init_params(policy.module, jax.random.key(0))))
-    prompts = shapes.prompts()
-    out['prefill' + name] = compiled(policy.prompt_pass, params, prompts)
-    prefix = shapes.prefix(
-        jax.eval_shape(policy.prompt_pass, params, prompts))
-    out['decode' + name] = compiled(
-        decode_of(policy), params, prefix, prompts.mask, shapes.rows(N, G),
-        shapes.rows(N, G, 3))
-    out['update' + name] = compiled(update_of(policy), params, shapes.block())
+  assert mesh.size == DEVICES
+  shapes, policy = Shapes(mesh), small(mesh)
+  params = shapes.everywhere(jax.eval_shape(
+      lambda: qwen_vl.init_params(policy.module.config, jax.random.key(0))))
+  prompts = shapes.prompts(True)
+  prefix = shapes.prefix(jax.eval_shape(policy.prompt_pass, params, prompts))
+  programs = {
+      'prefill': (policy.prompt_pass, params, prompts),
+      'decode': (decode_of(policy), params, prefix, prompts.mask,
+                 shapes.rows(N, G), shapes.rows(N, G, 3)),
+      'update': (update_of(policy), params, shapes.block())}
+  out = {name: compiled(*program) for name, program in programs.items()}
   print(json.dumps(out))
 
 
