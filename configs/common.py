@@ -81,7 +81,9 @@ def _data() -> ConfigDict:
       # Shapes of one prompt row. Longer prompts are dropped and counted.
       prompt_tokens=64,
       patches=64,
-      patch_buckets=(),  # smaller sizes for batches that fit, ascending
+      # Smaller sizes for batches that fit, ascending.
+      prompt_buckets=(),
+      patch_buckets=(),
       min_pixels=placeholder(int),  # None: as the checkpoint's preprocessor
       max_pixels=placeholder(int),
       video_fps=placeholder(float),

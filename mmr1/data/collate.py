@@ -26,6 +26,11 @@ def misfit(
   return None
 
 
+def smallest(sizes: Sequence[int], needed: int) -> int:
+  """The first of ascending `sizes` that is `needed` or more, else the last."""
+  return next((size for size in sizes if needed <= size), sizes[-1])
+
+
 def collate(
     rows: Sequence[encode.Encoded],
     *,

@@ -67,8 +67,8 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
   For a model that reads text only there are no patches, whatever `data` says.
 
   Raises:
-    ValueError: no room at all, `patches` or a bucket is not whole attention
-      windows.
+    ValueError: no room at all, buckets that are not below it in ascending
+      order, or `patches` or one of its buckets is not whole attention windows.
   """
   unit = processor.window_patches
   wanted = {'prompt_tokens': data.prompt_tokens, 'patches': data.patches}
@@ -91,10 +91,16 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
     raise ValueError(
         f'data.patch_buckets: got {buckets}; allowed: ascending multiples of '
         f'{unit} below data.patches={patches}, 0 for batches without media.')
+  lengths = tuple(data.prompt_buckets)
+  if any(not 1 <= size < data.prompt_tokens for size in lengths) or (
+      list(lengths) != sorted({*lengths})):
+    raise ValueError(
+        f'data.prompt_buckets: got {lengths}; allowed: ascending numbers from '
+        f'1 to below data.prompt_tokens={data.prompt_tokens}.')
   return pipeline.Shape(
       processor=processor, template=template(data),
       prompt_length=data.prompt_tokens, patches=patches,
-      buckets=buckets)
+      prompt_buckets=lengths, patch_buckets=buckets)
 
 
 def _form(data: Any, *, completions: bool) -> rows.RowFormat:

@@ -43,8 +43,9 @@ class Shape:
     template: Example -> messages.
     prompt_length: P; longer prompts are dropped.
     patches: S; prompts with more patches are dropped.
-    buckets: smaller S, ascending, for batches that fit: each is one more
-      compiled program. 0: no media at all, the tower is not run.
+    prompt_buckets, patch_buckets: smaller P and S, ascending, for batches that
+      fit; every pair that occurs is one more compiled program. S = 0: no media
+      at all, the tower is not run.
     prefix: start of the assistant's turn.
     completions: items must have one that can be trained on, else they are
       Broken.
@@ -53,7 +54,8 @@ class Shape:
   template: template_lib.Template
   prompt_length: int
   patches: int
-  buckets: tuple[int, ...] = ()
+  prompt_buckets: tuple[int, ...] = ()
+  patch_buckets: tuple[int, ...] = ()
   prefix: str = ''
   completions: bool = False
 
@@ -66,12 +68,15 @@ class Shape:
   def collate(
       self, rows: Sequence[encode.Encoded], pad_rows: int = 0,
   ) -> types.Prompts:
-    """Stacks prompts into the smallest bucket that holds all of them."""
-    most = max(len(row.patches) for row in rows)
-    patches = next(
-        size for size in (*self.buckets, self.patches) if most <= size)
+    """Stacks prompts into the smallest buckets that hold all of them."""
     return collate.collate(
-        rows, prompt_length=self.prompt_length, patches=patches,
+        rows,
+        prompt_length=collate.smallest(
+            (*self.prompt_buckets, self.prompt_length),
+            max(len(row.tokens) for row in rows)),
+        patches=collate.smallest(
+            (*self.patch_buckets, self.patches),
+            max(len(row.patches) for row in rows)),
         pad_id=self.processor.pad_id, pad_rows=pad_rows)
 
   def encode(self, item: sources.Item, index: int) -> Pair | records.Broken:

@@ -183,6 +183,21 @@ def test_m22_buckets_are_ascending_whole_windows(config, proc, buckets):
     datasets.shape(final(config).data, proc)
 
 
+@pytest.mark.parametrize('buckets', [(0,), (16, 64), (32, 16), (16, 16)])
+def test_m22_prompt_buckets_are_ascending_and_below_the_cap(
+    config, proc, buckets):
+  config.data.prompt_buckets = buckets
+  with pytest.raises(ValueError, match='data.prompt_buckets: got .*below '
+                     'data.prompt_tokens=64'):
+    datasets.shape(final(config).data, proc)
+
+
+def test_the_buckets_reach_the_shape(config, proc):
+  config.data.prompt_buckets, config.data.patch_buckets = (16, 40), (0, 32)
+  shape = datasets.shape(final(config).data, proc)
+  assert shape.prompt_buckets == (16, 40) and shape.patch_buckets == (0, 32)
+
+
 @pytest.mark.parametrize('patches', [0, 7, 64])
 def test_a_text_only_model_has_no_patches(config, text_proc, patches):
   config.data.patches = patches

@@ -222,7 +222,7 @@ def test_m26_an_evaluation_split_may_be_too_broken(proc):
 
 def test_m6_a_batch_takes_the_smallest_bucket_that_holds_it(proc):
   """Windows of 16 patches: text has none, 32 x 32 pixels one, 64 x 64 four."""
-  shape = dataclasses.replace(_shape(proc, patches=64), buckets=(0, 16))
+  shape = dataclasses.replace(_shape(proc, patches=64), patch_buckets=(0, 16))
 
   def encoded(*images):
     item = records.Example(uid=1, question='?', images=images)
@@ -236,12 +236,36 @@ def test_m6_a_batch_takes_the_smallest_bucket_that_holds_it(proc):
     if patches:
       assert prompts.media['vision'].patches.shape[1] == patches
     # Nothing but the padding differs from a batch without buckets.
-    whole = dataclasses.replace(shape, buckets=()).collate(rows, pad_rows=1)
+    whole = dataclasses.replace(shape, patch_buckets=()).collate(rows, pad_rows=1)
     np.testing.assert_array_equal(prompts.tokens, whole.tokens)
     for x, y in zip(jax.tree.leaves(prompts.media),
                     jax.tree.leaves(whole.media)):
       cut = y[:, :x.shape[1]]
       np.testing.assert_array_equal(x, cut)
+
+
+def test_m3_a_batch_takes_the_shortest_prompts_that_hold_it(proc):
+  shape = _shape(proc)
+
+  def encoded(words):
+    item = records.Example(uid=words, question='7' * words)
+    return shape.encode(item, 0)[1]
+  base = len(encoded(1).tokens) - 1
+  shape = dataclasses.replace(
+      shape, prompt_buckets=(base + 4, base + 8))
+  for words, held in (((1, 4), 4), ((1, 5), 8), ((8,), 8), ((9, 1), None)):
+    prompts = shape.collate([encoded(n) for n in words], pad_rows=1)
+    length = prompts.tokens.shape[1]
+    assert length == (160 if held is None else base + held)
+    # Nothing but the padding differs from a batch without buckets.
+    whole = dataclasses.replace(shape, prompt_buckets=()).collate(
+        [encoded(n) for n in words], pad_rows=1)
+    assert not whole.mask[:, :-length].any()
+    for name in ('tokens', 'mask', 'positions'):
+      np.testing.assert_array_equal(
+          getattr(prompts, name), getattr(whole, name)[:, -length:])
+    np.testing.assert_array_equal(
+        prompts.next_position, whole.next_position)
 
 
 def test_m26_a_long_source_of_broken_items_is_refused_soon(proc):

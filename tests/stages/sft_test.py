@@ -12,6 +12,7 @@ import pytest
 
 from configs import common
 from mmr1 import resolve
+from mmr1 import sharding
 from mmr1 import trees
 from mmr1.data import encode
 from mmr1.data import pipeline
@@ -136,6 +137,37 @@ def test_m3_chunks_of_rows_change_nothing(config, taken, tmp_path):
   assert lengths[0] + lengths[2] != lengths[1] + lengths[3]
   for name in ('loss', 'grad_norm', 'entropy'):
     assert found[0][name] == pytest.approx(found[1][name], rel=1e-5), name
+
+
+def test_m3_buckets_of_prompts_change_nothing_and_bound_the_programs(
+    config, taken, tmp_path):
+  write(tmp_path, ())  # the picture
+  path = tmp_path / 'ragged.jsonl'
+  path.write_text(''.join(json.dumps(dict(
+      images=['a.png'] * (i % 2), problem='7' * (1 + 8 * (i % 4)),
+      answer='1', completion=text)) + '\n' for i, text in enumerate(THOUGHTS)))
+  config.data.path = str(path)
+  config.imitate.rows_per_step = 1
+  found = []
+  for buckets in ((), (20, 30)):
+    config.data.prompt_buckets = buckets
+    ctx, state, _, take_step = taken(config)
+    state = sharding.everywhere(state)
+    before, rows = ctx.compiles.count, []
+    for k in range(12):
+      step = take_step(state, k)
+      state = step.state
+      rows.append({'size': step.batch[0].prompts.tokens.shape[1],
+                   **jax.device_get(dict(step.metrics))})
+    found.append((rows, ctx.compiles.count - before))
+  (whole, _), (rows, programs) = found
+  assert {row['size'] for row in whole} == {64}
+  assert {row['size'] for row in rows} == {20, 30, 64}
+  # One for each size, and none for the same size again.
+  assert programs == 3
+  for row, other in zip(rows, whole, strict=True):
+    for name in ('loss', 'grad_norm', 'entropy'):
+      assert row[name] == pytest.approx(other[name], rel=1e-5), name
 
 
 def test_completions_too_long_are_dropped_and_counted(config, taken, tmp_path):
