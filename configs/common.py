@@ -152,6 +152,9 @@ def _sft() -> ConfigDict:
       kind='sft',
       rows_per_step=32,
       max_new_tokens=128,  # longer completions are dropped and counted
+      # As many examples in a row as fit: data.prompt_tokens, data.patches and
+      # max_new_tokens are then its length, and an update has more examples.
+      pack=False,
       chunks_per_step=1,
       reduce='token_mean',
       **_training(),

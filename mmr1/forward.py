@@ -62,20 +62,33 @@ class Policy:
     return jnp.where(banned, -jnp.inf, logits)
 
 
-def shift(last: Array, hidden: Array) -> Array:
+def shift(last: Array, hidden: Array, segment: Array | None = None) -> Array:
   """Aligns hidden states to the token they predict. The only shift by one.
 
   Args:
-    last: [N, D], hidden state of the last prompt token.
+    last: [N, D], hidden state of the last prompt token; [N, E, D], those of
+      the last tokens of packed prompts.
     hidden: [N, G, T, D], hidden state of each completion token.
+    segment: i32[N, G, T] | None, see `types.Completions`.
 
   Returns:
     [N, G, T, D]; entry t predicts completion token t: `last` for t = 0, the
-    state of token t - 1 after it.
+    state of token t - 1 after it. With segments the first token of each is
+    predicted by `last`, of packed prompts by the one of the same number.
   """
-  n, g, _, d = hidden.shape
-  first = jnp.broadcast_to(last[:, None, None], (n, g, 1, d))
-  return jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], 2)
+  n, g, t, d = hidden.shape
+  last = last.astype(hidden.dtype)
+  if segment is None:
+    first = jnp.broadcast_to(last[:, None, None], (n, g, 1, d))
+    return jnp.concatenate([first, hidden[:, :, :-1]], 2)
+  if last.ndim == 2:
+    first = last[:, None, None]
+  else:
+    own = jnp.maximum(segment - 1, 0).reshape(n, g * t, 1)
+    first = jnp.take_along_axis(last, own, 1).reshape(hidden.shape)
+  begins = jnp.diff(segment, axis=2, prepend=0) != 0
+  before = jnp.pad(hidden[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
+  return jnp.where(begins[..., None], first, before)
 
 
 def completion_mask(completions: types.Completions) -> Array:
@@ -92,23 +105,28 @@ def hidden_states(
 ) -> Array:
   """[N, G, T, D], aligned to the token each state predicts.
 
-  With `completions.segment` the documents of a row do not see each other. The
-  first token of a later one is still read off the state before it, the end of
-  another document: mask it.
+  With `completions.segment` the documents of a row do not see each other.
+  Where there is no prompt (P = 0) the first token of each is predicted by
+  zeros: mask it.
 
   Raises:
-    ValueError: images inside completions, which no pass reads.
+    ValueError: images inside completions, which no pass reads; packed prompts
+      whose completions are not.
   """
   if completions.media:
     raise ValueError(
         f'completions with media of {sorted(completions.media)}: images '
         'inserted into a completion are not supported; put them into the '
         'prompt.')
+  if prompts.segment is not None and completions.segment is None:
+    raise ValueError(
+        'prompts.segment without completions.segment: of several prompts in a '
+        'row, which one a completion token belongs to must be said.')
   hidden = policy.apply(
       params, prefix, prompts.mask, completions.tokens, completions.positions,
-      completion_mask(completions), completions.segment,
+      completion_mask(completions), completions.segment, prompts.segment,
       method='completion_pass')
-  return shift(prefix.last, hidden)
+  return shift(prefix.last, hidden, completions.segment)
 
 
 def _statistics(logits: Array, tokens: Array) -> tuple[Array, Array, Array]:

@@ -1,9 +1,10 @@
 """Device-side records: what crosses a jit boundary.
 
 Letters: N prompts, G samples per prompt, P prompt length (left-padded), T
-completion length (right-padded), S image patches per prompt row, C values per
-patch, M merged image cells per row (S / merge^2), V vocabulary, D width, L
-layers, K reward columns, H key/value heads, h head width.
+completion length (right-padded), E most examples packed into a row, S image
+patches per prompt row, C values per patch, M merged image cells per row (S /
+merge^2), V vocabulary, D width, L layers, K reward columns, H key/value heads,
+h head width.
 
 Law 1: everything about completions is [N, G, ...]; a prompt, its images and
 its keys and values exist once per group. Law 2: entry t of every [N, G, T]
@@ -66,6 +67,13 @@ class Prompts:
     next_position: i32[N], rotary position of the first completion token.
     media: {tower name: Media}; absent towers are absent keys.
     uid: i32[N], the example's uid (law 6).
+    segment: i32[N, P] | None, where a row holds the prompts of several
+      examples, one after the other: which one from 1, 0 is padding. For two of
+      two and three tokens under P = 7: [0, 0, 1, 1, 2, 2, 2]. A token sees its
+      own prompt only, and positions start anew in each. `next_position` and
+      `uid` are then those of the last.
+    ends: i32[N, E] | None, with `segment`: where the last token of prompt 1, 2
+      ... is, [3, 6] above; any index for those the row does not have.
   """
   tokens: Array
   mask: Array
@@ -73,6 +81,8 @@ class Prompts:
   next_position: Array
   media: dict[str, Media]
   uid: Array
+  segment: Array | None = None
+  ends: Array | None = None
 
 
 @flax.struct.dataclass
@@ -82,7 +92,8 @@ class Prefix:
   Fields:
     keys, values: [L, N, H, P, h], rotated keys.
     last: [N, D], hidden state (after the final norm) of the last prompt token:
-      it predicts completion token 0.
+      it predicts completion token 0. [N, E, D] of packed prompts, whose last
+      tokens predict the first of their own completions.
   """
   keys: Array
   values: Array
@@ -99,7 +110,9 @@ class Completions:
       two tokens and eos under T = 5: [1, 1, 1, 0, 0].
     positions: i32[N, G, T, 3], rotary positions.
     turn: i8[N, G, T] | None, index of the assistant turn; None: one turn.
-    segment: i32[N, G, T] | None, packed documents; None: one document a row.
+    segment: i32[N, G, T] | None, packed documents, numbered from 1, 0 where
+      padded; a token sees its own, and of packed prompts the one of the same
+      number. None: one document a row.
     media: images inserted on the way | None. No pass reads them yet: refused.
   """
   tokens: Array

@@ -8,6 +8,7 @@ import pytest
 from mmr1 import objective
 from mmr1 import types
 from tests import small
+from tests.losses import blocks
 
 
 def build(hooked=(), **changes):
@@ -27,7 +28,8 @@ def call(built, name, *, logp, old=None, ref=None, advantage=1.0, mask=None,
   scores = types.Scores(
       logp=row(logp), entropy=row(entropy or [0.0] * len(logp)))
   block = types.Block(
-      prompts=None, completions=None, mask=keep, old=row(old), ref=row(ref),
+      prompts=None, completions=blocks.UNPACKED, mask=keep,
+      old=row(old), ref=row(ref),
       advantage=jnp.asarray([[[advantage]]], jnp.float32))
   term = next(t for t in built.terms if t.name == name)
   total, count = term.fn(scores, block, {**built.knobs, **knobs})

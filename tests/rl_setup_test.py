@@ -9,6 +9,7 @@ from mmr1 import columns
 from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import types
+from tests.losses import blocks
 
 
 def setup(change=None, **flat):
@@ -66,7 +67,7 @@ def test_sampler_and_trainer_are_compared_over_kept_tokens():
   term = setup().objective.terms[0]
   row = lambda *x: jnp.asarray([[x]], jnp.float32)
   block = types.Block(
-      prompts=None, completions=None, advantage=row(1.0),
+      prompts=None, completions=blocks.UNPACKED, advantage=row(1.0),
       mask=jnp.asarray([[[True, True, False]]]),
       extra={'sampler_logp': row(-1.5, -2.0, 7.0)})
   scores = types.Scores(logp=row(-1.0, -2.0, 0.0), entropy=row(0, 0, 0))

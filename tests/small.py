@@ -53,10 +53,15 @@ def policy(head_chunk=20, cls=forward.Policy, vocab=VOCAB, depth=2, **run):
 
 @functools.cache
 def params(seed=0, depth=2):
-  """Large enough that attention is far from uniform and every bias counts."""
-  shapes = jax.eval_shape(
-      lambda: qwen_vl.init_params(
-          config(depth=depth), jax.random.key(0)))
+  """Of the tiny model, see `drawn`."""
+  return drawn(jax.eval_shape(
+      lambda: qwen_vl.init_params(config(depth=depth), jax.random.key(0))),
+               seed)
+
+
+def drawn(shapes, seed=0):
+  """Random parameters of these shapes, large enough that attention is far from
+  uniform and every bias counts."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):

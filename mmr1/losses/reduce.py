@@ -38,6 +38,7 @@ def reduce(
     mode: str = 'token_mean',
     rows: str = 'live',
     length: float | None = None,
+    segment: Array | None = None,
 ) -> tuple[Array, Array]:
   """Sum and count of `values` over `mask`.
 
@@ -45,6 +46,8 @@ def reduce(
     token_mean: 15 / 6; seq_mean: (1.5 + 3) / 2, with rows='all' 4.5 / 3;
     seq_sum: 15 / 2; constant: 15 / (2 * 4), with rows='all' 15 / (3 * 4),
     with rows='none' 15 / 4.
+
+  A row with segments is as many sequences ('rows') as it has segments.
 
   Args:
     values: f32[N, G, T], or f32[N, G, 1] for one value a row. Masked entries
@@ -57,6 +60,8 @@ def reduce(
       the shape (rows that exist only as padding must then not be there),
       'none' (only 'constant') divides by the length alone.
     length: divisor of 'constant', usually the completion length of the stage.
+    segment: i32[N, G, T] | None, packed sequences, numbered from 1 in every
+      row, at most T; 0 where padded. None: a row is one.
 
   Returns:
     (f32[], f32[]). A count of 0 means nothing (more) to divide by.
@@ -67,11 +72,15 @@ def reduce(
   """
   _check(mode, rows, length)
   check_shape('values', values, mask)
-  tokens = masked.count(mask, axis=-1)
-  row_sum = masked.sum(values, mask, axis=-1)
-  n_rows = (
-      masked.count(tokens > 0) if rows == 'live'
-      else jnp.asarray(tokens.size, jnp.float32))
+  if segment is None:
+    tokens = masked.count(mask, axis=-1)
+    row_sum = masked.sum(values, mask, axis=-1)
+    every = jnp.asarray(tokens.size, jnp.float32)
+  else:
+    tokens = _by_segment(mask, segment)
+    row_sum = _by_segment(masked.fill(values, mask), segment)
+    every = masked.count(_by_segment(segment > 0, segment) > 0)
+  n_rows = masked.count(tokens > 0) if rows == 'live' else every
   if mode == 'token_mean':
     return row_sum.sum(), tokens.sum()
   if mode == 'seq_mean':
@@ -81,6 +90,14 @@ def reduce(
   if rows == 'none':
     return row_sum.sum() / length, jnp.zeros((), jnp.float32)
   return row_sum.sum(), n_rows * length
+
+
+def _by_segment(x: Array, segment: Array) -> Array:
+  """f32[N, G, T], sums of x [N, G, T] over segments 1, 2, ... of each row."""
+  n, g, t = x.shape
+  sums = jax.vmap(lambda x, s: jax.ops.segment_sum(x, s, t + 1))(
+      x.astype(jnp.float32).reshape(n * g, t), segment.reshape(n * g, t))
+  return sums[:, 1:].reshape(n, g, t)
 
 
 def finish(total: Array, count: Array) -> Array:

@@ -67,7 +67,7 @@ def policy(
       scores, block, surrogate, level, sequence, clamp, surrogate_kw)
   if block.weight is not None:
     loss = loss * block.weight
-  return reduce.reduce(loss, block.mask, **reduction)
+  return _reduce(loss, block, reduction)
 
 
 def kl(
@@ -120,7 +120,7 @@ def kl(
         logp, _old(scores, block), block.mask, clamp=None))
   if weight is not None:
     value = value * block.extra[weight]
-  return reduce.reduce(value, block.mask, **reduction)
+  return _reduce(value, block, reduction)
 
 
 def kl_full(
@@ -137,7 +137,7 @@ def kl_full(
     raise ValueError(
         f'The kl_full term needs scores.pairs[{pair!r}], the forward made '
         f'{sorted(scores.pairs)}.')
-  return reduce.reduce(scores.pairs[pair], block.mask, **reduction)
+  return _reduce(scores.pairs[pair], block, reduction)
 
 
 def entropy(
@@ -166,7 +166,7 @@ def entropy(
   if source not in ENTROPIES:
     raise ValueError(f'entropy source {source!r} is not one of {ENTROPIES}.')
   value = -scores.entropy if source == 'full' else scores.logp
-  return reduce.reduce(value, block.mask, **reduction)
+  return _reduce(value, block, reduction)
 
 
 def nll(
@@ -181,7 +181,7 @@ def nll(
   value = -masked.fill(scores.logp, block.mask)
   if block.weight is not None:
     value = value * block.weight
-  return reduce.reduce(value, block.mask, **reduction)
+  return _reduce(value, block, reduction)
 
 
 def critic(
@@ -204,7 +204,7 @@ def critic(
   near = jnp.clip(value, old - clip, old + clip)
   worst = jnp.maximum(
       jnp.square(value - returns), jnp.square(near - returns))
-  return reduce.reduce(0.5 * worst, block.mask, **reduction)
+  return _reduce(0.5 * worst, block, reduction)
 
 
 def policy_metrics(
@@ -245,6 +245,12 @@ def policy_metrics(
   return means, {'ratio/max': masked.max(r, mask)}
 
 
+def _reduce(value: Array, block: types.Block, reduction: Mapping[str, Any]):
+  """Over the block's kept tokens; of packed rows every segment is a row."""
+  return reduce.reduce(
+      value, block.mask, segment=block.completions.segment, **reduction)
+
+
 def _old(scores: types.Scores, block: types.Block) -> Array:
   if block.old is None:
     return jax.lax.stop_gradient(scores.logp)
@@ -253,6 +259,10 @@ def _old(scores: types.Scores, block: types.Block) -> Array:
 
 def _policy(scores, block, surrogate, level, sequence, clamp, surrogate_kw):
   mask = block.mask
+  if level != 'token' and block.completions.segment is not None:
+    raise ValueError(
+        f'The ratio {level!r} is one of a whole row, and the rows of this '
+        "block hold several sequences. Do not pack them, or take 'token'.")
   logp = masked.fill(scores.logp, mask)
   log_ratio = ratio.log_ratio(
       logp, _old(scores, block), mask, level=level, sequence=sequence,

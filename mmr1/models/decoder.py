@@ -116,11 +116,13 @@ class Decoder(nn.Module):
 
   def __call__(self, x: Array, positions: Array, sight: Sight,
                extras: Any, *, prefix_mask: Array | None = None,
+               packed: tuple[Array, Array] | None = None,
                seats: attention.Seats | None = None,
                t: Array | None = None,
                add: Array | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
-    the prefix | None, cache | None), the prefix in `seats` if given; add: see
+    the prefix | None, cache | None), the prefix in `seats` if given; packed:
+    segments i32[N, G, T] of x and i32[N, P] of the prefix; add: see
     `layers.fold`. Returns x (no final norm), own KV."""
     c = self.config
     turn = functools.partial(
@@ -131,7 +133,7 @@ class Decoder(nn.Module):
     block = DecoderBlock(c, parent=None)
 
     prompt = None if prefix_mask is None else self._prompt(
-        prefix_mask, positions, seats)
+        prefix_mask, positions, seats, packed)
 
     def step(params, x, extra, flag):
       prefix, cache = extra
@@ -147,15 +149,19 @@ class Decoder(nn.Module):
         scan=c.layers == 'scan', remat=c.remat == 'layer', add=add)
 
   def _prompt(self, mask: Array, positions: Array,
-              seats: attention.Seats | None) -> Sight:
+              seats: attention.Seats | None,
+              packed: tuple[Array, Array] | None) -> Sight:
     """What completions see of their prompt, `mask` bool[N, P]."""
+    segment = None if packed is None else packed[1]
+    seen = Sight(keys=mask[:, None], segments=(
+        None if packed is None else (packed[0], segment[:, None])))
     if not any(self.config.sliding):
-      return Sight(keys=mask[:, None])
+      return seen
     if seats is not None:
       positions = seats.to_seats(positions, seats.row.size // len(mask))
     # Positions of text count tokens, whatever is padded in between.
-    return Sight(keys=mask[:, None], places=(
-        positions[..., 0], jnp.cumsum(mask, -1)[:, None] - 1))
+    return seen.replace(
+        places=(positions[..., 0], _places(mask, segment)[:, None]))
 
   def _see(self, sight: Sight, sliding: bool | Array) -> Sight:
     """In one layer, whose flag in `layers.fold` is `sliding`."""
@@ -236,7 +242,7 @@ class LanguageModel(nn.Module):
 
     Returns:
       keys and values of every layer and the last token's hidden state (zeros
-      if P = 0).
+      if P = 0), or those of the last tokens of packed prompts.
 
     Raises:
       ValueError: media of a tower that this family does not have.
@@ -246,11 +252,17 @@ class LanguageModel(nn.Module):
     p = x.shape[1]
     x, (keys, values) = self._run(
         x[:, None], prompts.positions[:, None],
-        _causal(prompts.mask[:, None], blocks=self.blocks(prompts)),
+        _causal(prompts.mask[:, None],
+                None if prompts.segment is None else prompts.segment[:, None],
+                self.blocks(prompts)),
         None if add is None else add[:, :, None])
     keys, values = keys[:, :, 0], values[:, :, 0]
-    last = (self.language.norm(x[:, 0, -1]) if p else
-            jnp.zeros((x.shape[0], c.width), x.dtype))
+    if prompts.ends is not None:
+      last = self.language.norm(
+          jnp.take_along_axis(x[:, 0], prompts.ends[..., None], 1))
+    else:
+      last = (self.language.norm(x[:, 0, -1]) if p else
+              jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)
 
   def _run(self, x, positions, sight, add):
@@ -265,6 +277,7 @@ class LanguageModel(nn.Module):
   def completion_pass(
       self, prefix: types.Prefix, prompt_mask: Array, tokens: Array,
       positions: Array, mask: Array, segment: Array | None = None,
+      prompt_segment: Array | None = None,
   ) -> Array:
     """Reads G completions of every prompt.
 
@@ -276,15 +289,19 @@ class LanguageModel(nn.Module):
       mask: bool[N, G, T], True on real tokens.
       segment: i32[N, G, T] | None, documents packed into a row: a token sees
         only its own, and the prompt.
+      prompt_segment: i32[N, P] | None, prompts packed into a row: a token sees
+        only the one with the number of its document.
 
     Returns:
       [N, G, T, D], hidden state after the final norm AT each token; the one
-      that predicts completion token t is at t - 1, `prefix.last` for t = 0.
+      that predicts completion token t is at t - 1, in `prefix.last` for the
+      first of a document.
     """
     x = self.language.embedded(tokens)
     x, _ = self.language(
         x, positions, _causal(mask, segment), self._extras(prefix, None),
-        prefix_mask=prompt_mask)
+        prefix_mask=prompt_mask, packed=(
+            None if prompt_segment is None else (segment, prompt_segment)))
     return self.language.norm(x)
 
   def decode(
@@ -368,6 +385,15 @@ def _causal(mask: Array, segment: Array | None = None,
   return Sight(
       keys=mask, causal=True, blocks=number, blocks_slide=slide,
       segments=None if segment is None else (segment, segment))
+
+
+def _places(mask: Array, segment: Array | None) -> Array:
+  """i32[N, P], the how manieth of its prompt each token is, from 0."""
+  if segment is None:
+    return jnp.cumsum(mask, -1) - 1
+  index = jnp.arange(segment.shape[1])
+  first = jnp.diff(segment, axis=1, prepend=-1) != 0
+  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
 def init_cache(config: Config, n: int, g: int, t: int, dtype: Any) -> Any:

@@ -157,7 +157,8 @@ class Model(vision_language.Model):
   def blocks(self, prompts: types.Prompts) -> tuple[Array, bool] | None:
     """One for the prompt, or one for each run of an image's tokens."""
     if self.config.whole_prompt:  # PaliGemma 2 has windows, but not inside it
-      return prompts.mask.astype(jnp.int32), False
+      whole = prompts.mask if prompts.segment is None else prompts.segment
+      return whole.astype(jnp.int32), False
     if TOWER not in prompts.media:
       return None
     inside = prompts.media[TOWER].slot >= 0

@@ -1,4 +1,7 @@
-"""Stage `sft`: cross-entropy on given completions, groups of one."""
+"""Stage `sft`: cross-entropy on given completions, groups of one.
+
+With `pack` a row holds as many examples as fit, see `mmr1.data.packing`.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -10,9 +13,11 @@ import numpy as np
 from mmr1 import context
 from mmr1.data import datasets
 from mmr1.data import encode
+from mmr1.data import packing
 from mmr1.data import pipeline
 from mmr1 import handover
 from mmr1 import loop
+from mmr1 import records
 from mmr1.losses import reduce
 from mmr1.losses import terms
 from mmr1.sampling import sample
@@ -39,6 +44,7 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
     raise ValueError(
         f'{stage}.reduce: got {section.reduce!r}; allowed are token_mean, '
         'seq_mean and seq_sum.')
+  section.pack  # read in run
   _check_data(section.data, stage, config)
   return {}
 
@@ -64,7 +70,7 @@ class Rows:
     self._cap = cap
     self.dropped = 0
 
-  def take(self, n: int) -> list[tuple[pipeline.Pair, np.ndarray]]:
+  def take(self, n: int) -> list[packing.Example]:
     """The next n prompts with ids i32[t], t <= cap, of their completion."""
     rows, since = [], 0
     while len(rows) < n:
@@ -72,7 +78,7 @@ class Rows:
       ids = encode.encode_completion(
           pair[0].completions[0], self._ctx.processor)
       if len(ids) <= self._cap:
-        rows.append((pair, ids))
+        rows.append(packing.Example(pair, ids))
         since = 0
         continue
       self.dropped += 1
@@ -106,19 +112,69 @@ def assemble(
   For ids [5, 9, 2] under T = 5: tokens [5, 9, 2, pad, pad], kind
   [expert, expert, expert, pad, pad], mask [1, 1, 1, 0, 0].
   """
-  n, pad_id = len(rows), shape.processor.pad_id
   prompts = shape.collate([encoded for (_, encoded), _ in rows])
-  tokens = np.full((n, 1, length), pad_id, np.int32)
-  kind = np.zeros((n, 1, length), np.int8)
-  for i, (_, ids) in enumerate(rows):
+  tokens, kind = _written([ids for _, ids in rows], length, shape)
+  return _block(prompts, types.Completions(
+      tokens=tokens, kind=kind, positions=np.asarray(
+          sample.text_positions(prompts.next_position, tokens.shape))))
+
+
+def assemble_packed(
+    rows: list[list[packing.Example]],
+    shape: pipeline.Shape,
+    room: packing.Room,
+) -> types.Block:
+  """The same of N rows with several examples each.
+
+  For ids [5, 9, 2] and [7, 2] under T = 6: tokens [5, 9, 2, 7, 2, pad], mask
+  [1, 1, 1, 1, 1, 0], segment [1, 1, 1, 2, 2, 0], and positions that go on
+  after each one's own prompt.
+  """
+  prompts = packing.prompts(
+      [[one.encoded for one in row] for row in rows], shape, room.examples)
+  tokens, kind = _written(
+      [np.concatenate([one.ids for one in row]) for row in rows],
+      room.completion, shape)
+  segment = np.zeros(tokens.shape, np.int32)
+  place = np.zeros((*tokens.shape, 3), np.int32)
+  for i, row in enumerate(rows):
+    numbers = packing.segments([len(one.ids) for one in row])
+    segment[i, 0, :len(numbers)] = numbers
+    place[i, 0, :len(numbers)] = np.concatenate([
+        one.encoded.next_position + np.arange(len(one.ids))
+        for one in row])[:, None]
+  return _block(prompts, types.Completions(
+      tokens=tokens, kind=kind, positions=place, segment=segment))
+
+
+def _written(
+    rows: list[np.ndarray], length: int, shape: pipeline.Shape,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens i32[N, 1, T] and kinds i8[N, 1, T] of given ids, right-padded."""
+  tokens = np.full((len(rows), 1, length), shape.processor.pad_id, np.int32)
+  kind = np.zeros(tokens.shape, np.int8)
+  for i, ids in enumerate(rows):
     tokens[i, 0, :len(ids)] = ids
     kind[i, 0, :len(ids)] = types.KIND_EXPERT
-  completions = types.Completions(
-      tokens=tokens, kind=kind, positions=np.asarray(
-          sample.text_positions(prompts.next_position, tokens.shape)))
+  return tokens, kind
+
+
+def _block(
+    prompts: types.Prompts, completions: types.Completions) -> types.Block:
   return types.Block(
-      prompts=prompts, completions=completions, mask=kind != types.KIND_PAD,
-      advantage=np.zeros((n, 1, 1), np.float32))
+      prompts=prompts, completions=completions,
+      mask=completions.kind != types.KIND_PAD,
+      advantage=np.zeros((len(completions.kind), 1, 1), np.float32))
+
+
+def _room(shape: pipeline.Shape, length: int) -> packing.Room:
+  """Of a packed row: no more examples than prompts that say next to nothing."""
+  least = encode.prompt_length(
+      records.Example(uid=0, question='?'), shape.processor,
+      template=shape.template, prefix=shape.prefix)
+  return packing.Room(
+      shape.prompt_length, length, shape.patches,
+      max(1, min(shape.prompt_length // least, length)))
 
 
 def run(
@@ -134,6 +190,8 @@ def run(
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
       worker_count=ctx.config.data.worker_count), section.max_new_tokens)
+  room = _room(shape, section.max_new_tokens) if section.pack else None
+  packer = packing.Packer(rows, room) if section.pack else None
   start = training.start(ctx, stage, section, section.steps)
   nll = update.Term('nll', functools.partial(
       terms.nll, reduction={'mode': section.reduce}))
@@ -143,20 +201,27 @@ def run(
 
   def take_step(state: types.TrainState, k: int) -> loop.Step:
     del k
-    taken = rows.take(section.rows_per_step)
-    batch = (sharding.spread(assemble(
-        taken, shape, section.max_new_tokens)),)
+    if packer is None:
+      taken, full = rows.take(section.rows_per_step), {}
+      block = assemble(taken, shape, section.max_new_tokens)
+    else:
+      packed = packer.take(section.rows_per_step)
+      taken = [one for row in packed for one in row]
+      full = packing.metrics(packed, room)
+      block = assemble_packed(packed, shape, room)
+    batch = (sharding.spread(block),)
     state, metrics = train_step(state, batch, knobs, None)
     lengths = [len(ids) for _, ids in taken]
     return loop.Step(state, {
-        **metrics, 'response_length/mean': np.mean(lengths),
+        **metrics, **full, 'response_length/mean': np.mean(lengths),
         'response_length/max': np.max(lengths),
         'data/dropped_long': rows.dropped,
         'data/broken': rows.broken}, batch,
         functools.partial(_samples, taken))
 
   loop.train(
-      ctx, stage, section, start.state, rows, take_step, start.stored)
+      ctx, stage, section, start.state, packer or rows, take_step,
+      start.stored)
 
 
 def _samples(taken) -> list[dict[str, Any]]:

@@ -5,6 +5,9 @@ import numpy as np
 
 from mmr1 import types
 
+# All that terms read of completions: whether several share a row.
+UNPACKED = types.Completions(tokens=None, kind=None, positions=None)
+
 
 def block(seed=0, shape=(2, 4, 5), *, lengths=None, wide=False, **fields):
   """(scores, block): every number random, one row without any token."""
@@ -26,4 +29,4 @@ def block(seed=0, shape=(2, 4, 5), *, lengths=None, wide=False, **fields):
       old=logp + draw(0.4), ref=logp + draw(0.4),
       extra={'values': draw(), 'returns': draw()})
   return scores, types.Block(
-      prompts=None, completions=None, **{**values, **fields})
+      prompts=None, completions=UNPACKED, **{**values, **fields})

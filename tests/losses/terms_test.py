@@ -11,6 +11,7 @@ from mmr1.losses import ratio
 from mmr1.losses import reduce
 from mmr1.losses import surrogate
 from mmr1.losses import terms
+from tests.losses import blocks
 from tests.losses.blocks import block as make
 
 SURROGATES = [surrogate.clip, surrogate.cispo, surrogate.sapo, surrogate.none,
@@ -128,7 +129,8 @@ def test_m8_extreme_ratios_are_finite(fn, level, clamp):
   logp = jnp.tile(jnp.asarray(-np.abs(deltas)), (2, 1))[None]
   old = logp - deltas
   block = types.Block(
-      prompts=None, completions=None, mask=jnp.ones(logp.shape, bool),
+      prompts=None, completions=blocks.UNPACKED,
+      mask=jnp.ones(logp.shape, bool),
       advantage=jnp.array([[[1.5], [-1.5]]]), old=old, ref=old)
   scores = types.Scores(logp=logp, entropy=jnp.zeros_like(logp))
   value, gradient = value_and_gradient(
@@ -230,7 +232,7 @@ def test_policy_metrics():
   # Ratios 1.5, .5, .9 with A 1, -1, 1 and one masked token.
   logp = jnp.log(jnp.array([[[1.5, 0.5, 0.9, 99.0]]]))
   block = types.Block(
-      prompts=None, completions=None,
+      prompts=None, completions=blocks.UNPACKED,
       mask=jnp.array([[[True, True, True, False]]]),
       advantage=jnp.array([[[1.0, -1.0, 1.0, 1.0]]]),
       old=jnp.zeros((1, 1, 4)))

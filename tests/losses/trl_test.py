@@ -23,6 +23,7 @@ from mmr1.losses import reduce
 from mmr1.losses import surrogate
 from mmr1.losses import terms
 from mmr1.losses import weights
+from tests.losses import blocks
 
 LENGTH = 9  # TRL's max_completion_length, longer than any row
 SHAPE = (3, 4, 7)
@@ -104,7 +105,7 @@ def ours(x, *, beta=0.0, entropy_coef=0.0, reduction=GRPO, with_old=True,
   """Our objective in fp32 and its gradient in the log-probs."""
   f32 = lambda a: jnp.asarray(a, jnp.float32)
   block = types.Block(
-      prompts=None, completions=None, mask=jnp.asarray(x['mask']),
+      prompts=None, completions=blocks.UNPACKED, mask=jnp.asarray(x['mask']),
       advantage=f32(x['advantage']), ref=f32(x['ref']),
       old=f32(x['old']) if with_old else None, weight=weight)
   def loss(logp):
@@ -176,7 +177,8 @@ def test_clip_metrics_equal_trl(trl, numbers):
   scores = types.Scores(
       logp=f32(numbers['logp']), entropy=f32(numbers['entropy']))
   block = types.Block(
-      prompts=None, completions=None, mask=jnp.asarray(numbers['mask']),
+      prompts=None, completions=blocks.UNPACKED,
+      mask=jnp.asarray(numbers['mask']),
       advantage=f32(numbers['advantage']), old=f32(numbers['old']))
   means, _ = terms.policy_metrics(scores, block, {}, clamp=None)
   for end in ('low', 'high'):
@@ -189,7 +191,8 @@ def test_high_entropy_weight_equals_trl(trl, numbers):
   want, slope, _ = theirs(
       trl, numbers, beta=0.04, top_entropy_quantile=0.3)
   block = types.Block(
-      prompts=None, completions=None, mask=jnp.asarray(numbers['mask']),
+      prompts=None, completions=blocks.UNPACKED,
+      mask=jnp.asarray(numbers['mask']),
       advantage=jnp.asarray(numbers['advantage']))
   scores = types.Scores(
       logp=jnp.asarray(numbers['logp']),
