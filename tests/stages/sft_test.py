@@ -11,6 +11,8 @@ from PIL import Image
 import pytest
 
 from configs import common
+import mmr1
+from mmr1 import log
 from mmr1 import resolve
 from mmr1 import sharding
 from mmr1 import trees
@@ -168,6 +170,69 @@ def test_m3_buckets_of_prompts_change_nothing_and_bound_the_programs(
   for row, other in zip(rows, whole, strict=True):
     for name in ('loss', 'grad_norm', 'entropy'):
       assert row[name] == pytest.approx(other[name], rel=1e-5), name
+
+
+@pytest.fixture
+def packed(config, tmp_path):
+  """Examples of one size, rows that hold two of them, and what is too long."""
+  texts = [f'<think>{i}+0={i}</think><answer>{i}</answer>'
+           for i in range(10, 50)]
+  texts[::5] = ['<think>' + '1+1=2 ' * 30 + '</think>'] * 8
+  path = write(tmp_path, texts)
+  lines = [json.loads(line) for line in open(path)]
+  for i, line in enumerate(lines):
+    line['problem'] = f'What is {i + 10}?'
+  with open(path, 'w') as file:
+    file.writelines(json.dumps(line) + '\n' for line in lines)
+  # 23 tokens, those of the picture included; 20 with eos.
+  config.data.prompt_tokens, config.imitate.max_new_tokens = 46, 40
+  config.data.patches = 32
+  config.imitate.update(dict(pack=True, rows_per_step=2, chunks_per_step=2))
+  config.imitate.optimizer.lr = 1e-2
+  return config
+
+
+def test_m3_a_packed_stage_trains_as_one_of_the_same_examples(
+    packed, tmp_path):
+  """Two rows of two examples, in two chunks, against four rows."""
+  packed.stages = ('imitate',)
+  packed.evaluate_base = False
+  mmr1.run(packed, tmp_path / 'packed', quiet=True)
+  packed.imitate.update(dict(pack=False, rows_per_step=4, chunks_per_step=1))
+  mmr1.run(packed, tmp_path / 'alone', quiet=True)
+  found, wanted = ([
+      row for row in log.read_rows(tmp_path / name / 'metrics.jsonl')
+      if 'loss' in row] for name in ('packed', 'alone'))
+  assert [row['step'] for row in found] == [1, 2, 3, 4]
+  for row, other in zip(found, wanted, strict=True):
+    for name in ('loss', 'grad_norm', 'entropy', 'response_length/mean'):
+      assert row[name] == pytest.approx(other[name], rel=1e-4), name
+    assert row['pack/examples'] == 4 and row['pack/fill_frac'] == 1
+    assert row['pack/fill_frac/patches'] == 1
+    assert not any(name.startswith('pack') for name in other)
+  assert found[-1]['loss'] < found[0]['loss'] - 0.3
+  assert found[-1]['data/dropped_long'] > 0
+
+
+def test_m15_a_packed_stage_goes_on_with_the_example_that_waits(
+    packed, taken):
+  _, state, position, take_step = taken(packed)
+  batches, states, dropped = [], [], []
+  for k in range(6):
+    states.append(json.loads(json.dumps(position.state())))
+    step = take_step(state, k)
+    state = step.state
+    batches.append(jax.device_get(step.batch[0]))
+    dropped.append(step.metrics['data/dropped_long'])
+  _, state, position, take_step = taken(packed)
+  position.restore(states[3])
+  for k in range(3, 6):
+    step = take_step(state, k)
+    state = step.state
+    assert step.metrics['data/dropped_long'] == dropped[k]
+    for x, y in zip(jax.tree.leaves(jax.device_get(step.batch[0])),
+                    jax.tree.leaves(batches[k]), strict=True):
+      np.testing.assert_array_equal(x, y)
 
 
 def test_completions_too_long_are_dropped_and_counted(config, taken, tmp_path):
