@@ -52,6 +52,19 @@ def test_law_2_shift_by_hand():
   assert out[..., 0].tolist() == [[[9, 10, 11], [9, 20, 21]]]
 
 
+def test_law_2_shift_of_segments_by_hand():
+  """Two documents, 10, 11 and 20, 21, 22, and padding. Each begins after the
+  end of its own prompt, 1 and 2, or of the one prompt they share, 9. Nothing
+  reads what stands under the padding."""
+  hidden = jnp.asarray([[[[10.], [11.], [20.], [21.], [22.], [0.]]]])
+  segment = jnp.asarray([[[1, 1, 2, 2, 2, 0]]])
+  ends = jnp.asarray([[[1.], [2.], [-1.]]])  # room for three
+  out = forward.shift(ends, hidden, segment)
+  assert out[0, 0, :5, 0].tolist() == [1, 10, 2, 20, 21]
+  out = forward.shift(jnp.asarray([[9.]]), hidden, segment)
+  assert out[0, 0, :5, 0].tolist() == [9, 10, 9, 20, 21]
+
+
 def test_law_2_logp_is_of_this_token_given_those_before(params, block):
   """From all logits at once; the prompt's last state gives token 0."""
   for temperature in (1.0, 0.7):

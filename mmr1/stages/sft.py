@@ -167,7 +167,7 @@ def _block(
       advantage=np.zeros((len(completions.kind), 1, 1), np.float32))
 
 
-def _room(shape: pipeline.Shape, length: int) -> packing.Room:
+def room_of(shape: pipeline.Shape, length: int) -> packing.Room:
   """Of a packed row: no more examples than prompts that say next to nothing."""
   least = encode.prompt_length(
       records.Example(uid=0, question='?'), shape.processor,
@@ -190,7 +190,7 @@ def run(
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
       worker_count=ctx.config.data.worker_count), section.max_new_tokens)
-  room = _room(shape, section.max_new_tokens) if section.pack else None
+  room = room_of(shape, section.max_new_tokens) if section.pack else None
   packer = packing.Packer(rows, room) if section.pack else None
   start = training.start(ctx, stage, section, section.steps)
   nll = update.Term('nll', functools.partial(
