@@ -1,5 +1,6 @@
 """Packed rows against rows of one example, through real encoders and models."""
 
+import dataclasses
 import functools
 
 import jax
@@ -20,6 +21,8 @@ from mmr1.data import template
 from mmr1.losses import reduce
 from mmr1.losses import terms
 from mmr1.models import checkpoints
+from mmr1.models import splash
+from mmr1.models import triton
 from mmr1.stages import sft
 from tests import small
 from tests.stages import families_test
@@ -118,6 +121,22 @@ def test_m3_examples_score_as_in_rows_of_their_own(case):
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=0)
     np.testing.assert_allclose(by_scan, expected, rtol=1e-5, atol=0)
   assert (found[~np.asarray(packed.mask)] == 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family, name, kernel', [
+    ('qwen2_5_vl', 'splash', splash), ('gemma3', 'triton', triton)])
+def test_m3_kernels_keep_examples_apart_too(
+    tmp_path, monkeypatch, family, name, kernel):
+  monkeypatch.setattr(
+      kernel, 'attend', functools.partial(kernel.attend, interpret=True))
+  case = Case(family, tmp_path / 'model')
+  packed = case.packed()
+  config = dataclasses.replace(case.policy.module.config, attention=name)
+  policy = dataclasses.replace(
+      case.policy, module=type(case.policy.module)(config))
+  found, wanted = case.logp(packed, policy), case.logp(packed)
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def changed(array, place, value):

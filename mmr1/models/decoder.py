@@ -152,9 +152,11 @@ class Decoder(nn.Module):
               seats: attention.Seats | None,
               packed: tuple[Array, Array] | None) -> Sight:
     """What completions see of their prompt, `mask` bool[N, P]."""
-    segment = None if packed is None else packed[1]
-    seen = Sight(keys=mask[:, None], segments=(
-        None if packed is None else (packed[0], segment[:, None])))
+    seen, segment = Sight(keys=mask[:, None]), None
+    if packed is not None:
+      segment = packed[1]
+      # The very numbers of the completions: splash has one for both.
+      seen = seen.replace(segments=(packed[0], segment[:, None]))
     if not any(self.config.sliding):
       return seen
     if seats is not None:

@@ -156,6 +156,8 @@ def refusal(query: Array, sources: Sequence[Any], *, precision: str,
     return 'keys other than those of one prompt per group'
   if not sights[0].causal or sights[1].causal:
     return 'completions that are not causal, or prompts that are'
+  if sights[1].slides and sights[1].segments is not None:
+    return 'a window over packed prompts: it measures from the end of the row'
   return _refused_segments(*(s.segments for s in sights))
 
 

@@ -156,6 +156,9 @@ def refused(change=None, at=0, query=None, arrays=None, **kw):
     (dict(change=dict(segments=(jnp.ones((N, G, 40), int),) * 2)),
      'of the completions or of the prompt alone'),
     (dict(at=1, change=dict(causal=True)), 'or prompts that are'),
+    (dict(at=1, change=dict(window=9, sliding=True, segments=(
+        jnp.ones((N, G, 40), int), jnp.ones((N, 1, 70), int)))),
+     'a window over packed prompts'),
     (dict(query=jnp.ones((N, G, 40, 4, 64), jnp.float16)), 'float16: it reads'),
     (dict(query=jnp.ones((N, G, 40, 4, 12)),
           arrays=[jnp.ones((N, G, 2, 40, 12))] * 2 +
