@@ -6,7 +6,8 @@ blocks and devices then only add up (law 1).
 
 The prompt is run once per block. The gradient reaches its keys and values
 through every chunk of completions, is accumulated there, and is pulled
-through the prompt once.
+through the prompt once. With buckets of lengths a chunk costs what its longest
+completion needs; results stay the same up to rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmr1 import buckets as buckets_lib
 from mmr1 import forward
 from mmr1 import types
 
@@ -132,6 +134,7 @@ def block_gradient(
     loss: Callable[..., tuple[Array, Any]],
     *,
     chunks: int = 1,
+    buckets: tuple[int, ...] = (),
 ) -> tuple[Any, Any]:
   """Gradient of `loss` over one block, and its auxiliary output.
 
@@ -143,16 +146,18 @@ def block_gradient(
     loss: (all params, prefix, block) -> (f32[], (sums, maxima)).
     chunks: pieces that each group is processed in, or the rows where a group
       is one completion; memory falls with it, the result stays the same.
+    buckets: lengths below T that a piece may be cut to, ascending.
   """
   if chunks > 1 and block.mask.shape[1] == 1:
     return _accumulate(
-        lambda piece: block_gradient(policy, params, join, piece, loss),
-        split_rows(block, chunks))
+        lambda piece: block_gradient(
+            policy, params, join, piece, loss, buckets=buckets),
+        split_rows(buckets_lib.ordered_rows(block, chunks, buckets), chunks))
   prompts = block.prompts
   prefix, pull = jax.vjp(
       lambda p: policy.prompt_pass(join(p), prompts), params)
 
-  def piece_gradient(piece):
+  def cut_gradient(piece):
     piece = piece.replace(prompts=prompts)
     def value(p, prefix):
       return loss(join(p), prefix, piece)
@@ -160,9 +165,13 @@ def block_gradient(
         value, argnums=(0, 1), has_aux=True)(params, prefix)
     return grads, aux
 
+  def piece_gradient(piece):
+    return buckets_lib.at_length(cut_gradient, piece, buckets)
+
   (grads, prefix_grads), aux = (
       piece_gradient(block) if chunks == 1
-      else _accumulate(piece_gradient, split(block, chunks)))
+      else _accumulate(piece_gradient, split(
+          buckets_lib.ordered(block, buckets)[0], chunks)))
   return _add(grads, pull(prefix_grads)[0]), aux
 
 
@@ -173,6 +182,7 @@ def log_probs(
     temperature: Array,
     *,
     chunks: int = 1,
+    buckets: tuple[int, ...] = (),
     hidden: bool = False,
 ) -> tuple[Array, Array | None]:
   """A pass without gradient over the kept tokens: old, or the reference.
@@ -182,31 +192,39 @@ def log_probs(
     params: all parameters.
     block: N prompts, G completions each; reads completions and mask.
     temperature: f32[].
-    chunks: pieces that each group is processed in, as in `gradient`.
+    chunks, buckets: as in `gradient`.
     hidden: return the hidden states too.
 
   Returns:
     f32[N, G, T], 0 where masked, and the hidden states [N, G, T, D], aligned
-    to the token they predict, or None.
+    to the token they predict, or None. Past a chunk's bucket both are 0.
   """
-  if chunks == 1:
+  if chunks == 1 and not buckets:
     logp, states = forward.logp_and_hidden(
         policy, params, block.prompts, block.completions, block.mask,
         temperature)
     return logp, states if hidden else None
   prefix = policy.prompt_pass(params, block.prompts)
 
-  def one(piece):
+  def cut(piece):
     states = forward.hidden_states(
         policy, params, prefix, block.prompts, piece.completions)
     logp, _, _ = forward.token_scores(
         policy, params, states, piece.completions.tokens, piece.mask,
         temperature)
-    return jax.lax.stop_gradient((logp, states if hidden else None))
+    return jax.lax.stop_gradient(jax.tree.map(
+        lambda x: buckets_lib.pad(x, block.mask.shape[2]),
+        (logp, states if hidden else None)))
 
-  return jax.tree.map(
+  def one(piece):
+    return buckets_lib.at_length(cut, piece, buckets)
+
+  if chunks == 1:
+    return one(block)
+  block, undo = buckets_lib.ordered(block, buckets)
+  return undo(jax.tree.map(
       lambda x: jnp.moveaxis(x, 0, 1).reshape(block.mask.shape + x.shape[4:]),
-      jax.lax.map(one, split(block, chunks)))
+      jax.lax.map(one, split(block, chunks))))
 
 
 def gradient(
@@ -219,6 +237,7 @@ def gradient(
     *,
     ref_params: Any = None,
     chunks: int = 1,
+    buckets: tuple[int, ...] = (),
 ) -> tuple[Any, Metrics]:
   """Gradient of the objective over a batch, and its metrics.
 
@@ -232,6 +251,8 @@ def gradient(
     ref_params: the reference's parameters where a term needs the whole
       vocabulary.
     chunks: pieces per block, see `block_gradient`.
+    buckets: lengths below T, ascending; each piece is cut to the smallest that
+      holds its longest completion, and pieces have completions of like length.
 
   Returns:
     Gradient tree like `params`, and metrics: 'loss', 'loss/<term>' (what was
@@ -261,7 +282,7 @@ def gradient(
   grads, aux = None, None
   for block in batch:
     new, new_aux = block_gradient(
-        policy, params, join, block, loss, chunks=chunks)
+        policy, params, join, block, loss, chunks=chunks, buckets=buckets)
     grads = new if grads is None else _add(grads, new)
     aux = new_aux if aux is None else _merge(*aux, *new_aux)
   sums, maxima = aux
