@@ -94,7 +94,7 @@ def load(
     param_dtype: of the parameters: 'float32', 'bfloat16' or 'float16'.
     compute_dtype: of activations.
     layers: 'unrolled' or 'scan'.
-    remat: 'none' or 'layer'.
+    remat: 'none', 'layer' or 'dots', see `layers.fold`.
     precision: of matrix products, 'default', 'high' or 'highest'.
     query_chunk: queries handled at once by XLA's attention; bounds its memory.
     attention: what computes it, see `mmr1.models.attention.choose`.

@@ -146,7 +146,7 @@ class Decoder(nn.Module):
 
     return layers.fold(
         step, self.layers, x, extras, c.sliding or [False] * c.depth,
-        scan=c.layers == 'scan', remat=c.remat == 'layer', add=add)
+        scan=c.layers == 'scan', remat=c.remat, add=add)
 
   def _prompt(self, mask: Array, positions: Array,
               seats: attention.Seats | None,

@@ -48,7 +48,7 @@ class Config:
     scalars: heads that give one number per token, of SCALARS.
     compute_dtype: of activations, 'float32', 'bfloat16' or 'float16'.
     layers: 'unrolled' or 'scan'.
-    remat: 'none' or 'layer'.
+    remat: 'none', 'layer' or 'dots', see `layers.fold`.
     precision: of matrix products, jax's 'default', 'high' or 'highest'.
     query_chunk: queries of one attention block.
     attention: what computes it, of `attention.BACKENDS`.
@@ -97,7 +97,7 @@ class Config:
 
   def __post_init__(self):
     for name, allowed in (
-        ('layers', ('unrolled', 'scan')), ('remat', ('none', 'layer')),
+        ('layers', ('unrolled', 'scan')), ('remat', layer_lib.REMAT),
         ('precision', ('default', 'high', 'highest')),
         ('attention', attention_lib.BACKENDS),
         ('section_order', ('contiguous', 'interleaved')),

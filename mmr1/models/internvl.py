@@ -253,7 +253,7 @@ class VisionTower(nn.Module):
     x, _ = layers.fold(
         step, self.blocks, x, [None] * v.depth if c.layers == 'unrolled'
         else None, [False] * v.depth, scan=c.layers == 'scan',
-        remat=c.remat == 'layer')
+        remat=c.remat)
     x = self.norm(x) if v.final_norm else x
     # The patches of a cell are neighbours, row by row: the pixel shuffle.
     x = x[:, :, 1:].reshape(n, s // v.merge**2, -1)

@@ -14,6 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+# What the backward pass finds of a layer: everything; what came in, the rest is
+# computed again; that and the results of products with weights.
+REMAT = ('none', 'layer', 'dots')
+
 # Leaves of an adapter beside a kernel [inputs, outputs]: a [inputs, r],
 # b [r, outputs], scale [].
 ADAPTER = ('lora_a', 'lora_b', 'lora_scale')
@@ -94,11 +98,16 @@ def dense(features: int, name: str, *, bias: bool, dtype: Any,
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: Array, kernel: Array, precision: Any) -> Array:
+  return _plain(x, kernel, precision)
+
+
+def _plain(x, kernel, precision):
   return jnp.einsum('...i,io->...o', x, kernel, precision=precision)
 
 
 def _product_forward(x, kernel, precision):
-  return _product(x, kernel, precision), (x, kernel)
+  # The product itself: `remat='dots'` looks for it, not for `_product`.
+  return _plain(x, kernel, precision), (x, kernel)
 
 
 def _product_backward(precision, kept, slope):
@@ -315,7 +324,7 @@ def unstack(tree: Any, count: int) -> list[Any]:
 
 
 def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
-         extras: Any, flags: Sequence[bool], *, scan: bool, remat: bool,
+         extras: Any, flags: Sequence[bool], *, scan: bool, remat: str,
          add: Array | None = None) -> tuple[Array, Any]:
   """Runs `x, out = step(layer params, x, layer extras, flag)` layer by layer.
 
@@ -328,7 +337,10 @@ def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
       a traced one.
     scan: one `lax.scan` (small program, for deep models) or an unrolled loop
       (faster on CPU).
-    remat: recompute each layer's inside in the backward pass.
+    remat: what the backward pass keeps of each layer's inside: 'none' keeps
+      all, 'layer' recomputes all, 'dots' keeps the results of matrix products
+      without batch dimensions (those with weights) and recomputes the rest:
+      attention, norms, activations.
     add: [K, ...] | None, added to x after each of the first K layers. A scan
       holds it once, beside what it iterates over: neither zeros for the other
       layers nor a cut stack of parameters.
@@ -337,7 +349,7 @@ def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
     x and the layers' `out`: stacked [L, ...] if `scan`, else a tuple.
   """
   if scan:
-    run = jax.checkpoint(step, prevent_cse=False) if remat else step
+    run = _remat(step, remat, prevent_cse=False)
 
     def body(x, layer):
       *layer, i = layer
@@ -354,8 +366,18 @@ def fold(step: Callable[..., tuple[Array, Any]], params: Any, x: Array,
   outs = []
   for layer, extra, flag in zip(params, extras, flags):
     one = functools.partial(step, flag=flag)
-    x, out = (jax.checkpoint(one) if remat else one)(layer, x, extra)
+    x, out = _remat(one, remat, prevent_cse=True)(layer, x, extra)
     if add is not None and len(outs) < len(add):
       x = x + add[len(outs)]
     outs.append(out)
   return x, tuple(outs)
+
+
+def _remat(fn: Callable[..., Any], remat: str, *,
+           prevent_cse: bool) -> Callable[..., Any]:
+  if remat == 'none':
+    return fn
+  policies = jax.checkpoint_policies
+  return jax.checkpoint(fn, prevent_cse=prevent_cse, policy={
+      'layer': policies.nothing_saveable,
+      'dots': policies.dots_with_no_batch_dims_saveable}[remat])

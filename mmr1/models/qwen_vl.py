@@ -161,7 +161,7 @@ class VisionTower(nn.Module):
       x, _ = layers.fold(
           step, params, x, None if c.layers == 'scan' else [None] * size,
           [i in v.full_layers for i in range(start, start + size)],
-          scan=c.layers == 'scan', remat=c.remat == 'layer')
+          scan=c.layers == 'scan', remat=c.remat)
       maps.append(x)
     return self.merger(x), tuple(
         merge(x) for merge, x in zip(self.deepstack, maps))

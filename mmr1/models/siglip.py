@@ -195,7 +195,7 @@ class Encoder(nn.Module):
     x, _ = layers.fold(
         step, self.blocks, x.reshape(*images, v.width),
         [None] * v.depth if c.layers == 'unrolled' else None,
-        [False] * v.depth, scan=c.layers == 'scan', remat=c.remat == 'layer')
+        [False] * v.depth, scan=c.layers == 'scan', remat=c.remat)
     x = x.reshape(n, s, v.width)
     normed = self.norm(x)  # always: it makes the parameter
     return normed if self.normed else x

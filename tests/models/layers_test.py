@@ -98,7 +98,7 @@ def test_rms_norm_by_hand():
   np.testing.assert_allclose(out, [2.4, 3.2, 0, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('remat', layers.REMAT)
 def test_fold_scanned_equals_unrolled(remat):
   params = {'a': jnp.asarray([2.0, 3.0, 5.0])}
   extras = jnp.asarray([1.0, 10.0, 100.0])
@@ -122,7 +122,7 @@ def test_fold_scanned_equals_unrolled(remat):
     assert grads.tolist() == [15, 15, -1]
 
 
-@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('remat', layers.REMAT)
 @pytest.mark.parametrize('scan', [False, True])
 def test_fold_adds_after_the_first_layers(scan, remat):
   params = {'a': jnp.asarray([2.0, 3.0, 5.0])}
