@@ -28,7 +28,7 @@ def _model() -> ConfigDict:
       compute_dtype='float32',
       # 'unrolled' runs fastest on CPU; 'scan' compiles fastest when deep.
       layers='unrolled',
-      remat='none',  # 'none' | 'layer'
+      remat='none',  # 'none' | 'layer' | 'dots'
       precision='default',  # matmul precision; 'highest' for parity checks
       attention='auto',  # 'auto' | 'xla' | 'splash' | 'cudnn' | 'triton'
       # How videos are written and counted: 'legacy' is what the released
@@ -132,12 +132,18 @@ def _training() -> dict:
       # 'train', or the name of a collect stage.
       data='train',
       steps=100,
+      # Lengths below max_new_tokens that chunks of completions are cut to,
+      # ascending: the work of a chunk then follows its longest completion.
+      length_buckets=(),
       optimizer=_optimizer(),
       lora=_lora(),
       # Updates in a row that may be non-finite before the run stops.
       max_bad_updates=5,
       log_every=1,
       samples_every=10,
+      # Write a step's batch to rollouts/ every k steps (0: never); it can be
+      # trained on again by mmr1.replay.
+      record_every=0,
       checkpoint_every=10,
       keep_checkpoints=2,
       # Evaluate every k steps (0: only at the end of the stage) and keep the

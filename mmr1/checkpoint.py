@@ -175,6 +175,8 @@ class Checkpoints:
 
   def steps(self, stage: str) -> list[int]:
     """Steps of the stage's committed checkpoints, ascending."""
+    if not self._folder.exists():  # read-only, of a run that just began
+      return []
     found = (re.fullmatch(rf'{re.escape(stage)}_(\d+)', path.name)
              for path in self._folder.iterdir())
     return sorted(int(match[1]) for match in found if match)

@@ -15,6 +15,7 @@ from mmr1 import forward
 from mmr1 import guard
 from mmr1 import lineage as lineage_lib
 from mmr1 import log
+from mmr1 import profiling
 from mmr1 import resolve
 from mmr1 import sharding
 from mmr1 import trees
@@ -48,6 +49,7 @@ class Context:
     files: {collect stage: the file it wrote}.
     evaluate: (params, stage, step) -> metrics; set by the run.
     trains: rows of the last printed table of what trains.
+    profile: traces the steps that were asked for.
   """
   config: Any
   path: epath.Path
@@ -63,6 +65,8 @@ class Context:
   files: dict[str, str] = dataclasses.field(default_factory=dict)
   evaluate: Callable[..., Mapping[str, float]] | None = None
   trains: tuple[Any, ...] = ()
+  profile: profiling.Profile = dataclasses.field(
+      default_factory=profiling.Profile)
 
   def index(self, stage: str) -> int:
     """Number of the stage in the key law; 0 is the run itself."""
@@ -110,6 +114,7 @@ class Context:
 
   def close(self) -> None:
     """Closes the services."""
+    self.profile.close(self.logger.warn)
     self.logger.close()
     self.checkpoints.close()
     self.compiles.close()

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from mmr1 import checkpoint
 from mmr1 import context
 from mmr1 import optim
+from mmr1 import recording
 from mmr1 import trees
 from mmr1 import types
 
@@ -35,13 +37,20 @@ class Step(NamedTuple):
   Fields:
     state: the new TrainState.
     metrics: {name: scalar}, device or host.
-    batch: what the update saw, written to a file if it was not finite.
+    batch: what the update saw, written to a file if it was not finite and
+      every `record_every` steps.
     samples: rows for the samples file.
+    given: what the files hold besides the batch, see `recording.save`.
+    tokens: completion tokens that were sampled, or trained on; 0: not counted.
+    times: () -> {'time/<phase>_s': seconds}, once the metrics are there.
   """
   state: types.TrainState
   metrics: Metrics
   batch: Any
   samples: Callable[[], list[dict[str, Any]]] | None = None
+  given: Mapping[str, Mapping[str, Any]] = {}
+  tokens: int = 0
+  times: Callable[[], dict[str, float]] = dict
 
 
 def train(
@@ -59,7 +68,7 @@ def train(
     ctx: the run.
     stage: its name.
     section: reads steps, log_every, checkpoint_every, eval_every,
-      samples_every, max_bad_updates, restore_best.
+      samples_every, record_every, max_bad_updates, restore_best.
     state: where the stage starts; its buffers are given up.
     position: data position and host state, saved with each checkpoint.
     take_step: (state, k) -> Step, k from 0.
@@ -71,7 +80,7 @@ def train(
   """
   begin = 0
   if ctx.checkpoints.steps(stage):
-    begin, state, extra = _restore(ctx, stage, state, stored, 'latest')
+    begin, state, extra = restore(ctx, stage, state, stored, 'latest')
     position.restore(extra)
   # An evaluation that was not finished may have left its row: it is made
   # again, and its row is there once.
@@ -85,7 +94,7 @@ def train(
   pending = None
   for k in range(begin, section.steps):
     started = time.perf_counter()
-    step = take_step(state, k)
+    step = ctx.profile.step(stage, k + 1, take_step, state, k)
     state = step.state
     if pending is not None:  # step k - 1, read while step k computes
       _record(ctx, stage, section, *pending)
@@ -124,7 +133,9 @@ def _save(ctx, stage, done, state, position, stored):
       stage, done, state, position.state(), only=stored)
 
 
-def _restore(ctx, stage, state, stored, step):
+def restore(
+    ctx: context.Context, stage: str, state: types.TrainState,
+    stored: Iterable[str], step: int | str) -> checkpoint.Restored:
   """A checkpoint in place of `state`, whose arrays go first: there is no room
   for two of them where one fits."""
   kept = trees.named(trees.select(state, stored))
@@ -149,7 +160,7 @@ def _finish(ctx, stage, section, state, stored):
   final = section.steps
   if section.restore_best:
     final = ctx.checkpoints.best(stage)
-    state = _restore(ctx, stage, state, stored, final).tree
+    state = restore(ctx, stage, state, stored, final).tree
     if final != section.steps:  # the numbers of what the stage ends with
       result = dict(ctx.evaluate(state.params['policy'], stage, final))
   ctx.checkpoints.finish(stage, {'step': final, 'eval': result})
@@ -170,6 +181,9 @@ def _record(ctx, stage, section, k, step, seconds):
   metrics = {name: np.asarray(value).item()
              for name, value in jax.device_get(dict(step.metrics)).items()}
   metrics['time/step_s'] = seconds
+  metrics.update(step.times())
+  if step.tokens:
+    metrics['tokens_per_s'] = step.tokens / seconds
   metrics.update(ctx.compiles.metrics())
   if ((k + 1) % section.log_every == 0 or k + 1 == section.steps
       or metrics['update/skipped']):
@@ -177,11 +191,18 @@ def _record(ctx, stage, section, k, step, seconds):
   if step.samples is not None and (
       k % section.samples_every == 0 or k + 1 == section.steps):
     ctx.logger.samples(stage, k + 1, step.samples())
+  if section.record_every and k % section.record_every == 0:
+    _write(ctx, 'rollouts', stage, k, step)
   if metrics['update/skipped']:
-    path = ctx.path / 'bad_batches' / f'{stage}_{k + 1}.npz'
-    optim.dump(step.batch, path)
+    path = _write(ctx, 'bad_batches', stage, k, step)
     ctx.logger.warn(f'{stage}: update {k + 1} was not finite and was skipped; '
                     f'its batch is in {path}')
     optim.check_guard(
         int(metrics['update/skipped_in_a_row']), section.max_bad_updates,
         str(path))
+
+
+def _write(ctx, folder, stage, k, step):
+  return recording.save(
+      ctx.path / folder / f'{stage}_{k + 1}.npz', step.batch, step.given,
+      stage=stage, step=k + 1)

@@ -16,6 +16,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Default: runs/<config>[_<argument>].')
 _FRESH = flags.DEFINE_bool('fresh', False, 'Start over in this workdir.')
+_PROFILE = flags.DEFINE_string(
+    'profile', None, 'Steps to trace: <stage>:<first>-<last>.')
 _QUIET = flags.DEFINE_bool('quiet', False, 'No progress on the console.')
 
 
@@ -33,6 +35,7 @@ def main(argv):
     runner.run(
         _CONFIG.value, _WORKDIR.value or resolve.default_workdir(path),
         fresh=_FRESH.value, quiet=_QUIET.value, overrides=overrides,
+        profile=_PROFILE.value,
         defaults=common.get_base(_CONFIG.value.scale))
   except (ValueError, FloatingPointError) as error:
     if not is_message(error):

@@ -5,15 +5,12 @@ train step differentiates the trainable half alone, and the optimiser is built
 over it, so a frozen parameter has neither a gradient nor a moment (M21).
 """
 
-import io
 import re
 from typing import Any, NamedTuple
 
-from etils import epath
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mmr1 import trees
@@ -256,31 +253,6 @@ def check_guard(consecutive: int, limit: int, dumped: str) -> None:
         f'{int(consecutive)} updates in a row had a non-finite loss or '
         f'gradient. The last batch is in {dumped}. Likely causes: learning '
         'rate too high, a reward that is not finite, bfloat16 overflow.')
-
-
-def dump(batch: Tree, path: Any) -> epath.Path:
-  """Writes a batch as one .npz, leaves under their names; returns the path.
-
-  bfloat16 becomes float32. An array that other hosts hold parts of is written
-  as this host's shards, 'name@0', 'name@1' ...
-  """
-  arrays = {}
-  for name, leaf in trees.named(batch).items():
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-      parts = {f'{name}@{i}': shard.data
-               for i, shard in enumerate(leaf.addressable_shards)}
-    else:
-      parts = {name: leaf}
-    for key, value in parts.items():
-      value = np.asarray(value)
-      arrays[key] = (
-          value.astype(np.float32) if value.dtype == jnp.bfloat16 else value)
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  buffer = io.BytesIO()
-  np.savez_compressed(buffer, **arrays)
-  path.write_bytes(buffer.getvalue())
-  return path
 
 
 def table(params: Tree, mask: Tree) -> list[tuple[str, str, str]]:

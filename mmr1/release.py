@@ -154,7 +154,7 @@ class _Opened(NamedTuple):
 
 def _open(workdir, out, stage, step, model) -> _Opened:
   run, target = map(workdir_lib.absolute, (workdir, out))
-  config = _config(run, model)
+  config = run_config(run, model)
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'--out: {target} is not empty. Choose another folder, or '
                      'remove it if an interrupted export left it.')
@@ -206,8 +206,12 @@ def _check_base(folder: str, opened: _Opened, params: Any) -> None:
           'step, or with --dtype?')
 
 
-def _config(run: epath.Path, model: str | None) -> resolve.Section:
-  """The run's config; with `model` in place of its model.path."""
+def run_config(run: epath.Path, model: str | None) -> resolve.Section:
+  """The run's config; with `model` in place of its model.path.
+
+  Raises:
+    ValueError: no run there, or no base model.
+  """
   file = run / 'config.json'
   values = resolve.from_json(file.read_text()) if file.exists() else {}
   if 'stages' not in values:

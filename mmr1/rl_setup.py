@@ -70,14 +70,8 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
     context.check_init(reference, stage, config, 'reference')
   hooks = {name: _bound(config.hooks[name], 'mmr1.hooks', f'hooks.{name}')
            for name in section.hooks}
-  moved = frozenset(
-      config.hooks[name].kwargs.as_dict().get('knob', '')
-      for name in section.hooks)
-  objective = objective_lib.build(section, moved)
-  if not objective.terms:
-    raise ValueError(
-        f'{stage}: every coefficient is 0, so there is nothing to optimise.')
-  for knob in sorted(moved - {'', *objective.knobs}):
+  objective = objective_of(section, stage, config)
+  for knob in sorted(_moved(section, config) - {'', *objective.knobs}):
     raise ValueError(
         f'{stage}.hooks: there is no knob {knob!r}. '
         f'{resolve.nearest(knob, objective.knobs)}')
@@ -93,7 +87,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
   except ValueError as error:
     raise ValueError(f'{stage}: {error}') from error
   return Plan(
-      objective=_with_sampler_metrics(objective),
+      objective=objective,
       sampling=sampling,
       temperature=section.temperature, scorer=scorer,
       combine=_combine(section, stage, scorer),
@@ -101,6 +95,27 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
           section.advantage, 'mmr1.advantages', f'{stage}.advantage'),
       select=_bound(section.select, 'mmr1.select', f'{stage}.select'),
       hooks=hooks)
+
+
+def objective_of(
+    section: Any, stage: str, config: Any) -> objective_lib.Objective:
+  """What an rl stage optimises; terms whose coefficient a hook moves stay.
+
+  Raises:
+    ValueError: an unknown name or value; nothing to optimise.
+  """
+  objective = objective_lib.build(section, _moved(section, config))
+  if not objective.terms:
+    raise ValueError(
+        f'{stage}: every coefficient is 0, so there is nothing to optimise.')
+  return _with_sampler_metrics(objective)
+
+
+def _moved(section: Any, config: Any) -> frozenset[str]:
+  """Knobs that the stage's hooks move."""
+  return frozenset(
+      config.hooks[name].kwargs.as_dict().get('knob', '')
+      for name in section.hooks)
 
 
 def _check_shapes(section: Any, stage: str) -> None:

@@ -18,6 +18,7 @@ from mmr1 import context
 from mmr1.data import datasets
 from mmr1 import guard
 from mmr1 import log
+from mmr1 import profiling
 from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1.sampling import publish
@@ -40,6 +41,7 @@ def run(
     quiet: bool = False,
     overrides: Iterable[str] = (),
     defaults: config_dict.ConfigDict | None = None,
+    profile: str | None = None,
 ) -> dict[str, dict[str, float]]:
   """Runs every stage that is not done yet.
 
@@ -52,6 +54,7 @@ def run(
     overrides: keys set on the command line, checked to have an effect.
     defaults: the base the config was made from; changed keys that nothing
       reads are then an error.
+    profile: steps to trace into <workdir>/profile, see `profiling.Profile`.
 
   Returns:
     {stage: evaluation metrics}, the base first.
@@ -62,12 +65,15 @@ def run(
   started = time.time()
   final = resolve.finalise(config, overrides)
   # Plans hold arrays, and jax takes its devices with the first of them.
-  _set_up_jax(final)
+  set_up_jax(final)
   modules, plans = plan(final)
+  traced = profiling.Profile(
+      profile, final, workdir_lib.absolute(workdir) / 'profile')
   with guard.Interrupt() as interrupt:
     ctx = open_run(
         final, workdir, fresh=fresh, quiet=quiet, interrupt=interrupt,
         overrides=overrides, defaults=defaults)
+    ctx.profile = traced
     try:
       ctx.logger.note(_banner(ctx))
       results = _stages(ctx, final, modules, plans)
@@ -98,7 +104,7 @@ def plan(config: resolve.Section) -> tuple[dict[str, Any], dict[str, Any]]:
   return modules, plans
 
 
-def _set_up_jax(config: resolve.Section) -> None:
+def set_up_jax(config: resolve.Section) -> None:
   """Devices, and the persistent cache: later runs start in seconds."""
   sharding.cpu_devices(config.cpu_devices)
   folder = os.path.expanduser(config.cache_dir)

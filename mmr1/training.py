@@ -1,12 +1,12 @@
 """What sft and rl share: where a stage starts, and its jitted update."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mmr1 import buckets as buckets_lib
 from mmr1 import context
 from mmr1 import forward
 from mmr1 import lineage
@@ -15,7 +15,7 @@ from mmr1 import optim
 from mmr1 import sharding
 from mmr1 import trees
 from mmr1 import types
-from mmr1 import update
+from mmr1 import update as update_lib
 
 Array = jax.Array
 CARRIED = ('optimizer',)
@@ -31,6 +31,11 @@ def check(section: Any, stage: str, config: Any) -> None:
   if section.eval_every < 0:
     raise ValueError(f'{stage}.eval_every: got {section.eval_every}; allowed: '
                      '0 (only at the end) or more.')
+  if section.record_every < 0:
+    raise ValueError(f'{stage}.record_every: got {section.record_every}; '
+                     'allowed: 0 (never) or more.')
+  buckets_lib.check(section.length_buckets, section.max_new_tokens,
+                    f'{stage}.length_buckets')
   for item in section.carry:
     if item not in CARRIED:
       raise ValueError(f'{stage}.carry: got {item!r}; allowed are {CARRIED}.')
@@ -231,67 +236,38 @@ def _show(ctx: context.Context, stage: str, rows: tuple[Any, ...]) -> None:
 def make_update(
     policy: forward.Policy,
     optimizer: optim.Optimizer,
-    terms: tuple[update.Term, ...],
+    terms: tuple[update_lib.Term, ...],
     *,
     chunks: int,
+    buckets: tuple[int, ...] = (),
 ):
   """A jitted (state, batch, knobs, ref_params) -> (state, metrics).
 
   The state is donated. Frozen parameters are not differentiated (M21); a
-  non-finite update is skipped and counted (M8).
+  non-finite update is skipped and counted (M8). `chunks` and `buckets` as in
+  `update.gradient`.
   """
-  def apply(state, batch, knobs, ref_params):
+  def update(state, batch, knobs, ref_params):
     params = state.params['policy']
     trainable, frozen = trees.partition(params, optimizer.mask)
-    grads, metrics = update.gradient(
-        policy, trainable, lambda t: trees.merge(t, frozen), batch, terms,
-        knobs, ref_params=ref_params, chunks=chunks)
-    trainable, opt, guard, more = optim.guarded_update(
-        optimizer, grads, metrics['loss'], state.opt['policy'], trainable,
-        state.aux['guard'])
+    with jax.named_scope('gradient'):
+      grads, metrics = update_lib.gradient(
+          policy, trainable, lambda t: trees.merge(t, frozen), batch, terms,
+          knobs, ref_params=ref_params, chunks=chunks, buckets=buckets)
+    with jax.named_scope('optimizer'):
+      trainable, opt, guard, more = optim.guarded_update(
+          optimizer, grads, metrics['loss'], state.opt['policy'], trainable,
+          state.aux['guard'])
     state = state.replace(
         step=state.step + 1,
         params={**state.params, 'policy': trees.merge(trainable, frozen)},
         opt={**state.opt, 'policy': opt},
         aux={**state.aux, 'guard': guard})
     return state, metrics | more
-  return jax.jit(apply, donate_argnums=0)
+  # Its name is the program's in a profile.
+  return jax.jit(update, donate_argnums=0)
 
 
 def traced(knobs: Mapping[str, float]) -> dict[str, Array]:
   """Knobs as f32[] arrays: a Python float would be weakly typed."""
   return {name: jnp.float32(value) for name, value in knobs.items()}
-
-
-def combine(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """The metrics of a step's updates as one row.
-
-  Updates that were skipped as not finite are left out, unless all were: they
-  changed nothing, and their nan would hide the others.
-
-    'update/skipped'  how many were skipped
-    'update/...'      the largest; of skips in a row the longest run
-    'sampler/...'     that of the first update: sampler and trainer agree only
-                      while they have the same parameters
-    '.../max'         the largest
-    the rest          the mean over updates
-  """
-  if len(seen) == 1:
-    return dict(seen[0])
-  # On the host: small programs over several CPU devices, one after the other,
-  # can wait for each other for ever.
-  seen = jax.device_get(list(seen))
-  used = [row for row in seen if not row['update/skipped']] or seen
-  result = {}
-  for name, first in seen[0].items():
-    every = [row[name] for row in seen]
-    if name == 'update/skipped':
-      result[name] = np.sum(every)
-    elif name.startswith('update/'):
-      result[name] = np.max(every)
-    elif name.startswith('sampler/'):
-      result[name] = first
-    else:
-      pool = np.max if name.endswith('/max') else np.mean
-      result[name] = pool([row[name] for row in used])
-  return result

@@ -77,10 +77,12 @@ def absolute(path: Any) -> epath.Path:
   return path if path.is_absolute() else path.absolute()
 
 
-def write_whole(path: epath.Path, text: str) -> None:
+def write_whole(path: epath.Path, content: str | bytes) -> None:
   """Writes a whole file or nothing, creating its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  _temporary(path).write_text(text)
+  if isinstance(content, str):
+    content = content.encode()
+  _temporary(path).write_bytes(content)
   _temporary(path).replace(path)
 
 

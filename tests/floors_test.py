@@ -21,13 +21,14 @@ FLOORS = (
     ('sharding', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
      'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
-     'release', 'lineage'),
+     'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
+     'recording'),
     # F3
     ('papers',),
     # F4
     ('stages',),
     # F5
-    ('main', 'runner', 'plan', 'export', 'report'),
+    ('main', 'runner', 'plan', 'export', 'report', 'replay'),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # Packages of this floor never know each other.

@@ -63,7 +63,7 @@ def section(**changes):
   return resolve.Section({
       'steps': 6, 'log_every': 1, 'checkpoint_every': 2, 'eval_every': 0,
       'samples_every': 2, 'max_bad_updates': 2, 'restore_best': False,
-      **changes})
+      'record_every': 0, **changes})
 
 
 def fresh():

@@ -241,16 +241,6 @@ class TestGuard:
     with pytest.raises(FloatingPointError, match='x.npz'):
       optim.check_guard(in_a_row[-1], 3, 'x.npz')
 
-  def test_m8_dump(self, tmp_path):
-    batch = ({'tokens': jnp.arange(3), 'half': jnp.ones(2, jnp.bfloat16)},
-             {'nan': jnp.array([jnp.nan]), 'none': None})
-    path = optim.dump(batch, tmp_path / 'bad' / 'sft_3.npz')
-    with np.load(path) as back:
-      assert sorted(back) == ['0/half', '0/tokens', '1/nan']
-      np.testing.assert_array_equal(back['0/tokens'], [0, 1, 2])
-      np.testing.assert_array_equal(back['0/half'], [1.0, 1.0])
-      assert np.isnan(back['1/nan']).all()
-
 
 @pytest.mark.parametrize('changes, word', [
     (dict(lr=-1.0), 'lr'), (dict(clip_norm=0.0), 'clip_norm'),

@@ -10,6 +10,7 @@ import pytest
 
 from configs import common
 from mmr1 import compiles
+from mmr1 import learner
 from mmr1 import resolve
 from mmr1 import sharding
 from mmr1 import trees
@@ -350,7 +351,7 @@ def rows(**columns):
 
 
 def test_m24_metrics_of_several_updates_by_hand():
-  got = training.combine(rows(
+  got = learner.combine(rows(
       loss=[1.0, 2.0, 6.0], kl=[0.1, 0.2, 0.6], ratio__max=[1.0, 3.0, 2.0],
       ratio__mean=[1.0, 1.1, 1.2], clip_frac__low=[0.0, 0.2, 0.1],
       sampler__logp_diff_max=[1e-5, 0.3, 0.4], update__skipped=[0, 0, 0],
@@ -368,18 +369,18 @@ def test_m8_skipped_updates_are_counted_and_hide_no_others():
       loss=[nan, 2.0, nan, 4.0], ratio__max=[9.0, 1.0, nan, 2.0],
       update__skipped=[1, 0, 1, 0], update__skipped_in_a_row=[3, 0, 1, 0],
       update__skipped_total=[3, 3, 4, 4])
-  got = training.combine(rows(**values))
+  got = learner.combine(rows(**values))
   assert got == {
       'loss': 3.0, 'ratio/max': 2.0, 'update/skipped': 2,
       'update/skipped_in_a_row': 3, 'update/skipped_total': 4}
   # Where none was applied, their own numbers are shown.
-  got = training.combine(rows(**{k: [v[0]] * 2 for k, v in values.items()}))
+  got = learner.combine(rows(**{k: [v[0]] * 2 for k, v in values.items()}))
   assert np.isnan(got['loss']) and got['update/skipped'] == 2
 
 
 def test_metrics_of_one_update_stay_as_they_are():
   (only,) = rows(loss=[1.0], ratio__max=[2.0], update__skipped=[1])
-  got = training.combine([only])
+  got = learner.combine([only])
   assert got == only and got is not only
 
 

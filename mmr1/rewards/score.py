@@ -84,6 +84,10 @@ class Scored:
   metrics: dict[str, float]
   failures: tuple[Failure, ...]
 
+  def named(self) -> dict[str, np.ndarray]:
+    """{name: f64[N, G]}."""
+    return {name: self.columns[..., i] for i, name in enumerate(self.names)}
+
 
 class RangeError(ValueError):
   """A reward returned something outside of its declared range."""

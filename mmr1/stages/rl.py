@@ -11,14 +11,15 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmr1 import columns as columns_lib
 from mmr1 import context
 from mmr1.data import datasets
 from mmr1.data import pipeline
+from mmr1 import learner as learner_lib
 from mmr1 import loop
+from mmr1 import phases
 from mmr1 import records
 from mmr1.rewards import score as score_lib
 from mmr1 import rl_setup
@@ -27,9 +28,16 @@ from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
 from mmr1 import training
 from mmr1 import types
-from mmr1 import update as update_lib
 
 setup = rl_setup.setup
+
+
+def learner(
+    ctx: context.Context, stage: str, section: Any,
+) -> learner_lib.GroupLearner:
+  """What the stage learns with, at its start."""
+  return learner_lib.GroupLearner(
+      ctx, stage, section, rl_setup.objective_of(section, stage, ctx.config))
 
 
 def run(
@@ -76,19 +84,11 @@ class Trainer:
         self._shape,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
-    self._updates = section.epochs_per_step * section.minibatches_per_step
-    self.start = training.start(
-        ctx, stage, section, section.steps * self._updates)
+    self._learner = learner(ctx, stage, section)
+    self.start, self.clock = self._learner.start, self._learner.clock
     self._host_state: dict[str, Any] = {
         'combine': {}, 'select': {}, 'hooks': {}}
     self._last_metrics: dict[str, float] = {}
-    self._reference = (
-        training.reference(ctx, self.start, section.reference,
-                           whole=plan.objective.reference_hidden)
-        if plan.objective.reference else None)
-    self._train_step = training.make_update(
-        ctx.policy, self.start.optimizer,
-        plan.objective.terms, chunks=section.chunks_per_minibatch)
 
   # Host state that belongs to a checkpoint.
 
@@ -105,18 +105,25 @@ class Trainer:
 
   def step(self, state: types.TrainState, k: int) -> loop.Step:
     """One rollout and its updates."""
-    pairs = self._stream.take(self._section.prompts_per_step)
+    pairs = self._take()
     rollout = self._sample(state, pairs, k)
     host = read_lib.to_host(rollout)
     judged = self._judge(host, pairs, k)
     knobs = self._knobs(judged, k)
     block = self._assemble(rollout, host, judged, knobs, state)
-    state, metrics = self._update(state, block, knobs, k)
-    metrics |= self._report(host, judged)
+    state, metrics = self._learner.update(state, (block,), knobs, k)
+    metrics = {**metrics, **self._report(host, judged)}
     self._last_metrics = metrics
     return loop.Step(
-        state, metrics, (block,), functools.partial(self._samples, judged))
+        state, metrics, (block,), functools.partial(self._samples, judged),
+        given={'knobs': knobs, 'rewards': judged.scored.named()},
+        tokens=int(host.lengths.sum()), times=self.clock.take())
 
+  @phases.phase('data')
+  def _take(self) -> list[pipeline.Pair]:
+    return self._stream.take(self._section.prompts_per_step)
+
+  @phases.phase('sample', ready=lambda rollout: rollout.done)
   def _sample(self, state, pairs, k) -> types.Rollout:
     prompts = sharding.spread(self._shape.collate(
         [encoded for _, encoded in pairs]))
@@ -129,6 +136,7 @@ class Trainer:
         group=self._section.samples_per_prompt,
         length=self._section.max_new_tokens)
 
+  @phases.phase('score')
   def _judge(self, host, pairs, k) -> Judged:
     """read, score, combine, advantage, select."""
     plan, section = self._plan, self._section
@@ -147,12 +155,10 @@ class Trainer:
         self._host_state['combine'])
     tokens = columns_lib.Tokens(mask=host.sampled, lengths=host.lengths)
     advantage = np.asarray(plan.advantage(rewards, tokens), np.float32)
-    named = {name: scored.columns[..., i]
-             for i, name in enumerate(scored.names)}
     rng = np.random.default_rng(
         [self._ctx.config.seed, self._ctx.index(self._stage), k])
     keep, counts, more, self._host_state['select'] = plan.select(
-        named, advantage, {'truncated': ~host.done},
+        scored.named(), advantage, {'truncated': ~host.done},
         self._host_state['select'], rng)
     if keep.dtype != bool or keep.shape != (n, g):
       raise ValueError(
@@ -167,68 +173,22 @@ class Trainer:
   def _knobs(self, judged: Judged, k: int) -> dict[str, Any]:
     """This step's numbers, after the hooks."""
     knobs = dict(self._plan.objective.knobs)
-    named = {name: judged.scored.columns[..., i]
-             for i, name in enumerate(judged.scored.names)}
     last = _numbers(self._last_metrics) if self._plan.hooks else {}
     for name, hook in self._plan.hooks.items():
       state = self._host_state['hooks'].get(name, {})
       knobs, self._host_state['hooks'][name] = hook(
-          knobs, state, named, last, k)
+          knobs, state, judged.scored.named(), last, k)
     knobs['temperature'] = self._plan.temperature
     return training.traced(knobs)
 
   def _assemble(
       self, rollout, host, judged, knobs, state) -> types.Block:
-    """The block of this step; old and reference log-probs where needed.
-
-    With old='sampler' the ratio pi / pi_sampler is itself the importance
-    correction between sampler and trainer. All log-probs are those before
-    truncation (law 5): no `old` corrects for what top-k and top-p cut off.
-    """
+    """The block of this step; old and reference log-probs where needed."""
     mask, advantage = sharding.spread(
         (host.sampled & judged.keep[..., None], judged.advantage))
-    extra = {'sampler_logp': rollout.logp}
-    block = types.Block(
+    return self._learner.scored(state, types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
-        advantage=advantage, extra=extra)
-    score = functools.partial(
-        _log_probs, self._ctx.policy, temperature=knobs['temperature'],
-        chunks=self._section.chunks_per_minibatch)
-    old, ref, ref_hidden = None, None, None
-    if self._section.old == 'sampler':
-      old = rollout.logp
-    elif self._section.old == 'recompute':
-      old, _ = score(state.params['policy'], block, hidden=False)
-    if self._reference is not None:
-      ref, ref_hidden = score(
-          self._reference(state), block,
-          hidden=self._plan.objective.reference_hidden)
-    return block.replace(old=old, ref=ref, ref_hidden=ref_hidden)
-
-  def _update(self, state, block, knobs, k):
-    """Epochs of minibatches; metrics as `training.combine` makes them."""
-    section, seen = self._section, []
-    size = section.prompts_per_step // section.minibatches_per_step
-    ref = (self._reference(state) if self._plan.objective.reference_hidden
-           else None)
-    for epoch in range(section.epochs_per_step):
-      order = np.arange(section.prompts_per_step)
-      if self._updates > 1:
-        # 1 + epoch: a trailing 0 seeds what select had (M27).
-        order = np.random.default_rng([
-            self._ctx.config.seed, self._ctx.index(self._stage), k, 1 + epoch
-        ]).permutation(order)
-      for start in range(0, section.prompts_per_step, size):
-        part = block
-        if section.minibatches_per_step > 1:
-          part = sharding.spread(
-              _rows(block, jnp.asarray(order[start:start + size])))
-        state, metrics = self._train_step(state, (part,), knobs, ref)
-        seen.append(metrics)
-    metrics = training.combine(seen)
-    if 'ratio/max' in metrics:
-      metrics['ratio/first'] = seen[0]['ratio/max']
-    return state, metrics
+        advantage=advantage, extra={'sampler_logp': rollout.logp}), knobs)
 
   # What is logged.
 
@@ -267,16 +227,7 @@ class Trainer:
     return rows
 
 
-_log_probs = jax.jit(
-    update_lib.log_probs, static_argnames=('policy', 'chunks', 'hidden'))
-
-
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:
   """On the host; None where a number is not finite (a skipped update)."""
   return {name: float(x) if x is not None and np.isfinite(x) else None
           for name, x in jax.device_get(dict(metrics)).items()}
-
-
-@jax.jit
-def _rows(block: types.Block, index: jax.Array) -> types.Block:
-  return jax.tree.map(lambda x: x[index], block)

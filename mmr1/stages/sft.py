@@ -16,6 +16,7 @@ from mmr1.data import encode
 from mmr1.data import packing
 from mmr1.data import pipeline
 from mmr1 import handover
+from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import records
 from mmr1.losses import reduce
@@ -177,6 +178,16 @@ def room_of(shape: pipeline.Shape, length: int) -> packing.Room:
       max(1, min(shape.prompt_length // least, length)))
 
 
+def learner(
+    ctx: context.Context, stage: str, section: Any) -> learner_lib.Learner:
+  """What the stage learns with, at its start."""
+  nll = update.Term('nll', functools.partial(
+      terms.nll, reduction={'mode': section.reduce}))
+  return learner_lib.Learner(
+      ctx, stage, section, (nll,), updates=section.steps,
+      chunks=section.chunks_per_step)
+
+
 def run(
     ctx: context.Context, stage: str, section: Any, plan: Mapping[str, Any],
 ) -> None:
@@ -192,15 +203,10 @@ def run(
       worker_count=ctx.config.data.worker_count), section.max_new_tokens)
   room = room_of(shape, section.max_new_tokens) if section.pack else None
   packer = packing.Packer(rows, room) if section.pack else None
-  start = training.start(ctx, stage, section, section.steps)
-  nll = update.Term('nll', functools.partial(
-      terms.nll, reduction={'mode': section.reduce}))
-  train_step = training.make_update(
-      ctx.policy, start.optimizer, (nll,), chunks=section.chunks_per_step)
+  trainer = learner(ctx, stage, section)
   knobs = training.traced(_KNOBS)
 
   def take_step(state: types.TrainState, k: int) -> loop.Step:
-    del k
     if packer is None:
       taken, full = rows.take(section.rows_per_step), {}
       block = assemble(taken, shape, section.max_new_tokens)
@@ -210,18 +216,19 @@ def run(
       full = packing.metrics(packed, room)
       block = assemble_packed(packed, shape, room)
     batch = (sharding.spread(block),)
-    state, metrics = train_step(state, batch, knobs, None)
+    state, metrics = trainer.update(state, batch, knobs, k)
     lengths = [len(ids) for _, ids in taken]
     return loop.Step(state, {
         **metrics, **full, 'response_length/mean': np.mean(lengths),
         'response_length/max': np.max(lengths),
         'data/dropped_long': rows.dropped,
         'data/broken': rows.broken}, batch,
-        functools.partial(_samples, taken))
+        functools.partial(_samples, taken), given={'knobs': knobs},
+        tokens=sum(lengths), times=trainer.clock.take())
 
   loop.train(
-      ctx, stage, section, start.state, packer or rows, take_step,
-      start.stored)
+      ctx, stage, section, trainer.start.state, packer or rows, take_step,
+      trainer.start.stored)
 
 
 def _samples(taken) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import pytest
 
 from configs import forkme
 from mmr1 import advantages
+from mmr1 import compiles
+from mmr1 import learner
 from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import trees
@@ -206,7 +208,7 @@ def test_m27_select_and_minibatches_draw_different_numbers(trainer):
     used.append(int(batch[0].prompts.uid[0]))
     return state, {'update/skipped': 0}
   choose(one, select)
-  one._train_step = update
+  one._learner._train_step = update
   orders = []
   for k in range(3):
     used.clear()
@@ -232,7 +234,8 @@ def test_the_reference_is_where_the_stage_starts(trainer):
       0.1 * metrics[1]['kl'], rel=1e-4)
   assert blocks[0].ref is not None
   # Without a kl term there is no reference.
-  assert one._reference is not None and trainer()._reference is None
+  assert one._learner._reference is not None
+  assert trainer()._learner._reference is None
 
 
 def test_m24_what_is_logged_is_what_was_used(trainer):
@@ -336,6 +339,56 @@ def test_m28_hooks_see_the_last_metrics_and_compile_nothing(
       betas[3], rel=1e-3)
   # M28: nothing was compiled for a new value.
   assert counts[1] == counts[2] == counts[3]
+
+
+def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
+  """Temperature, top-k, top-p, coefficients, clip range, learning rate and
+  lengths, each with an effect that a step shows."""
+  one = trainer(
+      kl__coefficient=0.1, entropy__coefficient=0.01, old='recompute',
+      length_buckets=(5,),
+      chunks_per_minibatch=2, steps=20, optimizer__lr=1e-3,
+      optimizer__warmup_steps=12)
+  base, state, rows, blocks = one._plan, one.start.state, [], []
+
+  def step(knobs=(), **sampling):
+    nonlocal state
+    temperature = sampling.get('temperature', 1.0)
+    one._plan = dataclasses.replace(
+        base, temperature=temperature,
+        sampling=base.sampling.replace(**{
+            name: np.asarray(value, getattr(base.sampling, name).dtype)
+            for name, value in sampling.items()}),
+        objective=base.objective._replace(
+            knobs={**base.objective.knobs, **dict(knobs)}))
+    made = one.step(state, len(rows))
+    state = made.state
+    rows.append(jax.device_get(dict(made.metrics)))
+    blocks.append(np.asarray(made.batch[0].completions.tokens))
+    return rows[-1]
+
+  step()
+  step(temperature=0.5)  # from here on the state is a program's
+  counter, programs = compiles.CompileCounter(), [
+      one._learner._train_step._cache_size(), learner._log_probs._cache_size()]
+  assert step(temperature=0.1)['entropy'] < step(temperature=2.0)['entropy']
+  for single in (dict(top_k=1), dict(top_p=1e-6)):  # one candidate is left
+    step(**single)
+    assert (blocks[-1] == blocks[-1][:, :1]).all()
+  step(top_k=7, top_p=0.9)
+  assert not (blocks[-1] == blocks[-1][:, :1]).all()
+  for length in (1, 2, 4, 5, 6, 8):  # within both buckets
+    assert step(max_new_tokens=length)['response_length/max'] <= length
+  assert step({'coef/kl': 0.0})['loss/kl'] == 0
+  assert step({'coef/entropy': 0.0})['loss/entropy'] == 0
+  assert step({'coef/policy': 0.0})['loss/policy'] == 0
+  step({'policy/eps_low': 0.1, 'policy/eps_high': 5.0})
+  counter.close()
+  assert counter.count == 0
+  assert programs == [one._learner._train_step._cache_size(),
+                      learner._log_probs._cache_size()]
+  # The learning rate was another one in each step of the warm-up.
+  assert len({float(row['lr']) for row in rows}) == 12
 
 
 def test_m3_chunks_change_nothing(trainer):

@@ -1,0 +1,174 @@
+"""What a stage learns with: its state, and an update from an assembled batch.
+
+It reads neither data nor rewards and samples nothing, so that a batch that was
+written to a file can be trained on again (`python -m mmr1.replay`).
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmr1 import context
+from mmr1 import objective as objective_lib
+from mmr1 import phases
+from mmr1 import sharding
+from mmr1 import training
+from mmr1 import types
+from mmr1 import update as update_lib
+
+Update = tuple[types.TrainState, Mapping[str, Any]]
+
+
+class Learner:
+  """One update per batch.
+
+  Attributes:
+    start: where the stage starts.
+    clock: of its phases.
+  """
+
+  def __init__(
+      self, ctx: context.Context, stage: str, section: Any,
+      terms: tuple[update_lib.Term, ...], *, updates: int, chunks: int):
+    """Starts a stage.
+
+    Args:
+      ctx: the run.
+      stage: its name.
+      section: the stage's section.
+      terms: the objective.
+      updates: optimiser updates in the stage.
+      chunks: pieces that a batch's gradient is made in.
+    """
+    self._ctx, self._stage, self._section = ctx, stage, section
+    self._chunks = chunks
+    self.clock = phases.Clock()
+    self.start = training.start(ctx, stage, section, updates)
+    self._train_step = training.make_update(
+        ctx.policy, self.start.optimizer, terms, chunks=chunks,
+        buckets=tuple(section.length_buckets))
+
+  @phases.phase('update', ready=lambda result: result[1])
+  def update(
+      self, state: types.TrainState, batch: types.Batch,
+      knobs: Mapping[str, jax.Array], k: int) -> Update:
+    """The state and the metrics after step k, from 0; `state` is given up."""
+    return self._step(state, batch, knobs, k)
+
+  def _step(self, state, batch, knobs, k) -> Update:
+    del k
+    return self._train_step(state, batch, knobs, None)
+
+
+class GroupLearner(Learner):
+  """Old and reference log-probs, then epochs of minibatches (rl)."""
+
+  def __init__(
+      self, ctx: context.Context, stage: str, section: Any,
+      objective: objective_lib.Objective):
+    self._updates = section.epochs_per_step * section.minibatches_per_step
+    super().__init__(
+        ctx, stage, section, objective.terms,
+        updates=section.steps * self._updates,
+        chunks=section.chunks_per_minibatch)
+    self._objective = objective
+    self._reference = (
+        training.reference(ctx, self.start, section.reference,
+                           whole=objective.reference_hidden)
+        if objective.reference else None)
+
+  @phases.phase('reference', ready=lambda block: (block.old, block.ref))
+  def scored(
+      self, state: types.TrainState, block: types.Block,
+      knobs: Mapping[str, jax.Array]) -> types.Block:
+    """The block with old and reference log-probs where they are needed.
+
+    With old='sampler' the ratio pi / pi_sampler is itself the importance
+    correction between sampler and trainer. All log-probs are those before
+    truncation (law 5): no `old` corrects for what top-k and top-p cut off.
+    """
+    score = functools.partial(
+        _log_probs, self._ctx.policy, temperature=knobs['temperature'],
+        chunks=self._chunks, buckets=tuple(self._section.length_buckets))
+    old, ref, ref_hidden = None, None, None
+    if self._section.old == 'sampler':
+      old = block.extra['sampler_logp']
+    elif self._section.old == 'recompute':
+      old, _ = score(state.params['policy'], block, hidden=False)
+    if self._reference is not None:
+      ref, ref_hidden = score(
+          self._reference(state), block,
+          hidden=self._objective.reference_hidden)
+    return block.replace(old=old, ref=ref, ref_hidden=ref_hidden)
+
+  def _step(self, state, batch, knobs, k) -> Update:
+    """Epochs of minibatches; metrics as `combine` makes them."""
+    (block,), section, seen = batch, self._section, []
+    size = section.prompts_per_step // section.minibatches_per_step
+    ref = (self._reference(state) if self._objective.reference_hidden
+           else None)
+    for epoch in range(section.epochs_per_step):
+      order = np.arange(section.prompts_per_step)
+      if self._updates > 1:
+        # 1 + epoch: a trailing 0 seeds what select had (M27).
+        order = np.random.default_rng([
+            self._ctx.config.seed, self._ctx.index(self._stage), k, 1 + epoch
+        ]).permutation(order)
+      for start in range(0, section.prompts_per_step, size):
+        part = block
+        if section.minibatches_per_step > 1:
+          part = sharding.spread(
+              _rows(block, jnp.asarray(order[start:start + size])))
+        state, metrics = self._train_step(state, (part,), knobs, ref)
+        seen.append(metrics)
+    metrics = combine(seen)
+    if 'ratio/max' in metrics:
+      metrics['ratio/first'] = seen[0]['ratio/max']
+    return state, metrics
+
+
+def combine(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The metrics of a step's updates as one row.
+
+  Updates that were skipped as not finite are left out, unless all were: they
+  changed nothing, and their nan would hide the others.
+
+    'update/skipped'  how many were skipped
+    'update/...'      the largest; of skips in a row the longest run
+    'sampler/...'     that of the first update: sampler and trainer agree only
+                      while they have the same parameters
+    '.../max'         the largest
+    the rest          the mean over updates
+  """
+  if len(seen) == 1:
+    return dict(seen[0])
+  # On the host: small programs over several CPU devices, one after the other,
+  # can wait for each other for ever.
+  seen = jax.device_get(list(seen))
+  used = [row for row in seen if not row['update/skipped']] or seen
+  result = {}
+  for name, first in seen[0].items():
+    every = [row[name] for row in seen]
+    if name == 'update/skipped':
+      result[name] = np.sum(every)
+    elif name.startswith('update/'):
+      result[name] = np.max(every)
+    elif name.startswith('sampler/'):
+      result[name] = first
+    else:
+      pool = np.max if name.endswith('/max') else np.mean
+      result[name] = pool([row[name] for row in used])
+  return result
+
+
+_log_probs = jax.jit(update_lib.log_probs, static_argnames=(
+    'policy', 'chunks', 'buckets', 'hidden'))
+
+
+@jax.jit
+def _rows(block: types.Block, index: jax.Array) -> types.Block:
+  return jax.tree.map(lambda x: x[index], block)
