@@ -175,10 +175,9 @@ class Checkpoints:
 
   def steps(self, stage: str) -> list[int]:
     """Steps of the stage's committed checkpoints, ascending."""
-    if not self._folder.exists():  # read-only, of a run that just began
-      return []
+    there = self._folder.iterdir() if self._folder.exists() else ()
     found = (re.fullmatch(rf'{re.escape(stage)}_(\d+)', path.name)
-             for path in self._folder.iterdir())
+             for path in there)
     return sorted(int(match[1]) for match in found if match)
 
   def best(self, stage: str) -> int | None:

@@ -26,6 +26,7 @@ import tensorboardX
 
 from mmr1 import progress
 from mmr1 import thumbnails
+from mmr1 import workdir as workdir_lib
 
 _ERRORS = 'log/errors'
 
@@ -227,11 +228,11 @@ class Logger:
 
   def _download(self) -> None:
     for name in ('metrics.jsonl', 'samples', 'events'):
-      _copy(self._remote / name, self._folder / name)
+      workdir_lib.copy(self._remote / name, self._folder / name)
 
   def _upload(self) -> None:
     for name in ('metrics.jsonl', 'samples', 'events'):
-      _copy(self._folder / name, self._remote / name)
+      workdir_lib.copy(self._folder / name, self._remote / name)
 
 
 def read_rows(path: Any) -> list[dict[str, Any]]:
@@ -289,12 +290,3 @@ def _strict(value: Any) -> Any:
 
 def _cell(value: Any) -> str:
   return f'{value:.3f}' if isinstance(value, float) else str(value)
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-  if source.is_dir():
-    for entry in source.iterdir():
-      _copy(entry, target / entry.name)
-  elif source.exists():
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.copy(target, overwrite=True)

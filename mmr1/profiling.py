@@ -5,9 +5,9 @@ TensorBoard's profile plugin, XProf and Perfetto open what it leaves:
     <workdir>/profile/plugins/profile/<time>/<host>.xplane.pb
                                              <host>.trace.json.gz
 
-Host rows have 'step' with its number and the phases inside it ('sample',
-'score', 'reference', 'update'); device rows have the programs 'jit_sample',
-'jit_log_probs' and 'jit_update' and, in them, the scopes of the model.
+Host rows have 'step' with its number and the phases inside it ('data',
+'sample', 'score', 'reference', 'update'); device rows have the programs, as
+'jit_update', and in them the scopes of the model.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import jax
 
 from mmr1 import lineage
 from mmr1 import resolve
+from mmr1 import workdir as workdir_lib
 
 
 class Profile:
@@ -105,10 +106,6 @@ def start(folder: Any) -> Callable[[], None]:
   def stop():
     jax.profiler.stop_trace()
     if remote:
-      for file in epath.Path(local).glob('**/*'):
-        if file.is_file():
-          target = epath.Path(folder) / file.relative_to(local)
-          target.parent.mkdir(parents=True, exist_ok=True)
-          file.copy(target, overwrite=True)
+      workdir_lib.copy(epath.Path(local), epath.Path(folder))
       epath.Path(local).rmtree()
   return stop

@@ -90,6 +90,16 @@ def _temporary(path: epath.Path) -> epath.Path:
   return path.parent / f'.{path.name}.tmp'
 
 
+def copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies a file, or a folder into another, between local and gs://."""
+  if source.is_dir():
+    for entry in source.iterdir():
+      copy(entry, target / entry.name)
+  elif source.exists():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.copy(target, overwrite=True)
+
+
 def barrier(name: str) -> None:
   """Waits for the other hosts."""
   if jax.process_count() > 1:

@@ -22,7 +22,8 @@ def program(*, vocab=small.VOCAB, t, head_chunk=20, **run):
   """The compiled gradient of all three terms, from shapes alone."""
   policy = small.policy(head_chunk, vocab=vocab, depth=1, **{
       'remat': 'layer', **run})
-  params = jax.eval_shape(lambda: small.params(depth=1))
+  params = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), small.params(depth=1))
   params['language']['embed'] = jax.ShapeDtypeStruct(
       (vocab, WIDTH), jnp.float32)
   rows = [small.row(5 + i, seed=i) for i in range(N)]
@@ -44,43 +45,37 @@ def temporaries(compiled):
 
 
 def test_law_1_no_logits_of_all_tokens_and_none_of_prompts():
-  t, chunk = 23, 40
+  t, chunk = 33, 44
   compiled = program(vocab=V, t=t, head_chunk=chunk)
   big = {shape for shape in shapes(compiled) if V in shape}
   # The search finds logits: a chunk of tokens, the same number per prompt.
   assert any(math.prod(s) == V * chunk for s in big if WIDTH not in s), big
   for shape in big:
     # And the embedding with its gradient. Nothing more, above all no
-    # [tokens, V]: each chunk of completions has N x G / 2 x T = 92 of them.
+    # [tokens, V]: a chunk of completions has N x G / 2 x T = 132 of them.
     assert math.prod(shape) <= V * max(chunk, WIDTH), shape
     assert P not in shape and t not in shape
-  # All that exists at once: a few chunks of logits and the gradient of the
-  # embedding; the logits of all tokens would be twice as much.
+  # All that exists at once: a few chunks of logits and gradients of the
+  # embedding, less than the logits of all tokens alone.
   tokens = N * G * t
   assert temporaries(compiled) < 4 * V * tokens
   assert temporaries(compiled) > 4 * V * chunk
 
 
-@pytest.mark.parametrize('remat', ['layer', 'dots'])
-def test_temporaries_grow_at_most_linearly_with_t(remat):
+def test_temporaries_grow_at_most_linearly_with_t():
   """As run at scale: chunks of completions, layers that are recomputed, and
   attention by blocks of queries."""
-  one, two = (temporaries(program(t=t, remat=remat, query_chunk=64))
-              for t in (256, 512))
+  one, two = (temporaries(program(t=t, query_chunk=64)) for t in (256, 512))
   assert one < two <= 2 * one
-
-
-def test_the_search_would_see_attention_over_all_pairs():
-  """Without blocks of queries they are [.., T, T], and grow faster."""
-  one, two = (temporaries(program(t=t, query_chunk=1024)) for t in (256, 512))
-  assert two > 2.5 * one
+  # The plan shows growth: without blocks of queries scores are [.., T, T].
+  assert temporaries(program(t=512, query_chunk=1024)) > 2 * two
 
 
 def products(remat, layers):
   """Matrix products (with weights, of attention) in the gradient."""
   policy = small.policy(depth=2, remat=remat, layers=layers)
-  rows = [small.row(3, (1, 4, 4), 1, seed=i) for i in range(N)]
-  block = small.block(small.prompts(rows), G, 6)
+  rows = [small.row(3, seed=i) for i in range(N)]
+  block = small.block(small.prompts(rows, p=4, media=False), G, 6)
   jaxpr = jax.make_jaxpr(lambda p, b: update.gradient(
       policy, p, lambda x: x, (b,), small.plan().terms, small.knobs()))(
           small.params(), block)
@@ -110,10 +105,12 @@ def test_dots_recompute_attention_and_no_product_with_weights(layers):
 
 
 def test_dots_change_nothing():
-  block = small.block(small.prompts(), 4, 6)  # as other tests have it
+  block = small.block(small.prompts([small.row(5), small.row(8, seed=1)], p=8,
+                                    media=False), 2, 5)
   expected, got = (
-      small.gradient(small.params(), (block,), policy_=small.policy(**run))
-      for run in ({}, {'remat': 'dots'}))
+      small.gradient(small.params(depth=1), (block,), policy_=small.policy(
+          depth=1, **run)) for run in ({}, {'remat': 'dots'}))
+  assert np.abs(expected[0]['language']['embed']).max() > 1e-3
   for name, x in trees.named(got[0]).items():
     want = trees.named(expected[0])[name]
     np.testing.assert_allclose(

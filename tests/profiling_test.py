@@ -69,7 +69,7 @@ def test_m15_a_run_that_goes_on_in_between(config, monkeypatch):
 
 @pytest.mark.parametrize('asked, said', [
     ('grpo', r"got 'grpo'; write <stage>:<first>-<last>.*'grpo:3-5'"),
-    ('grpo:a-b', 'write <stage>:<first>-<last>'),
+    ('grpo:a-b', "got 'grpo:a-b'; write"),
     ('grop:1-2', "'grop' is no stage.*grpo"),
     ('grpo:0-2', 'got steps 0 to 2; .* 1 to 6 .grpo.steps'),
     ('grpo:3-2', 'got steps 3 to 2'),

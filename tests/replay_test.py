@@ -3,7 +3,6 @@
 import gzip
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,8 +20,8 @@ PHASES = ('data', 'sample', 'score', 'reference', 'update')
 
 @pytest.fixture(scope='module')
 def run(shrink, tmp_path_factory):
-  """Folder of a finished run: two steps of sft, four of rl, whose third
-  update is not finite. Checkpoints of sft: 2; of rl: 2, 3 and 4."""
+  """Folder of a run: two steps of sft, and rl, whose third update is not
+  finite and stops it. Checkpoints of sft: 2; of rl: 1 and 2."""
   folder = tmp_path_factory.mktemp('replay')
   c = shrink(common.get_base())
   c.stages, c.evaluate_base = ('imitate', 'grpo'), False
@@ -32,7 +31,7 @@ def run(shrink, tmp_path_factory):
       length_buckets=(16,), checkpoint_every=2)
   c.grpo = common.overlay(
       c.rl, steps=4, prompts_per_step=4, samples_per_prompt=4,
-      max_new_tokens=8, record_every=1, checkpoint_every=1, keep_checkpoints=3,
+      max_new_tokens=8, record_every=1, checkpoint_every=1, max_bad_updates=1,
       old='recompute', minibatches_per_step=2, length_buckets=(4,),
       chunks_per_minibatch=2, carry=('optimizer',))
   c.grpo.kl.coefficient = 0.1
@@ -43,7 +42,8 @@ def run(shrink, tmp_path_factory):
   own.calls[0] = 0
   own.bad_steps.clear()
   own.bad_steps.add(3)
-  runner.run(c, str(folder / 'run'), quiet=True, profile='grpo:2-3')
+  with pytest.raises(FloatingPointError, match='bad_batches/grpo_3.npz'):
+    runner.run(c, str(folder / 'run'), quiet=True, profile='grpo:2-4')
   return folder / 'run'
 
 
@@ -51,14 +51,13 @@ def files(run):
   return {path: path.stat().st_mtime_ns for path in run.rglob('*')}
 
 
-@pytest.mark.parametrize('name, start, same', [
-    ('rollouts/imitate_1.npz', 'where it starts', True),
-    ('rollouts/grpo_1.npz', 'where it starts', True),
-    ('rollouts/grpo_3.npz', 'checkpoint grpo_2', True),
-    ('bad_batches/grpo_3.npz', 'checkpoint grpo_2', True),
-    ('rollouts/grpo_2.npz', 'where it starts', False)])
+@pytest.mark.parametrize('name, step, start, same', [
+    ('rollouts/imitate_1.npz', None, 'where it starts', True),
+    ('rollouts/grpo_1.npz', None, 'where it starts', True),
+    ('bad_batches/grpo_3.npz', None, 'checkpoint grpo_2', True),
+    ('rollouts/grpo_3.npz', 1, 'checkpoint grpo_1', False)])
 def test_the_update_of_a_step_from_its_file(
-    run, monkeypatch, capsys, name, start, same):
+    run, monkeypatch, capsys, name, step, start, same):
   """Equal to the run's own numbers, bit for bit, or it says why not; without
   data, and without a trace in the run's folder."""
   def no(*args, **kwargs):
@@ -66,14 +65,14 @@ def test_the_update_of_a_step_from_its_file(
   monkeypatch.setattr(datasets, 'open_split', no)
   monkeypatch.setattr(datasets, 'open_expert', no)
   before = files(run)
-  metrics = replay.replay(str(run), str(run / name))
+  metrics = replay.replay(str(run), str(run / name), step=step)
   assert files(run) == before
   said = capsys.readouterr().out
-  stage, step = recording.load(run / name)[:2]
+  stage, number = recording.load(run / name)[:2]
   (row,) = [row for row in log.read_rows(run / 'metrics.jsonl')
-            if (row['stage'], row['step']) == (stage, step)
+            if (row['stage'], row['step']) == (stage, number)
             and 'loss' in row]
-  assert f'{stage}, step {step}, from {start}' in said
+  assert f'{stage}, step {number}, from {start}' in said
   known = [key for key in metrics if key in row]
   assert {'loss', 'grad_norm', 'lr', 'update/skipped_total'} <= {*known}
   equal = [repr(metrics[key]) == repr(float(row[key])) for key in known]
@@ -81,7 +80,7 @@ def test_the_update_of_a_step_from_its_file(
   assert (f'all {len(known)} numbers are those in metrics.jsonl, bit' in said
           ) == same
   assert ('so numbers differ' in said) == (not same)
-  assert metrics['update/skipped'] == (step == 3) * 2
+  assert metrics['update/skipped'] == (number == 3) * 2
 
 
 def test_repeats_go_on_and_leave_a_trace(run, tmp_path, capsys):
@@ -114,7 +113,7 @@ def test_a_record_has_what_the_step_earned(run):
 
 def test_m22_what_cannot_be_replayed(run, tmp_path, capsys):
   path = str(run / 'rollouts' / 'grpo_3.npz')
-  with pytest.raises(ValueError, match=r'no checkpoint of step 9.*\[2, 3, 4\]'):
+  with pytest.raises(ValueError, match=r'no checkpoint of step 9.*\[1, 2\]'):
     replay.replay(str(run), path, step=9)
   with pytest.raises(ValueError, match='there is no run'):
     replay.replay(str(tmp_path), path)
@@ -153,8 +152,7 @@ def test_a_profile_names_its_steps_phases_and_programs(run):
   names, steps = events(run / 'profile')
   assert steps == {'2', '3'}
   assert {*PHASES} <= names
-  for program in ('sample', 'log_probs', 'update'):
-    assert any(f'jit_{program}' in str(name) for name in names), program
+  assert {'PjitFunction(log_probs)', 'PjitFunction(update)'} <= names
 
 
 def test_m24_times_of_phases_and_tokens_per_second(run):
@@ -166,8 +164,8 @@ def test_m24_times_of_phases_and_tokens_per_second(run):
     # Phases follow each other; a step ends after the one before is logged.
     assert max(times) < row['time/step_s'] + 1
     assert row['tokens_per_s'] > 0
+  assert [row['step'] for row in rows] == [1, 2, 1, 2, 3]
   last = rows[-1]
   assert last['tokens_per_s'] * last['time/step_s'] == pytest.approx(
       last['response_length/mean'] * 16)
   assert last['time/sample_s'] > 0 and last['time/update_s'] > 0
-  assert jax.process_count() == 1
