@@ -368,13 +368,13 @@ def test_m23_a_remote_that_fails_loses_no_rows(remote, monkeypatch):
     raise OSError('no network')
   # Reading fails: what is there must not be replaced by less.
   with monkeypatch.context() as patch:
-    patch.setattr(log, '_copy', down)
+    patch.setattr(log.workdir_lib, 'copy', down)
     with pytest.raises(OSError, match='no network'):
       log.Logger(path, console=console)
   # Writing fails: the run goes on, and says where the rows are.
   second = log.Logger(path, console=console, tensorboard=False)
   second.write('s', 2, {'loss': 1.0})
-  monkeypatch.setattr(log, '_copy', down)
+  monkeypatch.setattr(log.workdir_lib, 'copy', down)
   second.close()
   said = console.file.getvalue().replace('\n', '')
   kept = pathlib.Path(said.split('upload from ')[1].split(')')[0])
