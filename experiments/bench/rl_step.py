@@ -57,7 +57,7 @@ def measure() -> dict[str, tuple[float, float]]:
   config.cpu_devices, config.cache_dir = FLAGS.devices, ''
   config.tensorboard = False
   final = resolve.finalise(config)
-  runner._set_up_jax(final)
+  runner.set_up_jax(final)
   _, plans = runner.plan(final)
   with guard.Interrupt() as interrupt, tempfile.TemporaryDirectory() as folder:
     ctx = runner.open_run(final, folder, interrupt=interrupt, quiet=True)
@@ -76,7 +76,7 @@ def measure() -> dict[str, tuple[float, float]]:
 
     def update():
       nonlocal state  # the last one's buffers were donated
-      state, _ = one._update(state, block, knobs, 0)
+      state, _ = one._learner.update(state, (block,), knobs, 0)
       return state
     found['update'] = seconds(update)
     ctx.close()

@@ -99,7 +99,7 @@ def test_m21_no_gradient_of_a_frozen_kernel_is_computed(scan):
       return layer.apply({'params': p}, x), None
     merged = trees.merge(train, frozen)
     return layers.fold(step, merged, x, [None] * 2 if not scan else None,
-                       [False] * 2, scan=scan, remat=False)[0].sum()
+                       [False] * 2, scan=scan, remat='none')[0].sum()
 
   def products(mask):
     halves = trees.partition(params, mask)
