@@ -18,7 +18,7 @@ import transformers
 from mmr1.models import checkpoints
 
 TINY = pathlib.Path(__file__).parents[2] / 'mmr1' / 'assets' / 'tiny'
-_PATCH, _MERGE = 14, 2
+_PATCH, _MERGE, _WINDOW = 14, 2, 4
 _WORDS = ('how', 'many', 'red', 'and', 'blue', 'is', 'the', 'sum', 'of', 'a')
 
 
@@ -33,6 +33,8 @@ class Workload:
     text: prompt tokens that are not image tokens.
     prompts, group, length: N, G, T of a step.
     rows: N, G of a measurement of generation; None: those of a step.
+    sampler: (key, value) of mmr1's section `sampler` that a user would set
+      for such lengths; the defaults else.
     mean: of geometric lengths, a fraction of T; 0: every row runs to T.
     limit: tokens that are drawn, where that is less than T; 0: T.
   """
@@ -50,6 +52,7 @@ class Workload:
   mean: float = 0.0
   limit: int = 0
   rows: tuple[int, int] | None = None
+  sampler: tuple[tuple[str, int | bool], ...] = ()
 
   @property
   def image_tokens(self) -> int:
@@ -57,7 +60,9 @@ class Workload:
 
   @property
   def patches(self) -> int:
-    return (self.image // _PATCH)**2
+    """Patch slots, in whole attention windows."""
+    window = _PATCH * _MERGE * _WINDOW
+    return (-(-self.image // window) * _WINDOW * _MERGE)**2
 
   @property
   def prompt_tokens(self) -> int:
@@ -87,6 +92,8 @@ class Workload:
     return math.log(self.hazard / (1 - self.hazard) * (choices - 1))
 
 
+# Lengths differ: half of the completions wait for a row that ends.
+_RAGGED = (('rows', 64), ('cache_chunk', 64), ('shrink', True))
 _SMALL = dict(width=128, mlp_width=384, depth=4, heads=4, kv_heads=2, text=32)
 WORKLOADS = {
     'w1': Workload(
@@ -103,15 +110,15 @@ WORKLOADS = {
         kv_heads=2, image=448, text=32, prompts=4, group=8, length=64),
     'w5': Workload(
         'VLM 1.2M, ragged lengths', image=224, prompts=16, group=8, length=192,
-        mean=1 / 3, **_SMALL),
+        mean=1 / 3, sampler=_RAGGED, **_SMALL),
     # What w5 is compared with: the same rows, all of them to the cap.
     'w5full': Workload(
         'VLM 1.2M, the rows of w5 to the cap', image=224, prompts=16, group=8,
-        length=192, **_SMALL),
+        length=192, sampler=_RAGGED, **_SMALL),
     # Does a cap that is not reached cost anything?
     'cap1024': Workload(
         'w1 under a cap of 1,024', image=224, prompts=4, group=8, length=1024,
-        limit=128, **_SMALL),
+        limit=128, sampler=(('cache_chunk', 128),), **_SMALL),
 }
 
 
@@ -145,7 +152,7 @@ def config(w: Workload) -> dict:
   tiny['vision_config'].update(
       depth=4, hidden_size=64, intermediate_size=128, num_heads=4,
       out_hidden_size=w.width, patch_size=_PATCH,
-      window_size=4 * _PATCH * _MERGE)
+      window_size=_WINDOW * _PATCH * _MERGE)
   return tiny
 
 
