@@ -45,6 +45,7 @@ class DecoderBlock(nn.Module):
       self, x: Array, cos: Array, sin: Array, sight: Sight,
       prefix: attention.Source | None = None,
       cache: tuple[Array, Array, Array] | None = None,
+      earlier: attention.Source | None = None,
   ) -> tuple[Array, tuple[Array, Array]]:
     """Runs the layer on T tokens of every row.
 
@@ -55,6 +56,7 @@ class DecoderBlock(nn.Module):
       prefix: the prompt's keys and values [N, K, P, d] and who sees them.
       cache: own keys and values [N, G, K, U, d] of earlier tokens and the
         index at which these T are written; None: U = T, only these.
+      earlier: own keys and values of earlier tokens that are only read.
 
     Returns:
       x and the own keys and values [N, G, K, U, d].
@@ -78,8 +80,7 @@ class DecoderBlock(nn.Module):
                                               cache[2], axis=3)
           for old, new in ((cache[0], k), (cache[1], v)))
     sources = [attention.Source(k, v, sight)]
-    if prefix is not None:
-      sources.append(prefix)
+    sources += [more for more in (earlier, prefix) if more is not None]
     hidden = attention.attend(
         q, sources, scale=c.query_scale, cap=c.score_cap, **c.attending)
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
@@ -121,7 +122,8 @@ class Decoder(nn.Module):
                t: Array | None = None,
                add: Array | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
-    the prefix | None, cache | None), the prefix in `seats` if given; packed:
+    the prefix | None, cache | None), the prefix in `seats` if given; a cache is
+    written to at index t, or only read if layers are scanned; packed:
     segments i32[N, G, T] of x and i32[N, P] of the prefix; add: see
     `layers.fold`. Returns x (no final norm), own KV."""
     c = self.config
@@ -138,11 +140,16 @@ class Decoder(nn.Module):
     def step(params, x, extra, flag):
       prefix, cache = extra
       see = functools.partial(self._see, sliding=flag)
-      return block.apply(
-          {'params': params}, x, *_choose(flag, near, turns), see(sight),
-          None if prefix is None else attention.Source(
-              *prefix, see(prompt), seats),
-          None if cache is None else (*cache, t))
+      prefix = None if prefix is None else attention.Source(
+          *prefix, see(prompt), seats)
+      run = functools.partial(
+          block.apply, {'params': params}, x, *_choose(flag, near, turns))
+      if cache is None:
+        return run(see(sight), prefix)
+      if c.layers == 'scan':  # a scan would copy a cache that it writes to
+        return run(Sight(), prefix, earlier=attention.Source(
+            *cache, see(sight)))
+      return run(see(sight), prefix, (*cache, t))
 
     return layers.fold(
         step, self.layers, x, extras, c.sliding or [False] * c.depth,
@@ -330,12 +337,19 @@ class LanguageModel(nn.Module):
     index = jnp.arange(jax.tree.leaves(cache)[0].shape[-2])
     keys = (jnp.ones((1, 1, len(index)), bool) if start is None else
             index >= start[..., None])
+    scanned = self.config.layers == 'scan'
+    if scanned:  # the token's own keys are not in there yet
+      keys = keys & (index < t)
     sight = Sight(keys=keys, causal=True, at=t)
     x = self.language.embedded(tokens)[:, :, None]
-    x, cache = self.language(
+    x, kv = self.language(
         x, positions[:, :, None], sight, self._extras(prefix, cache),
         prefix_mask=prompt_mask, seats=seats, t=t)
-    return self.language.norm(x)[:, :, 0], cache
+    if scanned:  # all layers at once, in place
+      kv = tuple(jax.lax.dynamic_update_slice_in_dim(
+          old, new.astype(old.dtype), t, axis=-2)
+          for old, new in zip(cache, kv))
+    return self.language.norm(x)[:, :, 0], kv
 
   def per_layer(
       self, params: Any, prefix: types.Prefix) -> tuple[Any, types.Prefix]:

@@ -68,6 +68,30 @@ def test_m1_decode_equals_completion_pass(model, batch, three, layers):
                              atol=1e-5, rtol=0)
 
 
+def test_a_scan_over_layers_does_not_write_the_cache(model, batch, three):
+  """It would copy the whole of it for every token: the layers' keys of one
+  token leave the scan, and one update in place writes them."""
+  module, params = model
+  module = qwen_vl.build(dataclasses.replace(module.config, layers='scan'))
+  tokens, positions, _ = three
+
+  def step(params, cache):
+    prefix = module.apply({'params': params}, batch, method='prompt_pass')
+    return module.apply(
+        {'params': params}, prefix, batch.mask, cache, tokens[:, :, 0],
+        positions[:, :, 0], 5, method='decode')
+
+  cache = decoder.init_cache(module.config, *tokens.shape[:2], 23, jnp.float32)
+  jaxpr = jax.make_jaxpr(step)(params, cache).jaxpr
+  scans = [e for e in jaxpr.eqns if e.primitive.name == 'scan']
+  assert any(23 in v.aval.shape for e in scans for v in e.invars)  # it reads
+  assert not any(23 in v.aval.shape for e in scans for v in e.outvars)
+  written = [e for e in jaxpr.eqns
+             if e.primitive.name == 'dynamic_update_slice'
+             and 23 in e.outvars[0].aval.shape]
+  assert len(written) == 2  # keys and values
+
+
 def test_causality(model, batch, three, logits):
   """A later token changes nothing before it, and something after."""
   changed = (three[0].at[:, 0, 3].add(1), *three[1:])
