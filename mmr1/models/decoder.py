@@ -29,6 +29,7 @@ Array = jax.Array
 Config = decoder_config.Config
 Sight = sight_lib.Sight
 
+_COLUMNS = 'head_columns'  # [D, V]
 _MLPS = {'silu': layers.SwiGLU, 'gelu': layers.GeGLU}
 
 
@@ -180,11 +181,14 @@ class Decoder(nn.Module):
 
   def logits(self, hidden: Array) -> Array:
     c = self.config
-    weight = self.embed if c.tied else self.head
-    logits = jnp.einsum(
-        '...d,vd->...v', hidden.astype(c.compute_dtype),
-        weight.astype(c.compute_dtype), precision=c.precision,
-        preferred_element_type=jnp.float32)
+    kw = dict(precision=c.precision, preferred_element_type=jnp.float32)
+    hidden = hidden.astype(c.compute_dtype)
+    if self.has_variable('params', _COLUMNS):  # of `LanguageModel.for_decode`
+      weight = self.get_variable('params', _COLUMNS).astype(c.compute_dtype)
+      logits = jnp.einsum('...d,dv->...v', hidden, weight, **kw)
+    else:
+      weight = (self.embed if c.tied else self.head).astype(c.compute_dtype)
+      logits = jnp.einsum('...d,vd->...v', hidden, weight, **kw)
     return attention.soft_cap(logits, c.logit_cap)
 
 
@@ -351,18 +355,21 @@ class LanguageModel(nn.Module):
           for old, new in zip(cache, kv))
     return self.language.norm(x)[:, :, 0], kv
 
-  def per_layer(
+  def for_decode(
       self, params: Any, prefix: types.Prefix) -> tuple[Any, types.Prefix]:
     """Both as `decode` reads them best, again and again.
 
-    Where layers are unrolled their stacks are cut here, once: inside a loop
-    XLA would copy every layer out of them for every token.
+    Where layers are unrolled their stacks are cut here, once, and the head is
+    turned: inside a loop XLA would copy every layer out of its stack, and on a
+    CPU turn the head, for every token.
     """
     if self.config.layers == 'scan':
       return params, prefix
     language, depth = params['language'], self.config.depth
+    head = language['embed' if self.config.tied else 'head']
     params = {**params, 'language': {
-        **language, 'layers': tuple(layers.unstack(language['layers'], depth))}}
+        **language, _COLUMNS: jnp.transpose(head),
+        'layers': tuple(layers.unstack(language['layers'], depth))}}
     return params, prefix.replace(
         keys=tuple(layers.unstack(prefix.keys, depth)),
         values=tuple(layers.unstack(prefix.values, depth)))

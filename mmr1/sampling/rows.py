@@ -203,7 +203,7 @@ def decode(
     refill: i32[D']; -1: never. D' divides D: counts are over D / D' shards.
     shrink: i32[].
   """
-  params, prefix = policy.module.per_layer(params, prefix)
+  params, prefix = policy.module.for_decode(params, prefix)
   size = jax.tree.leaves(state.cache)[0].shape[-2]
   following = attention.take(
       asked.following.reshape(len(seating.task), -1),
