@@ -355,24 +355,30 @@ class LanguageModel(nn.Module):
           for old, new in zip(cache, kv))
     return self.language.norm(x)[:, :, 0], kv
 
-  def for_decode(
-      self, params: Any, prefix: types.Prefix) -> tuple[Any, types.Prefix]:
-    """Both as `decode` reads them best, again and again.
+  def for_decode(self, params: Any) -> Any:
+    """Parameters as `decode` reads them best, again and again.
 
-    Where layers are unrolled their stacks are cut here, once, and the head is
-    turned: inside a loop XLA would copy every layer out of its stack, and on a
-    CPU turn the head, for every token.
+    Where layers are unrolled their stack is cut, since inside a loop XLA would
+    copy every layer out of it for every token, and the head is turned, which
+    it would do on a CPU. In a program of its own: inside another one XLA only
+    notes that the head is turned.
     """
     if self.config.layers == 'scan':
-      return params, prefix
-    language, depth = params['language'], self.config.depth
+      return params
+    language = params['language']
     head = language['embed' if self.config.tied else 'head']
-    params = {**params, 'language': {
+    return {**params, 'language': {
         **language, _COLUMNS: jnp.transpose(head),
-        'layers': tuple(layers.unstack(language['layers'], depth))}}
-    return params, prefix.replace(
-        keys=tuple(layers.unstack(prefix.keys, depth)),
-        values=tuple(layers.unstack(prefix.values, depth)))
+        'layers': tuple(layers.unstack(
+            language['layers'], self.config.depth))}}
+
+  def per_layer(self, prefix: types.Prefix) -> types.Prefix:
+    """The same of a prefix."""
+    if self.config.layers == 'scan':
+      return prefix
+    return prefix.replace(
+        keys=tuple(layers.unstack(prefix.keys, self.config.depth)),
+        values=tuple(layers.unstack(prefix.values, self.config.depth)))
 
   def _extras(self, prefix, cache):
     """(prefix KV, cache KV) of every layer, as `layers.fold` wants them."""

@@ -194,7 +194,7 @@ def decode(
   `refill`, or when every shard has no more than `shrink`.
 
   Args:
-    policy, params: the model.
+    policy, params: the model, as `for_decode` makes its parameters.
     asked: of all prompts.
     prefix, mask: of the D * A prompts that rows may read.
     seating: who sits where.
@@ -203,7 +203,7 @@ def decode(
     refill: i32[D']; -1: never. D' divides D: counts are over D / D' shards.
     shrink: i32[].
   """
-  params, prefix = policy.module.for_decode(params, prefix)
+  prefix = policy.module.per_layer(prefix)
   size = jax.tree.leaves(state.cache)[0].shape[-2]
   following = attention.take(
       asked.following.reshape(len(seating.task), -1),

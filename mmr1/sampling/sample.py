@@ -83,6 +83,7 @@ def sample(
   schedule = schedule_lib.Schedule(real, group, length, decoding)
   whole, layout = schedule.whole, schedule.layout
   asked = _ask(policy, params, prompts, key, group=group)
+  params = _for_decode(policy, params)
   state = None
   while layout is not None:
     seating, fresh = _seating(layout, group, whole, n)
@@ -140,6 +141,18 @@ _select = jax.jit(rows.select)
 _seat = jax.jit(rows.seat, static_argnames='policy', donate_argnames='state')
 _decode = jax.jit(
     rows.decode, static_argnames='policy', donate_argnames='state')
+
+
+def _for_decode(policy: forward.Policy, params: Any) -> Any:
+  """Once per call; parameters that stay as they are are not copied."""
+  if policy.module.config.layers == 'scan':
+    return params
+  return _rearranged(policy, params)
+
+
+@functools.partial(jax.jit, static_argnames='policy')
+def _rearranged(policy, params):
+  return policy.module.for_decode(params)
 
 
 @functools.partial(jax.jit, static_argnames=('policy', 'length', 'size'))
