@@ -47,6 +47,11 @@ def refused(shell, cwd, *args):
     (['forkme', '--config.rl.optimizer.lr=-0.1'],
      ['grpo.optimizer.lr', '-0.1']),
     (['forkme', '--config.evaluation.examples=0'], ['evaluation.examples']),
+    (['forkme', '--config.grpo.length_buckets=(32, 64)'],
+     ['grpo.length_buckets', '(32, 64)', 'below max_new_tokens=64']),
+    (['forkme', '--config.grpo.record_every=-1'], ['grpo.record_every', '-1']),
+    # Steps to trace that there are not.
+    (['forkme', '--profile=grop:1-2'], ['--profile', 'grop', 'grpo']),
     # Files that are not there.
     (['forkme', '--config.model.path=no/model'], ['model.path', 'no/model']),
     (['forkme', '--config.data.path=no.jsonl'], ['data.path', 'no.jsonl']),
