@@ -226,42 +226,43 @@ def _sequences(query: Array, own: Any, prompt: Any) -> tuple[Any, int]:
     that must agree (i32[B, L], i32[B, P + L]); and the length of a completion,
     which divides L.
   """
-  n, g, t, _, width = query.shape
+  n, g, t, heads, width = query.shape
   length = _whole(t)
-  sight, after = own.visible, ((0, 0), (0, 0), (0, length - t))
-  asked, held = sight.segments or (jnp.zeros((1, 1, t), jnp.int32),) * 2
-  held = held if sight.keys is None else jnp.where(sight.keys, held, _PADDED)
+  sight, after, rest = own.visible, (0, length - t), ((0, 0),) * 2
   batch = n if prompt is not None else n * g
+  asked = _full(sight.segments[0] if sight.segments else 0, (n, g, t))
   asked, held = (
-      jnp.pad(jnp.broadcast_to(x.astype(jnp.int32), (n, g, t)), after,
-              constant_values=value).reshape(batch, -1) for x, value in ((asked, 0), (held, _PADDED)))
-  query = jnp.pad(query, (*after, (0, 0), (0, 0)))
-  query = query.reshape(batch, -1, *query.shape[3:])
+      jnp.pad(x, (*rest, after), constant_values=value).reshape(batch, -1)
+      for x, value in ((asked, 0), (_held(sight, (n, g, t)), _PADDED)))
+  query = jnp.pad(query, (*rest, after, *rest))
+  query = jnp.swapaxes(query.reshape(batch, -1, heads, width), 1, 2)
   keys, values = (
-      jnp.pad(jnp.swapaxes(x, 2, 3), (*after, (0, 0), (0, 0)))
-      .reshape(batch, -1, x.shape[2], width) for x in (own.keys, own.values))
+      jnp.moveaxis(
+          jnp.pad(x, ((0, 0), *rest, after, (0, 0))).reshape(
+              batch, -1, x.shape[2], length, width), 1, 2)
+      .reshape(batch, x.shape[2], -1, width) for x in own[:2])
   if prompt is not None:
-    before = _prompt(prompt, n)
-    keys, values, held = (
-        jnp.concatenate(pair, 1) for pair in zip(before, (keys, values, held)))
-  query, keys, values = (jnp.swapaxes(x, 1, 2) for x in (query, keys, values))
-  numbers = splash_kernel.SegmentIds(asked, held)
-  return (query, keys, values, numbers), length
+    p = prompt.keys.shape[2]
+    before = (_whole(p) - p, 0)  # the last key stays next to the completions
+    keys, values = (
+        jnp.concatenate([jnp.pad(x, (*rest, before, (0, 0))), y], 2)
+        for x, y in zip(prompt[:2], (keys, values)))
+    number = _held(prompt.visible, (n, 1, p))[:, 0]
+    held = jnp.concatenate([
+        jnp.pad(number, ((0, 0), before), constant_values=_PADDED), held], 1)
+  return (query, keys, values, splash_kernel.SegmentIds(asked, held)), length
 
 
-def _prompt(prompt: Any, n: int) -> tuple[Array, Array, Array]:
-  """Keys, values [N, P, K, d] and numbers i32[N, P], padded on the left: the
-  last key stays next to the completions."""
-  sight, p = prompt.visible, prompt.keys.shape[2]
-  number = jnp.zeros((1, 1, p), jnp.int32)
-  number = number if sight.segments is None else sight.segments[1]
+def _held(sight: sight_lib.Sight, shape: tuple[int, ...]) -> Array:
+  """i32[N, G, U], the number of every key."""
+  held = sight.segments[1] if sight.segments else 0
   if sight.keys is not None:
-    number = jnp.where(sight.keys, number, _PADDED)
-  number = jnp.broadcast_to(number.astype(jnp.int32), (n, 1, p))[:, 0]
-  before = ((0, 0), (_whole(p) - p, 0))
-  keys, values = (jnp.pad(jnp.swapaxes(x, 1, 2), (*before, (0, 0), (0, 0)))
-                  for x in (prompt.keys, prompt.values))
-  return keys, values, jnp.pad(number, before, constant_values=_PADDED)
+    held = jnp.where(sight.keys, held, _PADDED)
+  return _full(held, shape)
+
+
+def _full(x: Any, shape: tuple[int, ...]) -> Array:
+  return jnp.broadcast_to(jnp.asarray(x, jnp.int32), shape)
 
 
 def _whole(size: int) -> int:

@@ -8,7 +8,8 @@ from mmr1.models import partition
 
 def test_rows_are_divided_where_they_divide():
   """8 rows and the 24 that belong to them over 4 devices; 6 do not divide."""
-  mesh = jax.sharding.AbstractMesh((4,), ('data',))
+  mesh = jax.sharding.AbstractMesh(
+      (4,), ('data',), (jax.sharding.AxisType.Auto,))
   seen = []
 
   def kernel(a, tree):

@@ -93,7 +93,12 @@ def test_the_kernel_compiles_down_to_triton():
     return jnp.sum(attention.attend(
         query, attending.sources(arrays, (seen, sight.Sight())),
         precision='default', chunk=99, backend='triton', cap=30.0)**2)
-  text = jax.jit(jax.grad(loss, (0, 1))).trace(query, arrays).lower(
-      lowering_platforms=('cuda',)).as_text()
+  card = jax.sharding.AbstractMesh(
+      (1,), ('data',), (jax.sharding.AxisType.Auto,),
+      abstract_device=jax.sharding.AbstractDevice(
+          'NVIDIA H100 80GB HBM3', 132, 'gpu'))
+  with jax.sharding.use_abstract_mesh(card):
+    text = jax.jit(jax.grad(loss, (0, 1))).trace(query, arrays).lower(
+        lowering_platforms=('cuda',)).as_text()
   for name in ('forward', 'query', 'key'):
     assert text.count(f'attention_{name}_kernel') >= 2, name  # of both sources
