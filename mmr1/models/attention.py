@@ -150,8 +150,8 @@ def choose(backend: str, query: Array, sources: Sequence[Source], *,
           (prompts, towers, packed texts, G = 1) and the scores no cap.
 
   By name alone there is 'triton', for completions that share a prompt on CUDA:
-  it is ours and has not run on a card yet. All kernels need 'default' precision;
-  `refusal` of each module says the rest.
+  it is ours and has not run on a card yet. All kernels need precision
+  'default'; `refusal` of each module says the rest.
 
   Raises:
     ValueError: a kernel that `backend` names cannot compute this.

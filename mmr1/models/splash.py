@@ -2,10 +2,11 @@
 
 It walks over blocks of the mask and skips the empty ones. That part of the
 mask which only shapes decide is known when the program is built (`Group`): a
-group's completions are one sequence of G T queries, its keys the prompt's, once,
-and then the completions' own. What data decides, padding and packed segments,
-is by numbers that a query and its keys must share. Scores never leave the chip,
-and the gradient of the prompt's keys is summed over the group in the kernel.
+group's completions are one sequence of G T queries, its keys are the prompt's,
+once, and then the completions' own. What data decides, padding and packed
+segments, is by numbers that a query and its keys must share. Scores never leave
+the chip, and the gradient of the prompt's keys is summed over the group in the
+kernel.
 
 With a mesh of several devices the kernel runs under `shard_map`, N divided
 over them: the partitioner cannot look into it.

@@ -155,7 +155,8 @@ def _ranges(part: Part) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _attention(query: Array, parts: tuple[Part, ...], how: kernels.How) -> Array:
+def _attention(query: Array, parts: tuple[Part, ...],
+               how: kernels.How) -> Array:
   """[N, G, L, H, d] over all parts, to the same."""
   return _attention_forward(query, parts, how)[0]
 
@@ -185,8 +186,9 @@ def _attention_backward(how, kept, slope):
         *given, part, for_queries, how), query)
     slopes = kernels.key_gradient(*given, part, for_keys, how)
     # Each query head has made its own; they share keys.
-    dk, dv = (jnp.sum(x.reshape(len(x), part.keys.shape[1], -1, *x.shape[2:]), 2)
-              .astype(part.keys.dtype) for x in slopes)
+    shape = (*part.keys.shape[:2], -1, *part.keys.shape[2:])
+    dk, dv = (jnp.sum(x.reshape(shape), 2).astype(part.keys.dtype)
+              for x in slopes)
     dparts.append(Part(dk, dv, (None,) * 3, (None,) * 2))
   return dq.astype(query.dtype), tuple(dparts)
 

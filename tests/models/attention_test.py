@@ -181,7 +181,8 @@ def test_auto_needs_the_mesh_of_several_devices(monkeypatch):
 def test_a_kernel_needs_to_know_what_is_seen():
   query = jnp.ones((1, 1, 4, 2, 8), BFLOAT16)
   keys = jnp.ones((1, 1, 2, 4, 8), BFLOAT16)
-  opaque = attention.Source(keys, keys, lambda rows: jnp.ones((1, 1, 1, 1), bool))
+  opaque = attention.Source(
+      keys, keys, lambda rows: jnp.ones((1, 1, 1, 1), bool))
   for backend in ('splash', 'triton'):
     with pytest.raises(ValueError, match='must be a mmr1.models.sight.Sight'):
       attention.attend(query, [opaque], precision='default', chunk=9,

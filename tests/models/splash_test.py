@@ -62,7 +62,8 @@ def example(name, dtype=np.float32):
 def test_kernel_is_xla_in_values_and_gradients(name):
   query, arrays, sights, weight, cap = example(name)
   expected = attending.both_ways(query, arrays, sights, weight, cap=cap)
-  got = attending.both_ways(query, arrays, sights, weight, kernel=splash, cap=cap)
+  got = attending.both_ways(
+      query, arrays, sights, weight, kernel=splash, cap=cap)
   assert len(got) == 6
   for a, b in zip(got, expected):
     assert attending.error(a, b) < 5e-6
