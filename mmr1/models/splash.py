@@ -159,6 +159,8 @@ def refusal(query: Array, sources: Sequence[Any], *, precision: str,
     return 'completions that are not causal, or prompts that are'
   if sights[1].slides and sights[1].segments is not None:
     return 'a window over packed prompts: it measures from the end of the row'
+  if sights[1].slides and sights[1].places is None:
+    return 'a window over a prompt whose places nothing says'
   return _refused_segments(*(s.segments for s in sights))
 
 

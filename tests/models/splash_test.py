@@ -160,6 +160,7 @@ def refused(change=None, at=0, query=None, arrays=None, **kw):
     (dict(at=1, change=dict(window=9, sliding=True, segments=(
         jnp.ones((N, G, 40), int), jnp.ones((N, 1, 70), int)))),
      'a window over packed prompts'),
+    (dict(at=1, change=dict(window=9, sliding=True)), 'whose places nothing'),
     (dict(query=jnp.ones((N, G, 40, 4, 64), jnp.float16)), 'float16: it reads'),
     (dict(query=jnp.ones((N, G, 40, 4, 12)),
           arrays=[jnp.ones((N, G, 2, 40, 12))] * 2 +
