@@ -113,7 +113,8 @@ def configure(folder: pathlib.Path, *, repeated: bool, rows: tuple[int, int],
     c.rl.advantage = dict(
         fn=f'{_HERE}:regrouped', kwargs=dict(group=g))
   c[_STAGE] = common.overlay(
-      c.rl, steps=1000, max_new_tokens=w['length'],
+      c.rl, **{key: tuple(x) if isinstance(x, list) else x
+               for key, x in w['update']}, steps=1000, max_new_tokens=w['length'],
       prompts_per_step=n * g if repeated else n,
       samples_per_prompt=1 if repeated else g)
   return resolve.finalise(c)
@@ -128,7 +129,7 @@ class Engine:
     n, g = rows or (self.workload['prompts'], self.workload['group'])
     config = configure(
         folder, repeated=repeated, rows=(n, g), cpu_devices=cpu_devices)
-    runner._set_up_jax(config)
+    runner.set_up_jax(config)
     _, plans = runner.plan(config)
     self._interrupt = guard.Interrupt()
     self.ctx = runner.open_run(
@@ -189,7 +190,8 @@ class Engine:
     sampled = watch.read()['seconds']
     block, knobs, host = self.assemble(rollout)
     assembled = watch.read()['seconds']
-    self.state, _ = self.trainer._update(self.state, block, knobs, self.steps)
+    self.state, _ = self.trainer._learner.update(
+        self.state, (block,), knobs, self.steps)
     jax.block_until_ready(self.state)
     took = watch.read()
     self.steps += 1

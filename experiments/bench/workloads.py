@@ -33,8 +33,8 @@ class Workload:
     text: prompt tokens that are not image tokens.
     prompts, group, length: N, G, T of a step.
     rows: N, G of a measurement of generation; None: those of a step.
-    sampler: (key, value) of mmr1's section `sampler` that a user would set
-      for such lengths; the defaults else.
+    sampler, update: (key, value) of mmr1's sections `sampler` and `rl` that a
+      user would set for such lengths; the defaults else.
     mean: of geometric lengths, a fraction of T; 0: every row runs to T.
     limit: tokens that are drawn, where that is less than T; 0: T.
   """
@@ -53,6 +53,7 @@ class Workload:
   limit: int = 0
   rows: tuple[int, int] | None = None
   sampler: tuple[tuple[str, int | bool], ...] = ()
+  update: tuple[tuple[str, int | tuple[int, ...]], ...] = ()
 
   @property
   def image_tokens(self) -> int:
@@ -92,8 +93,11 @@ class Workload:
     return math.log(self.hazard / (1 - self.hazard) * (choices - 1))
 
 
-# Lengths differ: half of the completions wait for a row that ends.
-_RAGGED = (('rows', 64), ('cache_chunk', 64), ('shrink', True))
+# Lengths differ: half of the completions wait for a row that ends, and the
+# update takes short ones apart from long ones.
+_RAGGED = dict(
+    sampler=(('rows', 64), ('cache_chunk', 64), ('shrink', True)),
+    update=(('length_buckets', (48, 96)), ('chunks_per_minibatch', 4)))
 _SMALL = dict(width=128, mlp_width=384, depth=4, heads=4, kv_heads=2, text=32)
 WORKLOADS = {
     'w1': Workload(
@@ -110,11 +114,11 @@ WORKLOADS = {
         kv_heads=2, image=448, text=32, prompts=4, group=8, length=64),
     'w5': Workload(
         'VLM 1.2M, ragged lengths', image=224, prompts=16, group=8, length=192,
-        mean=1 / 3, sampler=_RAGGED, **_SMALL),
+        mean=1 / 3, **_RAGGED, **_SMALL),
     # What w5 is compared with: the same rows, all of them to the cap.
     'w5full': Workload(
         'VLM 1.2M, the rows of w5 to the cap', image=224, prompts=16, group=8,
-        length=192, sampler=_RAGGED, **_SMALL),
+        length=192, **_RAGGED, **_SMALL),
     # Does a cap that is not reached cost anything?
     'cap1024': Workload(
         'w1 under a cap of 1,024', image=224, prompts=4, group=8, length=1024,

@@ -22,6 +22,7 @@ os.environ['XLA_FLAGS'] = ' '.join([
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import transformers
 from tunix.models.qwen2 import model as qwen2
@@ -124,7 +125,8 @@ class Engine:
         continue
       self.clock.take()
       watch = lines.Watch()
-      yield {'prompts': self.prompts[:self.workload['prompts']]}
+      yield {'prompts': np.array(
+          self.prompts[:self.workload['prompts']])}
       jax.block_until_ready(nnx.state(self.cluster.actor_trainer.model))
       took, parts = watch.read(), self.clock.take()
       took['seconds'] -= parts.pop('reward', 0)
