@@ -93,10 +93,10 @@ class Workload:
     return math.log(self.hazard / (1 - self.hazard) * (choices - 1))
 
 
-# Lengths differ: half of the completions wait for a row that ends, and the
+# Lengths differ: most of the completions wait for a row that ends, and the
 # update takes short ones apart from long ones.
 _RAGGED = dict(
-    sampler=(('rows', 64), ('cache_chunk', 64), ('shrink', True)),
+    sampler=(('rows', 32), ('cache_chunk', 64), ('shrink', True)),
     update=(('length_buckets', (48, 96)), ('chunks_per_minibatch', 4)))
 _SMALL = dict(width=128, mlp_width=384, depth=4, heads=4, kv_heads=2, text=32)
 WORKLOADS = {
