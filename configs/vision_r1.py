@@ -92,11 +92,12 @@ def _real(c):
   c.rl.checkpoint_every = 5
   c.think_short = common.overlay(
       c.rl, steps=100, max_new_tokens=4096, samples_per_prompt=16,
-      chunks_per_minibatch=16)
+      chunks_per_minibatch=16, length_buckets=(1024, 2048))
   # Reference at the switch: unknown; EasyR1 resumed keeps the cold start.
   c.think_long = common.overlay(
       c.rl, steps=100, max_new_tokens=8192, samples_per_prompt=8,
-      chunks_per_minibatch=8, carry=('optimizer',), reference='cold_start')
+      chunks_per_minibatch=8, length_buckets=(2048, 4096),
+      carry=('optimizer',), reference='cold_start')
   c.evaluation.temperature = 0.6
   c.evaluation.top_p = 0.95
   c.evaluation.max_new_tokens = 16_000
