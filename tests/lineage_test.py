@@ -258,7 +258,7 @@ def test_m15_killed_in_both_stages_it_ends_the_same(
   mmr1.run(config, path, quiet=True)
   for name in ('imitate', 'grpo'):
     timeless = [[{k: v for k, v in row.items()
-                  if not k.startswith(('time', 'compile'))}
+                  if not k.startswith(('time', 'tokens_per_s', 'compile'))}
                  for row in rows(each, name)] for each in (run, path)]
     assert timeless[0] == timeless[1]
     a, b = (arrays(each, name) for each in (run, path))

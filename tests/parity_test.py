@@ -61,7 +61,7 @@ def greedy(ours, prompts):
   """Greedy tokens that go on after eos, so that there are 16."""
   _, policy, params = ours
   policy = forward.Policy(policy.module, policy.banned, -1, policy.pad_id)
-  rollout = small.sampler(
+  rollout = sample.sample(
       policy, params, prompts, keys.step_key(0, 0, 0),
       sample.knobs(temperature=0.0, max_new_tokens=T), jnp.int32(0), group=1,
       length=T)

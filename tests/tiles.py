@@ -7,6 +7,7 @@ encode and there by the family's own processor.
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -145,7 +146,7 @@ class Oracle:
     """`types.Prompts` of examples."""
     batch = collate.collate(
         [self.encode(row) for row in rows], prompt_length=p, patches=s)
-    return type(batch)(**{k: _device(x) for k, x in vars(batch).items()})
+    return jax.tree.map(jnp.asarray, batch)
 
   def inputs(self, example, extra=()):
     """Keyword arguments of transformers for one prompt + `extra`."""
@@ -169,14 +170,6 @@ class Oracle:
     inputs = self.inputs(example, extra)
     logits = (model or self.model)(**inputs).logits[0]
     return logits[-1 - len(extra):]
-
-
-def _device(value):
-  if isinstance(value, dict):
-    return {k: type(x)(**{n: None if a is None else jnp.asarray(a)
-                          for n, a in vars(x).items()})
-            for k, x in value.items()}
-  return jnp.asarray(value)
 
 
 def completions(batch, g, t, seed=0):

@@ -11,7 +11,6 @@ from mmr1 import objective
 from mmr1 import trees
 from mmr1 import types
 from mmr1 import update
-from mmr1.sampling import keys
 from mmr1.sampling import sample
 from tests import small
 

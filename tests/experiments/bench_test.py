@@ -2,13 +2,11 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 
 from absl import flags
 from absl.testing import flagsaver
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers

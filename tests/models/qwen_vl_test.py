@@ -285,7 +285,7 @@ def test_m1_m2_sampler_and_trainer_agree(deep, policy, temperature):
   batch = oracle.prompts([
       oracle.row(5), oracle.row(2, (24, 8), 3),
       oracle.row(1, (8, 40), 2, (2, 4, 4, 0.5), 1)])
-  rollout = small.sampler(
+  rollout = sample.sample(
       policy, deep[1], batch, keys.step_key(0, 1, 5),
       sample.knobs(temperature=temperature, max_new_tokens=12), jnp.int32(0),
       group=3, length=12)
@@ -317,7 +317,7 @@ def test_maps_are_added_after_their_layer_at_cells_alone(deep, layers):
         f'deepstack_{k}': jax.tree.map(
             np.zeros_like, params['visual'][f'deepstack_{k}']) for k in silent}
     return np.asarray(prefix_of(
-        module, params | {'visual': visual}, batch).keys)[:, 0, :, 0]
+        module, params | {'visual': visual}, batch).keys)[:, 0, 0]
 
   whole = keys()
   for silent, first in ((0, 1), (1, 2)):
