@@ -12,7 +12,6 @@ run, which may be going on.
 import sys
 
 from absl import flags
-from absl import logging
 import jax
 
 from mmr1 import main as main_lib
@@ -39,20 +38,11 @@ flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
-  try:
-    rest = _FLAGS(argv)[1:]
-  except flags.Error as error:
-    sys.exit(f'mmr1: {error}')
-  if _FLAGS.help:
-    print(f'{__doc__}{_FLAGS.get_help()}')
+  if not main_lib.own_flags(_FLAGS, argv, __doc__, {
+      'workdir': 'run', 'out': 'folder'}):
     return
-  if rest:
-    sys.exit(f'mmr1: unknown argument {rest[0]!r}.')
-  if not _FLAGS.workdir or not _FLAGS.out:
-    sys.exit('mmr1: --workdir=<run> and --out=<folder> are needed.')
   if _FLAGS.base and not _FLAGS.adapter:
     sys.exit('mmr1: --base has no effect without --adapter.')
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
   jax.config.update('jax_platforms', 'cpu')  # leaves accelerators alone
   try:
     kw = dict(stage=_FLAGS.stage, step=_FLAGS.step, dtype=_FLAGS.dtype,

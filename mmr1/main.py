@@ -43,6 +43,36 @@ def main(argv):
     sys.exit(f'mmr1: {error}')
 
 
+def own_flags(
+    own: flags.FlagValues, argv: list[str], about: str,
+    needed: dict[str, str]) -> bool:
+  """Reads the flags of a command beside this one.
+
+  Args:
+    own: its flags, `help` among them.
+    argv: its arguments.
+    about: what help prints before the flags.
+    needed: flags that must be given, and what stands for their values.
+
+  Returns:
+    False if help was asked for and given. A wrong argument ends the process.
+  """
+  try:
+    rest = own(argv)[1:]
+  except flags.Error as error:
+    sys.exit(f'mmr1: {error}')
+  if own.help:
+    print(f'{about}{own.get_help()}')
+    return False
+  if rest:
+    sys.exit(f'mmr1: unknown argument {rest[0]!r}.')
+  if not all(own[name].value for name in needed):
+    asked = ' and '.join(f'--{name}=<{x}>' for name, x in needed.items())
+    sys.exit(f'mmr1: {asked} are needed.')
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+  return True
+
+
 def is_message(error: Exception) -> bool:
   """True if mmr1 raised it for the user; others need their traceback."""
   trace = error.__traceback__

@@ -18,7 +18,6 @@ import time
 from typing import Any
 
 from absl import flags
-from absl import logging
 from etils import epath
 import jax
 
@@ -57,18 +56,9 @@ flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
-  try:
-    rest = _FLAGS(argv)[1:]
-  except flags.Error as error:
-    sys.exit(f'mmr1: {error}')
-  if _FLAGS.help:
-    print(f'{__doc__}{_FLAGS.get_help()}')
+  if not main_lib.own_flags(_FLAGS, argv, __doc__, {
+      'workdir': 'run', 'rollout': 'file'}):
     return
-  if rest:
-    sys.exit(f'mmr1: unknown argument {rest[0]!r}.')
-  if not _FLAGS.workdir or not _FLAGS.rollout:
-    sys.exit('mmr1: --workdir=<run> and --rollout=<file> are needed.')
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
   try:
     replay(_FLAGS.workdir, _FLAGS.rollout, step=_FLAGS.step,
            repeat=_FLAGS.repeat, profile=_FLAGS.profile, model=_FLAGS.model)

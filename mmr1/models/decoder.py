@@ -356,15 +356,13 @@ class LanguageModel(nn.Module):
     return self.language.norm(x)[:, :, 0], kv
 
   def for_decode(self, params: Any) -> Any:
-    """Parameters as `decode` reads them best, again and again.
+    """Parameters of unrolled layers as `decode` reads them best.
 
-    Where layers are unrolled their stack is cut, since inside a loop XLA would
-    copy every layer out of it for every token, and the head is turned, which
-    it would do on a CPU. In a program of its own: inside another one XLA only
-    notes that the head is turned.
+    Their stack is cut, since inside a loop XLA would copy every layer out of
+    it for every token, and the head is turned, which it would do on a CPU. In
+    a program of its own: inside another one XLA only notes that the head is
+    turned.
     """
-    if self.config.layers == 'scan':
-      return params
     language = params['language']
     head = language['embed' if self.config.tied else 'head']
     return {**params, 'language': {
@@ -373,7 +371,7 @@ class LanguageModel(nn.Module):
             language['layers'], self.config.depth))}}
 
   def per_layer(self, prefix: types.Prefix) -> types.Prefix:
-    """The same of a prefix."""
+    """A prefix as `decode` reads it best, for the same reason."""
     if self.config.layers == 'scan':
       return prefix
     return prefix.replace(

@@ -144,7 +144,7 @@ _decode = jax.jit(
 
 
 def _for_decode(policy: forward.Policy, params: Any) -> Any:
-  """Once per call; parameters that stay as they are are not copied."""
+  """Once per call; scanned layers are read as they are."""
   if policy.module.config.layers == 'scan':
     return params
   return _rearranged(policy, params)

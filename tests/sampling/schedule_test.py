@@ -153,8 +153,9 @@ def test_whole_groups_keep_their_rows():
       np.ones((2, 3), bool), 4, 16, schedule.Decoding(rows=24))
   assert plan.whole
   np.testing.assert_array_equal(plan.layout.task, [np.arange(12)] * 2)
-  assert not schedule.Schedule(
-      np.ones((2, 3), bool), 4, 16, schedule.Decoding(rows=23)).whole is None
+  for fewer in (dict(rows=22), dict(rows=24, shrink=True)):
+    assert not schedule.Schedule(
+        np.ones((2, 3), bool), 4, 16, schedule.Decoding(**fewer)).whole
 
 
 @pytest.mark.parametrize('bad', [dict(rows=0), dict(cache_chunk=0)])
