@@ -12,7 +12,7 @@ of their prompt but in rows (the sampler's), N and G are shards and rows, and
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -20,6 +20,7 @@ from jax.extend import backend as extend_backend
 import jax.numpy as jnp
 
 from mmr1.models import cudnn
+from mmr1.models import sight as sight_lib
 from mmr1.models import splash
 from mmr1.models import triton
 
@@ -35,6 +36,11 @@ Visible = Callable[[Array], Array]
 # Far below every score yet finite: a query without any visible key averages
 # garbage instead of giving NaN, and its gradient stays finite.
 _MASKED = -1e30
+# Measured on 2 cores with towers of 4,096 patches: 8 to 16 MiB of scores at a
+# time are up to 2.5 times as fast as 128 MiB, and below 16 queries it is the
+# products that get slow.
+_CACHED_SCORES = 1 << 22
+_FEWEST = 16
 
 
 @flax.struct.dataclass
@@ -113,8 +119,8 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
     query: [N, G, T, H, d].
     sources: see `Source`.
     precision: of the matrix products.
-    chunk: queries handled at once: above it they go chunk by chunk, scores
-      recomputed in the backward pass, so that memory grows with `chunk * U`.
+    chunk: the most queries handled at once: memory grows with `chunk * U`. On
+      a CPU there may be fewer, see `_queries_in_cache`.
     scale: factor of the scores, None: d ** -0.5.
     cap: scores s become `soft_cap(s, cap)`.
     backend: of BACKENDS, see `choose`.
@@ -130,7 +136,8 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
   chosen = choose(backend, query, sources, precision=precision, cap=cap,
                   mesh=mesh)
   if chosen == 'xla':
-    return _xla(query, sources, precision, chunk, scale, cap)
+    chunk = min(chunk, _queries_in_cache(query, sources))
+    return _xla(query, sources, _How(precision, chunk, scale, cap))
   return _KERNELS[chosen].attend(
       query, _some(sources), scale=scale, cap=cap, mesh=mesh)
 
@@ -183,28 +190,110 @@ def _platform() -> str:
   return 'cuda' if name == 'gpu' and cuda else name
 
 
+def _queries_in_cache(query: Array, sources: Sequence[Source]) -> int:
+  """How many queries to take at once so that their scores stay in a CPU's
+  cache between the products; elsewhere all of them."""
+  if _platform() != 'cpu':
+    return query.shape[2]
+  n, g, _, heads, _ = query.shape
+  count = sum(source.keys.shape[-2] for source in sources)
+  return max(_FEWEST, _CACHED_SCORES // max(n * g * heads * count, 1))
+
+
 def _some(sources: Sequence[Source]) -> list[Source]:
   """Those that have keys at all: a prompt may be empty."""
   return [source for source in sources if source.keys.size]
 
 
-def _xla(query: Array, sources: Sequence[Source], precision: str, chunk: int,
-         scale: float, cap: float | None) -> Array:
+class _How(NamedTuple):
+  """What `attend` was told about XLA's products; see there.
+
+  Fields:
+    scale: of the scores; None: the queries have it.
+  """
+  precision: str
+  chunk: int
+  scale: float | None
+  cap: float | None
+
+
+def _xla(query: Array, sources: Sequence[Source], how: _How) -> Array:
   """`attend` by products that materialise the scores of a chunk."""
-  n, g, t, heads, width = query.shape
-  some = functools.partial(
-      _attend, sources=sources, precision=precision, scale=scale, cap=cap)
+  if query.dtype == jnp.float32:
+    # Where it can be done without loss the queries are scaled, not the scores:
+    # there are fewer of them, and `score * scale - top` would be rounded once
+    # or twice depending on the program around it, so that log-probs of one
+    # model in two programs would differ by more than they must.
+    query, how = query * how.scale, how._replace(scale=None)
+  return _attention(query, tuple(
+      source if isinstance(source.visible, sight_lib.Sight) else
+      source._replace(visible=jax.tree_util.Partial(source.visible))
+      for source in sources), how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _attention(query: Array, sources: tuple[Source, ...], how: _How) -> Array:
+  return _attention_forward(query, sources, how)[0]
+
+
+def _attention_forward(query, sources, how):
+  def some(carry, rows, query):
+    return carry, _attend(query, rows, sources, how)
+  _, (out, log_sum) = _by_chunks(some, None, (query,), how.chunk)
+  return out, (query, sources, out, log_sum)
+
+
+def _attention_backward(how, kept, slope):
+  """Scores are made again, from the sums that the forward pass left: nothing
+  [T, U] is kept for it (https://arxiv.org/abs/2205.14135, appendix B)."""
+  query, sources, out, log_sum = kept
+  drift = jnp.sum(slope.astype(jnp.float32) * out.astype(jnp.float32), -1)
+  zeros = [tuple(jnp.zeros(x.shape, jnp.float32) for x in source[:2])
+           for source in sources]
+
+  def some(sums, rows, query, slope, log_sum, drift):
+    dquery, slopes = _attend_gradient(
+        query, slope, log_sum, drift, rows, sources, how)
+    return jax.tree.map(jnp.add, sums, slopes), dquery
+  slopes, dquery = _by_chunks(
+      some, zeros, (query, slope, log_sum, drift), how.chunk)
+  return dquery, tuple(
+      Source(dk.astype(source.keys.dtype), dv.astype(source.values.dtype),
+             None, None)
+      for (dk, dv), source in zip(slopes, sources))
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _by_chunks(fn: Callable[..., Any], carry: Any, xs: Sequence[Array],
+               chunk: int) -> tuple[Any, Any]:
+  """carry, outs = fn(carry, rows, *xs) for some of the queries at a time.
+
+  Args:
+    fn: reads and returns arrays [N, G, T', ...] of the queries `rows` i32[T'].
+    carry: what goes from one call to the next.
+    xs: [N, G, T, ...].
+    chunk: the largest T'.
+  """
+  n, g, t = xs[0].shape[:3]
   if t <= chunk:
-    return some(query, jnp.arange(t))
+    return fn(carry, jnp.arange(t), *xs)
   count = -(-t // chunk)
   chunk = -(-t // count)  # even ones: 1025 queries are not padded to 2048
-  padding = count * chunk - t
-  query = jnp.pad(query, ((0, 0), (0, 0), (0, padding), (0, 0), (0, 0)))
-  query = query.reshape(n, g, count, chunk, heads, width)
+
+  def cut(x):
+    x = jnp.pad(x, [(0, 0)] * 2 + [(0, count * chunk - t)]
+                + [(0, 0)] * (x.ndim - 3))
+    return jnp.moveaxis(x.reshape(n, g, count, chunk, *x.shape[3:]), 2, 0)
+
+  def join(x):
+    x = jnp.moveaxis(x, 0, 2)
+    return x.reshape(n, g, count * chunk, *x.shape[4:])[:, :, :t]
   rows = jnp.minimum(jnp.arange(count * chunk), t - 1).reshape(count, chunk)
-  out = jax.lax.map(
-      jax.checkpoint(lambda x: some(*x)), (jnp.moveaxis(query, 2, 0), rows))
-  return jnp.moveaxis(out, 0, 2).reshape(n, g, -1, heads, width)[:, :, :t]
+  carry, outs = jax.lax.scan(
+      lambda carry, x: fn(carry, *x), carry, (rows, *map(cut, xs)))
+  return carry, jax.tree.map(join, outs)
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
@@ -212,37 +301,112 @@ def soft_cap(x: Array, cap: float | None) -> Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _attend(query, rows, *, sources, precision, scale, cap):
-  """`attend` for the queries of index `rows`, all at once."""
+def _attend(query, rows, sources, how):
+  """The queries of index `rows`, all at once: what `attend` returns, and the
+  logarithm of the sum of their exponentials f32[N, G, T, H]."""
   n, g, t, heads, width = query.shape
-  kv_heads = sources[0].keys.shape[-3]
-  query = query.reshape(n, g, t, kv_heads, heads // kv_heads, width)
-  scores = [_scores(query, rows, source, precision, scale, cap)
-            for source in sources]
-  top = functools.reduce(jnp.maximum, _over_keys(
-      jnp.max, jax.lax.stop_gradient(scores), sources, -jnp.inf))
+  query = _by_kv_head(query, sources)
+  scores = [_scores(query, rows, source, how) for source in sources]
+  top = functools.reduce(
+      jnp.maximum, _over_keys(jnp.max, scores, sources, -jnp.inf))
   weights = [jnp.exp(score - source.from_rows(top)[..., None])
              for score, source in zip(scores, sources)]
   total = sum(_over_keys(jnp.sum, weights, sources, 0.0))
-  out = sum(_values(weight, source, precision)
+  out = sum(_values(weight, source, how.precision)
             for weight, source in zip(weights, sources))
   out = out / jnp.moveaxis(total, 2, 3)[..., None]
-  return out.reshape(n, g, t, heads, width).astype(query.dtype)
+  log_sum = jnp.moveaxis(top + jnp.log(total), 2, 3)
+  return (out.reshape(n, g, t, heads, width).astype(query.dtype),
+          log_sum.reshape(n, g, t, heads))
 
 
-def _scores(query, rows, source, precision, scale, cap):
+def _by_kv_head(x: Array, sources: Sequence[Source]) -> Array:
+  """[N, G, T, H, ...] -> [N, G, T, K, R, ...]."""
+  kv_heads = sources[0].keys.shape[-3]
+  return x.reshape(*x.shape[:3], kv_heads, -1, *x.shape[4:])
+
+
+def _attend_gradient(query, slope, log_sum, drift, rows, sources, how):
+  """Of some queries: their gradient, and [(keys', values')] f32 of sources."""
+  shape = query.shape
+  query, slope, log_sum, drift = (
+      _by_kv_head(x, sources) for x in (query, slope, log_sum, drift))
+  dquery, slopes = 0.0, []
+  for source in sources:
+    dq, dk, dv = _source_gradient(
+        query, slope, log_sum, drift, rows, source, how)
+    dquery += dq
+    slopes.append((dk, dv))
+  return dquery.reshape(shape).astype(query.dtype), slopes
+
+
+def _source_gradient(query, slope, log_sum, drift, rows, source, how):
+  """f32: of the queries [N, G, T, K, R, d], the keys and the values.
+
+  What sums over queries is a product (a^T b)^T whose b has the [T, U] numbers:
+  the other way round XLA would copy those transposed.
+  """
+  shape, (keys, values) = query.shape, source[:2]
+  to = functools.partial(_in_rows, source=source)
+  times = functools.partial(jnp.einsum, precision=how.precision,
+                            preferred_element_type=jnp.float32)
+  score, mask = _products(query, rows, source, how)
+  mask = jnp.broadcast_to(mask, score.shape)
+  score, mask = (x.reshape(*keys.shape[:-2], -1, keys.shape[-2])
+                 for x in (score, mask))
+  query, slope = to(query), to(slope).astype(values.dtype)
+  # The exponential last: XLA then makes the weights in one go.
+  weight = jnp.exp(
+      jnp.where(mask, score - to(log_sum)[..., None], _MASKED))
+  dweight = times('...md,...ud->...mu', slope, values)
+  dscore = _scaled(weight * (dweight - to(drift)[..., None]), how)
+  if how.cap is not None:  # score is the capped one already
+    dscore *= 1 - (score / how.cap)**2
+  weight, dscore = weight.astype(values.dtype), dscore.astype(keys.dtype)
+  dquery = times('...mu,...ud->...md', dscore, keys)
+  dkeys = times('...md,...mu->...du', query, dscore)
+  dvalues = times('...md,...mu->...du', slope, weight)
+  return (_out_of_rows(dquery, shape, source), jnp.swapaxes(dkeys, -1, -2),
+          jnp.swapaxes(dvalues, -1, -2))
+
+
+def _in_rows(x: Array, source: Source) -> Array:
+  """[N, G, T, K, R, ...] -> [N, K, G T R, ...] of shared keys, else
+  [N, G, K, T R, ...]."""
+  x = jnp.moveaxis(x, 3, 1 if source.shared else 2)
+  return x.reshape(*source.keys.shape[:-2], -1, *x.shape[5:])
+
+
+def _out_of_rows(x: Array, shape: tuple[int, ...], source: Source) -> Array:
+  """The way back from `_in_rows` to `shape`."""
+  n, g, t, k, r, d = shape
+  if source.shared:
+    return jnp.moveaxis(x.reshape(n, k, g, t, r, d), 1, 3)
+  return jnp.moveaxis(x.reshape(n, g, k, t, r, d), 2, 3)
+
+
+def _scores(query, rows, source, how):
   """f32[N, G, K, T, R, U], or [N, K, G, T, R, U] if the keys are shared."""
+  score, mask = _products(query, rows, source, how)
+  return jnp.where(mask, score, _MASKED)
+
+
+def _products(query, rows, source, how):
+  """Scores as `_scores` has them, and what of them is visible."""
   if source.seats is not None:
     query = source.to_seats(query)
   shared = source.shared
   score = jnp.einsum(
       'ngtkrd,nkud->nkgtru' if shared else 'ngtkrd,ngkud->ngktru',
-      query, source.keys, precision=precision,
-      preferred_element_type=jnp.float32) * scale
-  score = soft_cap(score, cap)
+      query, source.keys, precision=how.precision,
+      preferred_element_type=jnp.float32)
   mask = source.visible(rows)
   mask = mask[:, None, :, :, None] if shared else mask[:, :, None, :, None]
-  return jnp.where(mask, score, _MASKED)
+  return soft_cap(_scaled(score, how), how.cap), mask
+
+
+def _scaled(score: Array, how: _How) -> Array:
+  return score if how.scale is None else score * how.scale
 
 
 def _values(weight, source, precision):

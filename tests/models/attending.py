@@ -15,6 +15,22 @@ def sources(arrays, sights):
       arrays[2].size > 0)
 
 
+class Plain:
+  """XLA's products, differentiated by jax and not by hand, of queries that are
+  scaled in their own dtype."""
+
+  @staticmethod
+  def refusal(*args, **kwargs):
+    del args, kwargs
+
+  @staticmethod
+  def attend(query, sources, *, scale, cap, interpret):
+    del interpret
+    how = attention._How('default', query.shape[2], None, cap)
+    return attention._attend(
+        query * jnp.asarray(scale, query.dtype), jnp.arange(query.shape[2]), sources, how)[0]
+
+
 def both_ways(query, arrays, sights, weight, kernel=None, cap=None):
   """The result where it counts and the gradients of queries, keys, values, by
   a kernel's module, interpreted, or by XLA."""

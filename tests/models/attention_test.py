@@ -1,5 +1,7 @@
 """Attention over several sources of keys, against one query at a time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from mmr1.models import attention
 from mmr1.models import sight
+from tests.models import attending
+from tests.models import splash_test
 
 
 def naive(query, sources):
@@ -70,6 +74,32 @@ def test_attend_in_chunks_changes_nothing(example):
 
   for a, b in zip(jax.tree.leaves(run(3)), jax.tree.leaves(run(9))):
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize('name', ['group', 'window', 'packed', 'frames'])
+def test_the_gradient_by_hand_is_that_of_the_products(name, monkeypatch):
+  """Of a group and its prompt, in windows, capped; in chunks of 16 queries."""
+  monkeypatch.setattr(attention, '_CACHED_SCORES', 1)
+  query, arrays, sights, weight, cap = splash_test.example(name)
+  expected, got = (attending.both_ways(
+      query, arrays, sights, weight, kernel=kernel, cap=cap)
+                   for kernel in (attending.Plain, None))
+  assert len(got) == 6
+  for a, b in zip(got, expected):
+    assert attending.error(a, b) < 3e-6
+
+
+def test_the_gradient_keeps_nothing_of_the_size_of_the_scores():
+  """What the forward pass leaves for it grows with T, not with T * U."""
+  def kept(t):
+    keys = jax.ShapeDtypeStruct((1, 1, 2, t, 8), jnp.float32)
+    pull = jax.eval_shape(
+        lambda q, k, v: jax.vjp(functools.partial(
+            attention._attention, how=attention._How('highest', t, None, None)),
+                                q, (attention.Source(k, v, sight.Sight()),))[1],
+        jax.ShapeDtypeStruct((1, 1, t, 2, 8), jnp.float32), keys, keys)
+    return sum(x.size for x in jax.tree.leaves(pull))
+  assert 0 < kept(512) == 2 * kept(256)
 
 
 def test_attend_ignores_masked_values_however_large(example):
