@@ -27,7 +27,7 @@ from mmr1.models import triton
 Array = jax.Array
 BACKENDS = ('auto', 'xla', 'splash', 'cudnn', 'triton')
 _KERNELS = {'splash': splash, 'cudnn': cudnn, 'triton': triton}
-_AUTO = {'tpu': 'splash', 'cuda': 'cudnn'}
+_AUTO = {'tpu': ('splash',), 'cuda': ('cudnn', 'triton')}
 # Maps the indices i32[T'] of some of the queries to bool, broadcastable to
 # [N, G, T', U], what they see: a function, so that the whole T x U mask need
 # never exist.
@@ -117,7 +117,7 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
 
   Args:
     query: [N, G, T, H, d].
-    sources: see `Source`.
+    sources: see `Source`; one without any keys is left out.
     precision: of the matrix products.
     chunk: the most queries handled at once: memory grows with `chunk * U`. On
       a CPU there may be fewer, see `_queries_in_cache`.
@@ -133,13 +133,16 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
     ValueError: a kernel that `backend` names cannot compute this.
   """
   scale = query.shape[-1]**-0.5 if scale is None else scale
+  sources = _some(sources)
+  if not query.size:  # an empty prompt
+    return query
   chosen = choose(backend, query, sources, precision=precision, cap=cap,
                   mesh=mesh)
   if chosen == 'xla':
     chunk = min(chunk, _queries_in_cache(query, sources))
     return _xla(query, sources, _How(precision, chunk, scale, cap))
   return _KERNELS[chosen].attend(
-      query, _some(sources), scale=scale, cap=cap, mesh=mesh)
+      query, sources, scale=scale, cap=cap, mesh=mesh)
 
 
 def choose(backend: str, query: Array, sources: Sequence[Source], *,
@@ -154,26 +157,27 @@ def choose(backend: str, query: Array, sources: Sequence[Source], *,
     TPU   splash: passes over prompts, completions and vision towers; not over
           prompts of Gemma 3 with images, whose tokens see what follows.
     CUDA  cudnn: in bfloat16 or float16, where every row has keys of its own
-          (prompts, towers, packed texts, G = 1) and the scores no cap.
+          (prompts, towers, packed texts, G = 1) and the scores no cap;
+          else triton, ours: completions that share a prompt, caps.
 
-  By name alone there is 'triton', for completions that share a prompt on CUDA:
-  it is ours and has not run on a card yet. All kernels need precision
-  'default'; `refusal` of each module says the rest.
+  All kernels need precision 'default'; `refusal` of each module says the rest.
 
   Raises:
     ValueError: a kernel that `backend` names cannot compute this.
   """
   if backend == 'xla' or query.shape[2] == 1:
     return 'xla'
-  name = _AUTO.get(_platform()) if backend == 'auto' else backend
-  if name is None:
-    return 'xla'
-  kernel = _KERNELS[name]
-  reason = kernel.refusal(
-      query, _some(sources), precision=precision, cap=cap)
+  sources = _some(sources)
+
+  def refusal(name):
+    return _KERNELS[name].refusal(
+        query, sources, precision=precision, cap=cap)
   if backend == 'auto':
     whole = mesh is None and jax.device_count() > 1
-    return name if not (reason or whole) and kernel.pays(query) else 'xla'
+    fit = [name for name in (() if whole else _AUTO.get(_platform(), ()))
+           if _KERNELS[name].pays(query) and refusal(name) is None]
+    return fit[0] if fit else 'xla'
+  reason = refusal(backend)
   if reason is not None:
     raise ValueError(
         f'model.attention={backend!r} cannot compute queries '
@@ -190,6 +194,11 @@ def _platform() -> str:
   return 'cuda' if name == 'gpu' and cuda else name
 
 
+def _some(sources: Sequence[Source]) -> list[Source]:
+  """Those that have keys at all: a prompt may be empty."""
+  return [source for source in sources if source.keys.size]
+
+
 def _queries_in_cache(query: Array, sources: Sequence[Source]) -> int:
   """How many queries to take at once so that their scores stay in a CPU's
   cache between the products; elsewhere all of them."""
@@ -200,31 +209,16 @@ def _queries_in_cache(query: Array, sources: Sequence[Source]) -> int:
   return max(_FEWEST, _CACHED_SCORES // max(n * g * heads * count, 1))
 
 
-def _some(sources: Sequence[Source]) -> list[Source]:
-  """Those that have keys at all: a prompt may be empty."""
-  return [source for source in sources if source.keys.size]
-
-
 class _How(NamedTuple):
-  """What `attend` was told about XLA's products; see there.
-
-  Fields:
-    scale: of the scores; None: the queries have it.
-  """
+  """What `attend` was told about XLA's products; see there."""
   precision: str
   chunk: int
-  scale: float | None
+  scale: float
   cap: float | None
 
 
 def _xla(query: Array, sources: Sequence[Source], how: _How) -> Array:
   """`attend` by products that materialise the scores of a chunk."""
-  if query.dtype == jnp.float32:
-    # Where it can be done without loss the queries are scaled, not the scores:
-    # there are fewer of them, and `score * scale - top` would be rounded once
-    # or twice depending on the program around it, so that log-probs of one
-    # model in two programs would differ by more than they must.
-    query, how = query * how.scale, how._replace(scale=None)
   return _attention(query, tuple(
       source if isinstance(source.visible, sight_lib.Sight) else
       source._replace(visible=jax.tree_util.Partial(source.visible))
@@ -306,16 +300,21 @@ def _attend(query, rows, sources, how):
   logarithm of the sum of their exponentials f32[N, G, T, H]."""
   n, g, t, heads, width = query.shape
   query = _by_kv_head(query, sources)
-  scores = [_scores(query, rows, source, how) for source in sources]
+  products = [_products(query, rows, source, how) for source in sources]
+  scores = [jnp.where(mask, score, _MASKED) for score, mask in products]
   top = functools.reduce(
       jnp.maximum, _over_keys(jnp.max, scores, sources, -jnp.inf))
-  weights = [jnp.exp(score - source.from_rows(top)[..., None])
+  # Scaled after the difference: `score * scale - top` is rounded once or twice,
+  # as the program around it has it, and one model's log-probs in two programs
+  # would differ by more than they must.
+  scale = _left(how)
+  weights = [jnp.exp((score - source.from_rows(top)[..., None]) * scale)
              for score, source in zip(scores, sources)]
   total = sum(_over_keys(jnp.sum, weights, sources, 0.0))
   out = sum(_values(weight, source, how.precision)
             for weight, source in zip(weights, sources))
   out = out / jnp.moveaxis(total, 2, 3)[..., None]
-  log_sum = jnp.moveaxis(top + jnp.log(total), 2, 3)
+  log_sum = jnp.moveaxis(top * scale + jnp.log(total), 2, 3)
   return (out.reshape(n, g, t, heads, width).astype(query.dtype),
           log_sum.reshape(n, g, t, heads))
 
@@ -357,9 +356,9 @@ def _source_gradient(query, slope, log_sum, drift, rows, source, how):
   query, slope = to(query), to(slope).astype(values.dtype)
   # The exponential last: XLA then makes the weights in one go.
   weight = jnp.exp(
-      jnp.where(mask, score - to(log_sum)[..., None], _MASKED))
+      jnp.where(mask, score * _left(how) - to(log_sum)[..., None], _MASKED))
   dweight = times('...md,...ud->...mu', slope, values)
-  dscore = _scaled(weight * (dweight - to(drift)[..., None]), how)
+  dscore = weight * (dweight - to(drift)[..., None]) * how.scale
   if how.cap is not None:  # score is the capped one already
     dscore *= 1 - (score / how.cap)**2
   weight, dscore = weight.astype(values.dtype), dscore.astype(keys.dtype)
@@ -385,14 +384,9 @@ def _out_of_rows(x: Array, shape: tuple[int, ...], source: Source) -> Array:
   return jnp.moveaxis(x.reshape(n, g, k, t, r, d), 2, 3)
 
 
-def _scores(query, rows, source, how):
-  """f32[N, G, K, T, R, U], or [N, K, G, T, R, U] if the keys are shared."""
-  score, mask = _products(query, rows, source, how)
-  return jnp.where(mask, score, _MASKED)
-
-
 def _products(query, rows, source, how):
-  """Scores as `_scores` has them, and what of them is visible."""
+  """f32[N, G, K, T, R, U], or [N, K, G, T, R, U] if the keys are shared, and
+  what of them is visible: scores up to the factor `_left`."""
   if source.seats is not None:
     query = source.to_seats(query)
   shared = source.shared
@@ -402,11 +396,14 @@ def _products(query, rows, source, how):
       preferred_element_type=jnp.float32)
   mask = source.visible(rows)
   mask = mask[:, None, :, :, None] if shared else mask[:, :, None, :, None]
-  return soft_cap(_scaled(score, how), how.cap), mask
+  if how.cap is not None:
+    score = soft_cap(score * how.scale, how.cap)
+  return score, mask
 
 
-def _scaled(score: Array, how: _How) -> Array:
-  return score if how.scale is None else score * how.scale
+def _left(how: _How) -> float:
+  """What `_products` are to be multiplied by: soft caps take the scale in."""
+  return how.scale if how.cap is None else 1.0
 
 
 def _values(weight, source, precision):

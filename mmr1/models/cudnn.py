@@ -54,8 +54,10 @@ def refusal(query: Array, sources: Sequence[Any], *, precision: str,
 
 
 def pays(query: Array) -> bool:
-  """Whether there are enough queries to fill a tile. Not measured."""
-  return query.shape[2] >= 64
+  """Whether there are enough queries: on an H200 windows of 64 patches take
+  .70 ms here and .56 by XLA, frames of 4,096 6.4 and 12.8 (forward and
+  backward)."""
+  return query.shape[2] >= 128
 
 
 def attend(query: Array, sources: Sequence[Any], *, scale: float,

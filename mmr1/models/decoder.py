@@ -30,6 +30,7 @@ Config = decoder_config.Config
 Sight = sight_lib.Sight
 
 _COLUMNS = 'head_columns'  # [D, V]
+_ATTENDING = ('q', 'k', 'v')  # layers of one input in `DecoderBlock`
 _MLPS = {'silu': layers.SwiGLU, 'gelu': layers.GeGLU}
 
 
@@ -66,11 +67,13 @@ class DecoderBlock(nn.Module):
     kw = dict(dtype=c.compute_dtype, precision=c.precision)
     n, g, t, _ = x.shape
     hidden = self._norm('input_norm')(x)
-    q, k, v = (
-        layers.dense(heads * c.head_width, name, bias=c.qkv_bias, **kw)(hidden)
-        .reshape(n, g, t, heads, c.head_width)
-        for name, heads in
-        (('q', c.heads), ('k', c.kv_heads), ('v', c.kv_heads)))
+    counts = (c.heads, c.kv_heads, c.kv_heads)
+    qkv = layers.together(
+        self, hidden, {name: heads * c.head_width
+                       for name, heads in zip(_ATTENDING, counts)},
+        bias=c.qkv_bias, **kw)
+    q, k, v = (x.reshape(n, g, t, heads, c.head_width)
+               for x, heads in zip(qkv, counts))
     if c.qk_norm:
       q, k = self._norm('q_norm')(q), self._norm('k_norm')(k)
     q, k = layers.rotate(q, cos, sin), layers.rotate(k, cos, sin)
@@ -359,16 +362,20 @@ class LanguageModel(nn.Module):
     """Parameters of unrolled layers as `decode` reads them best.
 
     Their stack is cut, since inside a loop XLA would copy every layer out of
-    it for every token, and the head is turned, which it would do on a CPU. In
-    a program of its own: inside another one XLA only notes that the head is
-    turned.
+    it for every token, and the head is turned, which it would do on a CPU.
+    Products of one input become one: they are thin. In a program of its own:
+    inside another one XLA only notes that the head is turned.
     """
     language = params['language']
     head = language['embed' if self.config.tied else 'head']
+
+    def joined(layer):
+      layer = layers.side_by_side(layer, _ATTENDING)
+      return {**layer, 'mlp': layers.side_by_side(layer['mlp'], layers.GATED)}
     return {**params, 'language': {
         **language, _COLUMNS: jnp.transpose(head),
-        'layers': tuple(layers.unstack(
-            language['layers'], self.config.depth))}}
+        'layers': tuple(map(joined, layers.unstack(
+            language['layers'], self.config.depth)))}}
 
   def per_layer(self, prefix: types.Prefix) -> types.Prefix:
     """A prefix as `decode` reads it best, for the same reason."""

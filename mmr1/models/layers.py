@@ -22,6 +22,9 @@ REMAT = ('none', 'layer', 'dots')
 # b [r, outputs], scale [].
 ADAPTER = ('lora_a', 'lora_b', 'lora_scale')
 
+GATED = ('gate', 'up')  # layers of one input in `_Gated`
+_JOINT = '+'  # between the names of layers that are one
+
 
 class RMSNorm(nn.Module):
   """`weight * x / rms(x)`: statistics in float32, cast back, then scaled.
@@ -96,6 +99,30 @@ def dense(features: int, name: str, *, bias: bool, dtype: Any,
   return Dense(features, bias, dtype, precision, name=name)
 
 
+def together(owner: nn.Module, x: Array, features: dict[str, int],
+             **kw: Any) -> list[Array]:
+  """Several linear layers of one input: `dense` of each name and width.
+
+  One product where `side_by_side` has put the owner's kernels together.
+  """
+  name = _JOINT.join(features)
+  if owner.has_variable('params', name):
+    every = dense(sum(features.values()), name, **kw)(x)
+    return jnp.split(every, np.cumsum([*features.values()])[:-1], axis=-1)
+  return [dense(width, name, **kw)(x) for name, width in features.items()]
+
+
+def side_by_side(params: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+  """A module's parameters with linear layers of one input as one, for
+  `together`; as they are where one has an adapter."""
+  parts = [params[name] for name in names]
+  if any(ADAPTER[0] in part for part in parts):
+    return params
+  return {_JOINT.join(names): jax.tree.map(
+      lambda *leaves: jnp.concatenate(leaves, -1), *parts),
+          **{k: v for k, v in params.items() if k not in names}}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: Array, kernel: Array, precision: Any) -> Array:
   return _plain(x, kernel, precision)
@@ -140,9 +167,8 @@ class _Gated(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     kw = dict(bias=self.bias, dtype=self.dtype, precision=self.precision)
-    hidden = self.activation(dense(self.width, 'gate', **kw)(x))
-    hidden = hidden * dense(self.width, 'up', **kw)(x)
-    return dense(x.shape[-1], 'down', **kw)(hidden)
+    gate, up = together(self, x, dict.fromkeys(GATED, self.width), **kw)
+    return dense(x.shape[-1], 'down', **kw)(self.activation(gate) * up)
 
   def activation(self, x: Array) -> Array:
     raise NotImplementedError

@@ -8,8 +8,8 @@ https://arxiv.org/abs/2307.08691, by parts).
 
 What a query sees is an interval of places and a number that the key must have:
 causal, windows, blocks, padding and packed segments alike. Blocks of keys
-beyond every interval are not read. It has not run on a card yet: tests
-interpret it and lower it for CUDA.
+beyond every interval are not read. Tests interpret it and lower it for CUDA;
+`experiments.bench.card` runs it against XLA's on a card.
 
 Letters: N prompts, G completions per prompt, T queries, H query heads, K
 key/value heads, d head width; in the kernel B sequences of L queries and U
@@ -55,6 +55,13 @@ def refusal(query: Array, sources: Sequence[Any], *, precision: str,
   if any(source.seats is not None for source in sources):
     return 'rows in seats of their prompts'
   return None
+
+
+def pays(query: Array) -> bool:
+  """Whether it is faster than XLA's: in 16 bits, with blocks to fill. In
+  float32 it would multiply as XLA's 'default' does, and was not measured."""
+  return (query.dtype in (jnp.bfloat16, jnp.float16)
+          and query.shape[2] >= 2 * _BLOCK)
 
 
 def attend(query: Array, sources: Sequence[Any], *, scale: float,

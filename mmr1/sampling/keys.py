@@ -39,9 +39,9 @@ def row_keys(key: Array, uid: Array, group: int) -> Array:
   return jax.vmap(fold)(prompt, sample)
 
 
-def gumbel(keys: Array, position: Array, size: int) -> Array:
-  """Gumbel noise f32[D, R, size] of samples' keys [D, R] for completion
+def uniform(keys: Array, position: Array) -> Array:
+  """Numbers in [0, 1), f32[D, R, 2], of samples' keys [D, R] for completion
   positions i32[D, R]."""
   def one(key, position):
-    return jax.random.gumbel(jax.random.fold_in(key, position), (size,))
+    return jax.random.uniform(jax.random.fold_in(key, position), (2,))
   return jax.vmap(jax.vmap(one))(keys, position)

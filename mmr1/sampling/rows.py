@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mmr1 import forward
 from mmr1 import types
 from mmr1.models import attention
+from mmr1.sampling import draw as draw_lib
 from mmr1.sampling import keys as keys_lib
 from mmr1.sampling import truncation
 
@@ -238,9 +239,9 @@ def _draw(
   truncated = truncation.truncate(logits, knobs.top_k, knobs.top_p)
   keys = attention.take(
       asked.keys.reshape(len(seating.task), -1), seating.task)
-  noise = keys_lib.gumbel(keys, age, logits.shape[-1])
-  token = _argmax(
-      truncated + jnp.where(knobs.temperature > 0, noise, 0.0))
+  token = jnp.where(
+      knobs.temperature > 0,
+      draw_lib.draw(truncated, keys_lib.uniform(keys, age)), _argmax(truncated))
 
   def logp_of(x):
     chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]

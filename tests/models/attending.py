@@ -26,7 +26,7 @@ class Plain:
   @staticmethod
   def attend(query, sources, *, scale, cap, interpret):
     del interpret
-    how = attention._How('default', query.shape[2], None, cap)
+    how = attention._How('default', query.shape[2], 1.0, cap)
     return attention._attend(
         query * jnp.asarray(scale, query.dtype), jnp.arange(query.shape[2]), sources, how)[0]
 

@@ -95,7 +95,7 @@ def test_the_gradient_keeps_nothing_of_the_size_of_the_scores():
     keys = jax.ShapeDtypeStruct((1, 1, 2, t, 8), jnp.float32)
     pull = jax.eval_shape(
         lambda q, k, v: jax.vjp(functools.partial(
-            attention._attention, how=attention._How('highest', t, None, None)),
+            attention._attention, how=attention._How('highest', t, 1.0, None)),
                                 q, (attention.Source(k, v, sight.Sight()),))[1],
         jax.ShapeDtypeStruct((1, 1, t, 2, 8), jnp.float32), keys, keys)
     return sum(x.size for x in jax.tree.leaves(pull))
@@ -185,10 +185,11 @@ def chosen(platform, monkeypatch, *, g=4, t=256, p=256, d=128, dtype=BFLOAT16,
     ('tpu', dict(p=0, blocks=1), 'xla'),
     ('tpu', dict(backend='xla'), 'xla'), ('cpu', dict(backend='splash'),
                                           'splash'),
-    ('cuda', {}, 'xla'), ('cuda', dict(p=0), 'cudnn'),
-    ('cuda', dict(g=1), 'cudnn'), ('cuda', dict(p=0, cap=3.0), 'xla'),
-    ('cuda', dict(p=0, dtype=FLOAT32), 'xla'), ('cuda', dict(t=1), 'xla'),
-    ('cuda', dict(backend='triton'), 'triton'),
+    ('cuda', {}, 'triton'), ('cuda', dict(p=0), 'cudnn'),
+    ('cuda', dict(g=1), 'cudnn'), ('cuda', dict(p=0, cap=3.0), 'triton'),
+    ('cuda', dict(dtype=FLOAT32), 'xla'), ('cuda', dict(t=1), 'xla'),
+    ('cuda', dict(t=64), 'xla'), ('cuda', dict(g=1, t=64), 'xla'),
+    ('cuda', dict(backend='xla'), 'xla'),
 ])
 def test_auto_takes_the_kernel_of_the_platform_that_fits(
     platform, asked, expected, monkeypatch):

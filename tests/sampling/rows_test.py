@@ -13,7 +13,7 @@ from mmr1.sampling import sample
 from tests import small
 
 G, T = 4, 24
-KEY = keys.step_key(0, 1, 5)
+KEY = keys.step_key(2, 1, 5)
 WAYS = {
     'cache grows': dict(cache_chunk=5),
     'rows wait': dict(rows=5),

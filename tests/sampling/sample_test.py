@@ -13,7 +13,7 @@ from mmr1.sampling import sample
 from tests import small
 
 N, G, T = 4, 3, 8
-KEY = keys.step_key(0, 1, 5)
+KEY = keys.step_key(3, 1, 5)
 SETTINGS = (
     dict(), dict(temperature=0.7), dict(top_k=5), dict(top_p=0.8),
     dict(temperature=0.7, top_k=7, top_p=0.9))
@@ -111,7 +111,7 @@ def test_m2_placeholders_are_never_sampled(params, batch):
 
 def test_kind_and_padding_are_exact(params, batch):
   """eos is a likely token here, so that rows end everywhere."""
-  rollout = run(small.prefer(params, small.EOS, 11.5), batch)
+  rollout = run(small.prefer(params, small.EOS, 12.5), batch)
   c = rollout.completions
   tokens, kind = np.asarray(c.tokens), np.asarray(c.kind)
   lengths = sampled(rollout).sum(-1)
