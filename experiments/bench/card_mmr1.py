@@ -128,23 +128,23 @@ def decode(shape: Shape, layers: list[str], trace: bool) -> None:
     # A token's attention is XLA's anyway: should the prompts' kernel fail, the
     # rest can be measured without it.
     for backend in ('auto', 'xla'):
-      run = dict(attention=backend, layers=how)
+      pol = policy(shape, ends=False, attention=backend, layers='scan')
       row = card_rows.attempt(
-          dict(part='decode', engine='mmr1', **run), functools.partial(
-              _decode, shape, policy(shape, ends=False, **run), params, batch,
-              trace))
+          dict(part='decode', engine='mmr1', attention=backend, layers=how),
+          functools.partial(_decode, shape, pol, params, batch,
+                            sample.Decoding(layers=how), trace))
       if 'error' not in row:
         break
 
 
-def _decode(shape, pol, params, batch, trace):
+def _decode(shape, pol, params, batch, decoding, trace):
   w = shape.decode
 
   def run(count):
     rollout = sample.sample(
         pol, params, batch, jax.random.key(1),
         sample.knobs(max_new_tokens=count), jnp.int32(0), group=w.group,
-        length=w.length)
+        length=w.length, decoding=decoding)
     return jax.block_until_ready(rollout.completions.kind)
 
   started = time.perf_counter()

@@ -58,7 +58,7 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
   """The sampler that the section `sampler` of a config describes.
 
   Args:
-    section: rows, cache_chunk, shrink as in `sample.Decoding`; dtype: of the
+    section: rows, cache_chunk, shrink, layers as in `sample.Decoding`; dtype: of the
       weights and activations that sample, None: the trainer's compute dtype.
     policy: that trains.
 
@@ -79,7 +79,7 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
           policy, module=policy.module.clone(config=config)),
       decoding=sample.Decoding(
           rows=section.rows, cache_chunk=section.cache_chunk,
-          shrink=section.shrink))
+          shrink=section.shrink, layers=section.layers))
 
 
 @functools.partial(jax.jit, static_argnames='dtype')

@@ -9,6 +9,7 @@ Temperature, top-k, top-p and the length are traced values; N, G, T and what
 `Decoding` says shape the programs.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -83,6 +84,7 @@ def sample(
   schedule = schedule_lib.Schedule(real, group, length, decoding)
   whole, layout = schedule.whole, schedule.layout
   asked = _ask(policy, params, prompts, key, group=group)
+  policy = _decoder(policy, decoding.layers)
   params = _for_decode(policy, params)
   state = None
   while layout is not None:
@@ -141,6 +143,14 @@ _select = jax.jit(rows.select)
 _seat = jax.jit(rows.seat, static_argnames='policy', donate_argnames='state')
 _decode = jax.jit(
     rows.decode, static_argnames='policy', donate_argnames='state')
+
+
+def _decoder(policy: forward.Policy, layers: str | None) -> forward.Policy:
+  """The policy that decodes."""
+  if layers is None:
+    return policy
+  return dataclasses.replace(policy, module=policy.module.clone(
+      config=dataclasses.replace(policy.module.config, layers=layers)))
 
 
 def _for_decode(policy: forward.Policy, params: Any) -> Any:

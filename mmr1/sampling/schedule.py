@@ -32,15 +32,22 @@ class Decoding:
     shrink: when few completions are left, they go on in half, then a quarter
       of the rows: for where time falls with the rows (CPU, long completions);
       two more programs for every cache size.
+    layers: 'scan' or 'unrolled' in the decoding loop; None: as the model has
+      them. A scan copies every layer's weights out of their stack for every
+      token; unrolled they are copied once, and are there twice.
 
   Raises:
-    ValueError: a number below 1.
+    ValueError: a number below 1, another word.
   """
   rows: int | None = None
   cache_chunk: int | None = None
   shrink: bool = False
+  layers: str | None = None
 
   def __post_init__(self):
+    if self.layers not in (None, 'scan', 'unrolled'):
+      raise ValueError(f'sampler.layers: got {self.layers!r}; allowed are '
+                       "'scan', 'unrolled', or None for model.layers.")
     for name in ('rows', 'cache_chunk'):
       value = getattr(self, name)
       if value is not None and value < 1:

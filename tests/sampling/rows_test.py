@@ -19,6 +19,7 @@ WAYS = {
     'rows wait': dict(rows=5),
     'one row': dict(rows=1, cache_chunk=7),
     'rows shrink': dict(shrink=True),
+    'scanned layers': dict(layers='scan', cache_chunk=7),
     'all of it': dict(rows=8, cache_chunk=6, shrink=True),
 }
 
