@@ -58,8 +58,9 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
   """The sampler that the section `sampler` of a config describes.
 
   Args:
-    section: rows, cache_chunk, shrink, layers as in `sample.Decoding`; dtype: of the
-      weights and activations that sample, None: the trainer's compute dtype.
+    section: rows, cache_chunk, shrink, layers as in `sample.Decoding`; dtype:
+      of the weights and activations that sample, None: the trainer's compute
+      dtype.
     policy: that trains.
 
   Raises:

@@ -8,6 +8,7 @@ All rows write to the same index of the cache, whatever their age: one update
 in place. A row sees what lies from its own start to there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -45,7 +46,7 @@ class Asked:
   """What the prompts left for all their samples.
 
   Fields:
-    prefix: of all N prompts.
+    prefix: of all N prompts, best as `module.per_layer` makes it.
     mask: bool[N, P], real tokens.
     following: i32[N], rotary position of the first completion token.
     keys: [N, G], of the samples.
@@ -143,46 +144,44 @@ def seat(
       token=jnp.where(fresh, drawn.token, state.token))
 
 
-def move(
-    state: State, source: Array | None, shift: Array, *, size: int) -> State:
-  """Other rows, another cache.
+def regroup(cache: Array, source: Array) -> Array:
+  """Keys or values [..., D, R, K, U, d] of the rows `source` i32[D, R']."""
+  return _over_layers(lambda x: attention.take(x, source), cache, 5)
+
+
+def resize(cache: Array, shift: Array, size: int) -> Array:
+  """Keys or values [..., U, d] in a cache of another size.
 
   Args:
-    state: D shards of R rows.
-    source: i32[D, R'], the row that each new one was; None: the same.
-    shift: i32[], tokens dropped from the front of the cache.
+    cache: one leaf of `State.cache`.
+    shift: i32[], tokens dropped from the front.
     size: tokens of the new cache.
   """
-  def rows(x):
-    return x if source is None else attention.take(x, source)
-
-  def keys(x):  # [..., D, R, K, U, d], with the layers in front or not
-    stacked = x.ndim == 6
-    x = jnp.moveaxis(x, 0, 2) if stacked else x
-    x = rows(x)
-    x = jnp.moveaxis(x, 2, 0) if stacked else x
-    # Past the last token there is nothing, and nobody looks.
-    index = jnp.minimum(shift + jnp.arange(size), x.shape[-2] - 1)
-    return jnp.take(x, index, axis=-2)
-
-  return state.replace(
-      t=state.t - shift, live=rows(state.live), token=rows(state.token),
-      cache=jax.tree.map(keys, state.cache))
+  # Past the last token there is nothing, and nobody looks.
+  index = jnp.minimum(shift + jnp.arange(size), cache.shape[-2] - 1)
+  return jnp.take(cache, index, axis=-2)
 
 
 def select(asked: Asked, prompts: Array) -> tuple[types.Prefix, Array]:
   """Prefix and mask of the prompts i32[D, A] of every shard, D * A of them."""
-  shards = len(prompts)
+  def some(x):
+    x = attention.take(x.reshape((len(prompts), -1) + x.shape[1:]), prompts)
+    return x.reshape((-1,) + x.shape[2:])
 
-  def some(x, axis):
-    x = jnp.moveaxis(x, axis, 0)
-    x = attention.take(x.reshape((shards, -1) + x.shape[1:]), prompts)
-    return jnp.moveaxis(x.reshape((-1,) + x.shape[2:]), 0, axis)
+  def keys(x):
+    return _over_layers(some, x, 4)
 
   prefix = asked.prefix
   return types.Prefix(
-      keys=some(prefix.keys, 1), values=some(prefix.values, 1),
-      last=some(prefix.last, 0)), some(asked.mask, 0)
+      keys=jax.tree.map(keys, prefix.keys),
+      values=jax.tree.map(keys, prefix.values),
+      last=some(prefix.last)), some(asked.mask)
+
+
+def _over_layers(fn: Callable[[Array], Array], x: Array, ndim: int) -> Array:
+  """`fn` of an array with so many axes; scanned layers are one more, in
+  front."""
+  return fn(x) if x.ndim == ndim else jax.vmap(fn)(x)
 
 
 def decode(
@@ -197,14 +196,13 @@ def decode(
   Args:
     policy, params: the model, as `for_decode` makes its parameters.
     asked: of all prompts.
-    prefix, mask: of the D * A prompts that rows may read.
+    prefix, mask: of the D * A prompts that rows may read, see `Asked`.
     seating: who sits where.
     state: donate it.
     knobs: settings.
     refill: i32[D']; -1: never. D' divides D: counts are over D / D' shards.
     shrink: i32[].
   """
-  prefix = policy.module.per_layer(prefix)
   size = jax.tree.leaves(state.cache)[0].shape[-2]
   following = attention.take(
       asked.following.reshape(len(seating.task), -1),

@@ -96,8 +96,22 @@ class Layout(NamedTuple):
     return row, seat
 
 
+class Shape(NamedTuple):
+  """What programs are compiled for: rows in a shard, prompts that they may
+  read, tokens of the cache."""
+  rows: int
+  prompts: int
+  size: int
+
+
 class Schedule:
-  """The rows of one call of the sampler."""
+  """The rows of one call of the sampler.
+
+  Attributes:
+    layout: of the next decode.
+    shapes: all that layouts can have, whatever ends when (law 7): by size, and
+      in each from the most rows down.
+  """
 
   def __init__(
       self, real: np.ndarray, group: int, length: int, decoding: Decoding):
@@ -123,6 +137,13 @@ class Schedule:
     # While samples wait the rows begin at different tokens.
     cap = length + (chunk if self._rows < self._idle else 0)
     self._chunk, self._sizes = chunk, _sizes(chunk, cap)
+    halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
+    # Each once, from the most down.
+    self._counts = list(dict.fromkeys(-(-self._rows // 2**h)
+                                      for h in halvings))
+    self.shapes = tuple(
+        Shape(count, self._readable(count), size)
+        for size in self._sizes for count in self._counts)
     self._t = 0
     self._task = np.full((shards, self._rows), self._idle, np.int32)
     self._start = np.zeros((shards, self._rows), np.int32)
@@ -146,6 +167,29 @@ class Schedule:
       return None
     self.layout = self._arrange(full=t == self.layout.size)
     return self.layout
+
+  def moves(self, shape: Shape) -> list[Shape]:
+    """Where one can go from there by changing either rows or cache.
+
+    The cache itself is among them where its front can be dropped.
+    """
+    index, waits = self._sizes.index(shape.size), self._rows < self._idle
+    sizes = self._sizes[0 if waits else index + 1:index + 2]
+    return [other for other in self.shapes if (
+        other.rows == shape.rows and other.size in sizes
+        or other.rows < shape.rows and other.size == shape.size)]
+
+  def nobody(self, shape: Shape, shift: int = 0) -> Layout:
+    """A layout of that shape in which every row is idle."""
+    shards = len(self._waiting)
+    full = functools.partial(np.full, dtype=np.int32)
+    source, prompts = (np.tile(np.arange(count, dtype=np.int32), (shards, 1))
+                       for count in shape[:2])
+    rows = source.shape
+    return Layout(
+        task=full(rows, self._idle), start=full(rows, 0),
+        fresh=np.zeros(rows, bool), source=source, prompts=prompts,
+        shift=shift, size=shape.size, refill=full(shards, -1), shrink=0)
 
   def _arrange(self, *, full: bool) -> Layout:
     shards, rows = self._task.shape
@@ -175,8 +219,7 @@ class Schedule:
     need = (self._task < self._idle).sum(1).max()
     prompts = max(len(set((task[task < self._idle] // self._group).tolist()))
                   for task in self._task)
-    for halvings in range(_HALVINGS, 0, -1):
-      fewer = -(-self._rows // 2**halvings)
+    for fewer in reversed(self._counts):
       if need <= fewer < rows and prompts <= self._readable(fewer):
         return fewer
     return rows
@@ -229,10 +272,9 @@ class Schedule:
     refill = np.where(
         [bool(waiting) for waiting in self._waiting],
         np.maximum(live - max(1, int(rows * _REFILL_AT)), 0), -1)
-    counts = [-(-self._rows // 2**h) for h in range(1, _HALVINGS + 1)]
-    below = [count for count in counts if count < live.max()]
+    below = [count for count in self._counts if count < live.max()]
     return refill.astype(np.int32), below[0] if (
-        self._shrinks and below and not any(self._waiting)) else 0
+        below and not any(self._waiting)) else 0
 
 
 def _sizes(chunk: int, cap: int) -> list[int]:

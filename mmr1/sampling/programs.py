@@ -1,0 +1,216 @@
+"""The programs of the sampler, and what passes between them and the host.
+
+Between two looks of the host there is one program: it seats who is new and
+decodes. Its small inputs come from the host; the cache and what has been found
+stay on the device. Caches change their size and rows in programs of their own,
+layer by layer, since those are small and alike.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmr1 import forward
+from mmr1 import sharding
+from mmr1 import types
+from mmr1.models import attention
+from mmr1.sampling import rows
+from mmr1.sampling import schedule as schedule_lib
+
+Array = jax.Array
+# What `Device.warm_up` has run; jax keeps the programs.
+_warm: set[Any] = set()
+
+
+class Seen(NamedTuple):
+  """What the host knows of `rows.State`: t, live bool[D, R], token i32[D, R]."""
+  t: int
+  live: np.ndarray
+  token: np.ndarray
+
+  @classmethod
+  def nothing(cls, layout: schedule_lib.Layout) -> 'Seen':
+    """Before the first decode."""
+    shape = layout.task.shape
+    return cls(0, np.zeros(shape, bool), np.zeros(shape, np.int32))
+
+  def moved(self, layout: schedule_lib.Layout) -> 'Seen':
+    """In the rows and the cache of a layout."""
+    return Seen(self.t - layout.shift, *(
+        np.take_along_axis(x, layout.source, 1) for x in self[1:]))
+
+
+@flax.struct.dataclass
+class Kept:
+  """What stays on the device: `cache` and `found` of `rows.State`."""
+  cache: Any
+  found: rows.Found
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """The device side of one call of the sampler.
+
+  Fields:
+    policy, params, asked, knobs: as `rows.decode` has them.
+    length: T.
+    whole: each prompt is a shard of its own, see `Schedule.whole`.
+  """
+  policy: forward.Policy
+  params: Any
+  asked: rows.Asked
+  knobs: rows.Knobs
+  length: int
+  whole: bool
+
+  def begin(self, layout: schedule_lib.Layout) -> Kept:
+    """Room for the samples."""
+    n, group = self.asked.keys.shape
+    shards, count = self._by_shards(layout.task).shape
+    return _begin(self.policy, shards, count, n * group // shards, self.length,
+                  layout.size)
+
+  def go_on(self, kept: Kept, layout: schedule_lib.Layout) -> Kept:
+    """`kept` in the rows and the cache of a layout."""
+    cache = kept.cache
+    leaf = jax.tree.leaves(cache)[0]
+    if not self.whole and layout.task.shape[1] != leaf.shape[-4]:
+      cache = jax.tree.map(lambda x: _regroup(x, layout.source), cache)
+    if layout.shift or layout.size != leaf.shape[-2]:
+      shift = np.int32(layout.shift)
+      cache = jax.tree.map(
+          lambda x: _resize(x, shift, size=layout.size), cache)
+    return kept.replace(cache=cache)
+
+  def decode(
+      self, kept: Kept, layout: schedule_lib.Layout, seen: Seen,
+  ) -> tuple[Kept, Seen]:
+    """Seats who is new and decodes until the host is needed.
+
+    Args:
+      kept: from `go_on`; it is used up.
+      layout: who sits where.
+      seen: from the decode before.
+    """
+    n, group = self.asked.keys.shape
+    seen = seen.moved(layout)
+    task, seats = layout.task, None
+    if self.whole:
+      idle = layout.prompts.shape[1] * group
+      task = np.where(task == idle, group, task % group)
+    else:
+      seats = attention.Seats(*layout.seats(group))
+    task, start, fresh, live, token = map(self._by_shards, (
+        task, layout.start, layout.fresh, seen.live, seen.token))
+    state = _decode(
+        self.policy, self.params, self.asked, kept,
+        rows.Seating(task, start, seats), fresh,
+        None if layout.prompts.size == n else layout.prompts,
+        np.int32(seen.t), live, token, self.knobs, layout.refill,
+        np.int32(layout.shrink))
+    t, live, token = jax.device_get((state.t, state.live, state.token))
+    shape = layout.task.shape
+    return Kept(state.cache, state.found), Seen(
+        int(t), live.reshape(shape), token.reshape(shape))
+
+  def _by_shards(self, x: np.ndarray) -> np.ndarray:
+    return x.reshape(self.asked.keys.shape) if self.whole else x
+
+  def warm_up(self, schedule: schedule_lib.Schedule) -> None:
+    """Runs every program that schedules of this shape can come to, once.
+
+    Later calls compile nothing, however long their samples get (M28). Nobody
+    is alive in it, so that nothing is drawn and every decode ends at once.
+    """
+    if len(schedule.shapes) == 1:
+      return  # the call itself runs all there are
+    leaves, tree = jax.tree.flatten((self.params, self.asked))
+    key = (self.policy, self.length, schedule.shapes, tree, *(
+        (x.shape, x.dtype, x.sharding) for x in map(jnp.asarray, leaves)))
+    if key in _warm:
+      return
+    kept = self.begin(schedule.nobody(schedule.shapes[0]))
+    for shape in schedule.shapes:  # sizes one by one, all counts of rows in each
+      layout = schedule.nobody(shape)
+      here = self.go_on(kept, layout)
+      here, _ = self.decode(here, layout, Seen.nothing(layout))
+      first = shape.rows == schedule.shapes[0].rows
+      # What has been found goes from one to the next.
+      kept = here if first else kept.replace(found=here.found)
+      for other in schedule.moves(shape):
+        self.go_on(here, schedule.nobody(
+            other, shift=int(other.rows == shape.rows)))
+    _warm.add(key)
+
+
+def ask(
+    policy: forward.Policy, params: Any, prompts: types.Prompts, key: Array,
+    knobs: rows.Knobs, *, group: int, length: int, whole: bool,
+    layers: str | None) -> Device:
+  """Reads the prompts; `layers` as in `schedule.Decoding`."""
+  decoder = policy
+  if layers is not None:
+    decoder = dataclasses.replace(policy, module=policy.module.clone(
+        config=dataclasses.replace(policy.module.config, layers=layers)))
+  asked = _ask(policy, decoder, params, prompts, key, group=group)
+  if decoder.module.config.layers != 'scan':  # scanned ones are read as is
+    params = _rearranged(decoder, params)
+  return Device(decoder, params, asked, knobs, length, whole)
+
+
+@functools.partial(jax.jit, static_argnames=('policy', 'decoder', 'group'))
+def _ask(policy, decoder, params, prompts, key, *, group):
+  asked = rows.ask(policy, params, prompts, key, group=group)
+  # Cut into layers here, once, and not by every program that decodes.
+  return asked.replace(prefix=decoder.module.per_layer(asked.prefix))
+
+
+@functools.partial(jax.jit, static_argnames='policy')
+def _rearranged(policy, params):
+  return policy.module.for_decode(params)
+
+
+@functools.partial(jax.jit, static_argnums=range(6))
+def _begin(policy, shards, count, samples, length, size):
+  state = rows.begin(policy, shards, count, samples, length, size)
+  return _spread(Kept(state.cache, state.found))
+
+
+@functools.partial(
+    jax.jit, static_argnames='policy', donate_argnames='kept')
+def _decode(policy, params, asked, kept, seating, fresh, prompts, t, live,
+            token, knobs, refill, shrink):
+  """All that happens between two looks of the host."""
+  seating, fresh, prompts, live, token = _spread(
+      (seating, fresh, prompts, live, token))
+  state = rows.seat(policy, params, asked, seating, rows.State(
+      t, live, token, kept.cache, kept.found), knobs, fresh)
+  prefix, mask = asked.prefix, asked.mask
+  if prompts is not None:
+    prefix, mask = rows.select(asked, prompts)
+  return _spread(rows.decode(
+      policy, params, asked, prefix, mask, seating, state, knobs, refill,
+      shrink))
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def _resize(leaf, shift, *, size):
+  return _spread(rows.resize(leaf, shift, size))
+
+
+@jax.jit
+def _regroup(leaf, source):
+  return _spread(rows.regroup(leaf, _spread(source)))
+
+
+def _spread(tree: Any) -> Any:
+  """The shards over the devices; inside a program."""
+  def place(x):
+    # Only a scanned cache has its layers in front of the shards.
+    return sharding.along(x, int(x.ndim == 6)) if x.ndim else x
+  return jax.tree.map(place, tree)
