@@ -14,6 +14,7 @@ from mmr1 import sharding
 
 def run_on(counts, rows):
   """In a process of its own: [(shards, tokens, logp, gradient, metrics)]."""
+  from mmr1 import compiles
   from mmr1.sampling import keys
   from mmr1.sampling import sample
   from tests import small
@@ -25,6 +26,11 @@ def run_on(counts, rows):
   block = small.block(prompts, 2, 4)
   policy = small.policy(depth=1)
   found = []
+
+  def refill(params, prompts, step):
+    return small.rollout(
+        params, prompts, keys.step_key(0, 1, step), policy_=policy, group=2,
+        length=4, decoding=sample.Decoding(rows=8, cache_chunk=3))[0]
   for count in counts:
     with mock.patch.object(jax, 'devices', lambda: devices[:count]):
       params = sharding.everywhere(small.params(depth=1))
@@ -33,13 +39,16 @@ def run_on(counts, rows):
           params, spread.prompts, keys.step_key(0, 1, 2),
           policy_=policy, group=2, length=4)
       # In rows that are refilled, on every device from its own prompts.
-      refilled, _ = small.rollout(
-          params, spread.prompts, keys.step_key(0, 1, 2), policy_=policy,
-          group=2, length=4,
-          decoding=sample.Decoding(rows=8, cache_chunk=3))
+      refilled = refill(params, spread.prompts, 2)
       np.testing.assert_array_equal(
           refilled.completions.tokens, rollout.completions.tokens)
       assert len(refilled.logp.addressable_shards) == count
+      # Caches and shards are where they were (M28).
+      counter = compiles.CompileCounter()
+      for step in (3, 4):
+        refill(params, spread.prompts, step)
+      counter.close()
+      assert counter.count == 0
       grads, metrics = small.gradient(params, (spread,), policy_=policy)
     # Of what went in and of what came out: (devices, rows on each).
     shards = [(len(x.addressable_shards), x.addressable_shards[0].data.shape[0])

@@ -20,7 +20,7 @@ WAYS = {
     'one row': dict(rows=1, cache_chunk=7),
     'rows shrink': dict(shrink=True),
     'scanned layers': dict(layers='scan', cache_chunk=7),
-    'all of it': dict(rows=8, cache_chunk=6, shrink=True),
+    'all of it': dict(rows=8, cache_chunk=8, shrink=True),
 }
 
 
@@ -74,16 +74,24 @@ def test_rows_that_end_are_refilled(params, batch, whole):
   assert work / 8 <= refilled < batches
 
 
-def test_m28_the_same_programs_whatever_ends_when(params, batch):
-  """Other keys, so other lengths and refills."""
-  ways = dict(rows=8, cache_chunk=T)
-  run(params, batch, **ways)
-  counter = compiles.CompileCounter()
-  for step in range(3):
-    small.rollout(
+def test_m28_lengths_compile_nothing(params, batch):
+  """The first call, of short samples, leaves the programs of all lengths."""
+  ways = sample.Decoding(**WAYS['all of it'])
+
+  def lengths(step, cap):
+    found, steps = small.rollout(
         params, batch, keys.step_key(0, 1, step), group=G, length=T,
-        temperature=1.0 + step / 10, decoding=sample.Decoding(**ways))
+        temperature=1.0 + step / 10, max_new_tokens=cap, decoding=ways)
+    return (np.asarray(found.completions.kind) > 0).sum(-1)[:4].ravel(), steps
+  first, steps = lengths(0, 3)
+  # Sixteen samples of up to 3 in eight rows; nobody else is decoded.
+  assert first.max() == 3 and steps <= 2 * (3 - 1)
+  counter = compiles.CompileCounter()
+  later = [lengths(step, cap)[0]
+           for step, cap in ((1, T), (2, 11), (3, T), (4, 1))]
   counter.close()
+  assert [x.max() for x in later] == [T, 11, T, 1]
+  assert len({tuple(x) for x in later}) == len(later)
   assert counter.count == 0
 
 

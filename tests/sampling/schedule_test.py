@@ -8,11 +8,11 @@ import pytest
 from mmr1.sampling import schedule
 
 
-def simulate(lengths, real, length, decoding):
+def simulate(lengths, real, length, decoding, *, shifts=False):
   """Runs a schedule against samples of known lengths [D, A, G].
 
   Returns what happened: tokens of every sample, (row count, cache size,
-  prompts) of every layout, decode steps, and row-steps (rows x steps).
+  prompts[, shift]) of every layout, decode steps, and row-steps (rows x steps).
   """
   shards, _, group = lengths.shape
   flat = lengths.reshape(shards, -1)
@@ -23,7 +23,8 @@ def simulate(lengths, real, length, decoding):
   shapes, steps, work = [], 0, 0
   idle = flat.shape[1]
   while layout is not None:
-    shapes.append((layout.task.shape[1], layout.size, layout.prompts.shape[1]))
+    shapes.append((layout.task.shape[1], layout.size, layout.prompts.shape[1],
+                   *[layout.shift] * shifts))
     live = np.take_along_axis(live, layout.source, 1)
     t -= layout.shift
     check_layout(layout, live, t, group, idle, real)
@@ -146,6 +147,72 @@ def test_shapes_are_few_whatever_the_lengths():
   assert {rows for rows, _, _ in seen} == {16, 8, 4}
   assert {size for _, size, _ in seen} <= {32, 64, 128, 160}
   assert len({(rows, prompts) for rows, _, prompts in seen}) == 3
+
+
+def shapes_of(rows, chunk, shrink, prompts=8, length=128):
+  return schedule.Schedule(
+      np.ones((2, prompts), bool), 8, length,
+      schedule.Decoding(rows=rows, cache_chunk=chunk, shrink=shrink)).shapes
+
+
+def test_all_shapes_are_known_beforehand():
+  """(rows, prompts they may read, cache) of each of two shards of 64 samples:
+  half of `rows`; 3 prompts for every 8 rows and one more."""
+  assert shapes_of(None, None, False) == ((64, 8, 128),)
+  assert shapes_of(None, 48, False) == (
+      (64, 8, 48), (64, 8, 96), (64, 8, 128))
+  # Rows that begin while others go on need room for a chunk more.
+  assert shapes_of(32, 64, False) == (
+      (16, 7, 64), (16, 7, 128), (16, 7, 192))
+  assert shapes_of(30, None, True) == (
+      (15, 7, 128), (8, 4, 128), (4, 4, 128),
+      (15, 7, 256), (8, 4, 256), (4, 4, 256))
+  # There are no two halves of one row.
+  assert shapes_of(2, None, True, length=7) == ((1, 4, 7), (1, 4, 14))
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(st.data())
+def test_m28_layouts_go_only_where_moves_lead(data):
+  """What the first call compiles is all that any lengths can come to."""
+  group, prompts, length = (
+      4, data.draw(st.integers(1, 6)), data.draw(st.integers(3, 40)))
+  decoding = schedule.Decoding(
+      rows=data.draw(st.none() | st.integers(1, 30)),
+      cache_chunk=data.draw(st.none() | st.integers(1, 50)),
+      shrink=data.draw(st.booleans()))
+  rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+  real = np.ones((1, prompts), bool)
+  lengths = geometric(rng, (1, prompts, group), length)
+  plan = schedule.Schedule(real, group, length, decoding)
+  allowed = {shape: plan.moves(shape) for shape in plan.shapes}
+  assert len(allowed) == len(plan.shapes)
+
+  before = None
+  for rows, size, read, shift in simulate(
+      lengths, real, length, decoding, shifts=True)[1]:
+    here = schedule.Shape(rows, read, size)
+    assert here in allowed
+    if before is not None:  # rows first, then the cache
+      between = before
+      if rows != before.rows:
+        between = here._replace(size=before.size)
+        assert between in allowed[before]
+      if shift or here != between:
+        assert here in allowed[between]
+    before = here
+
+
+def test_nobody_sits_in_a_layout_of_nobody():
+  plan = schedule.Schedule(
+      np.ones((2, 3), bool), 4, 16, schedule.Decoding(rows=8, shrink=True))
+  for shape in plan.shapes:
+    layout = plan.nobody(shape, shift=1)
+    check_layout(layout, np.zeros(layout.task.shape, bool), 0, 4, 12,
+                 np.ones((2, 3), bool))
+    assert not layout.fresh.any() and layout.shift == 1
+    assert (layout.task.shape[1], layout.prompts.shape[1],
+            layout.size) == shape
 
 
 def test_whole_groups_keep_their_rows():
