@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from mmr1 import types
 from mmr1.models import attention
+from mmr1.models import cache as cache_lib
 from mmr1.models import decoder_config
 from mmr1.models import layers
 from mmr1.models import sight as sight_lib
@@ -46,9 +47,9 @@ class DecoderBlock(nn.Module):
   def __call__(
       self, x: Array, cos: Array, sin: Array, sight: Sight,
       prefix: attention.Source | None = None,
-      cache: tuple[Array, Array, Array] | None = None,
+      cache: tuple[cache_lib.Cache, Array] | None = None,
       earlier: attention.Source | None = None,
-  ) -> tuple[Array, tuple[Array, Array]]:
+  ) -> tuple[Array, Any]:
     """Runs the layer on T tokens of every row.
 
     Args:
@@ -56,12 +57,12 @@ class DecoderBlock(nn.Module):
       cos, sin: [N, G, T, d].
       sight: which own keys each query sees.
       prefix: the prompt's keys and values [N, K, P, d] and who sees them.
-      cache: own keys and values [N, G, K, U, d] of earlier tokens and the
-        index at which these T are written; None: U = T, only these.
+      cache: own keys and values of earlier tokens and the index at which these
+        T are written; None: U = T, only these.
       earlier: own keys and values of earlier tokens that are only read.
 
     Returns:
-      x and the own keys and values [N, G, K, U, d].
+      x and the own keys and values [N, G, K, T, d], or the cache with them.
     """
     c = self.config
     kw = dict(dtype=c.compute_dtype, precision=c.precision)
@@ -78,11 +79,10 @@ class DecoderBlock(nn.Module):
       q, k = self._norm('q_norm')(q), self._norm('k_norm')(k)
     q, k = layers.rotate(q, cos, sin), layers.rotate(k, cos, sin)
     k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
+    own = (k, v)
     if cache is not None:
-      k, v = (
-          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype),
-                                              cache[2], axis=3)
-          for old, new in ((cache[0], k), (cache[1], v)))
+      own = cache[0].written(k, v, cache[1])
+      k, v = own.read()
     sources = [attention.Source(k, v, sight)]
     sources += [more for more in (earlier, prefix) if more is not None]
     hidden = attention.attend(
@@ -94,7 +94,7 @@ class DecoderBlock(nn.Module):
     hidden = _MLPS[c.activation](
         c.mlp_width, bias=False, name='mlp', **kw)(self._norm('post_norm')(x))
     x = x + (self._norm('mlp_out_norm')(hidden) if c.out_norms else hidden)
-    return x, (k, v)
+    return x, own
 
 
 class Decoder(nn.Module):
@@ -152,8 +152,8 @@ class Decoder(nn.Module):
         return run(see(sight), prefix)
       if c.layers == 'scan':  # a scan would copy a cache that it writes to
         return run(Sight(), prefix, earlier=attention.Source(
-            *cache, see(sight)))
-      return run(see(sight), prefix, (*cache, t))
+            *cache.read(), see(sight)))
+      return run(see(sight), prefix, (cache, t))
 
     return layers.fold(
         step, self.layers, x, extras, c.sliding or [False] * c.depth,
@@ -341,7 +341,7 @@ class LanguageModel(nn.Module):
     Returns:
       hidden [N, G, D] after the final norm, and the cache with these tokens.
     """
-    index = jnp.arange(jax.tree.leaves(cache)[0].shape[-2])
+    index = jnp.arange(cache.size)
     keys = (jnp.ones((1, 1, len(index)), bool) if start is None else
             index >= start[..., None])
     scanned = self.config.layers == 'scan'
@@ -352,11 +352,9 @@ class LanguageModel(nn.Module):
     x, kv = self.language(
         x, positions[:, :, None], sight, self._extras(prefix, cache),
         prefix_mask=prompt_mask, seats=seats, t=t)
-    if scanned:  # all layers at once, in place
-      kv = tuple(jax.lax.dynamic_update_slice_in_dim(
-          old, new.astype(old.dtype), t, axis=-2)
-          for old, new in zip(cache, kv))
-    return self.language.norm(x)[:, :, 0], kv
+    # Of scanned layers all at once, in place.
+    cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
+    return self.language.norm(x)[:, :, 0], cache
 
   def for_decode(self, params: Any) -> Any:
     """Parameters of unrolled layers as `decode` reads them best.
@@ -392,7 +390,7 @@ class LanguageModel(nn.Module):
       return kv, cache
     kv = (zip(*kv) if isinstance(prefix.keys, tuple) else
           layers.unstack(kv, depth))
-    return list(zip(kv, cache or [None] * depth))
+    return list(zip(kv, cache.layers() if cache else [None] * depth))
 
   def head(self, hidden: Array) -> Array:
     """Logits f32[..., V] of hidden states [..., D]."""
@@ -406,7 +404,7 @@ class LanguageModel(nn.Module):
                        precision=self.config.precision)
             + (head['bias'][0] if 'bias' in head else 0))
 
-  def init_cache(self, n: int, g: int, t: int) -> Any:
+  def init_cache(self, n: int, g: int, t: int) -> cache_lib.Cache:
     """An empty cache in the compute dtype; see `init_cache` below."""
     return init_cache(self.config, n, g, t, self.config.compute_dtype)
 
@@ -430,20 +428,12 @@ def _places(mask: Array, segment: Array | None) -> Array:
   return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
-def init_cache(config: Config, n: int, g: int, t: int, dtype: Any) -> Any:
-  """An empty cache for completions of up to `t` tokens.
-
-  Returns:
-    (keys, values) with leaves [N, G, K, T, d]: a tuple of one pair per layer
-    if unrolled (each its own buffer, updated in place inside a while_loop),
-    one pair [L, N, G, K, T, d] if scanned. Opaque to everyone but `decode`.
-  """
-  shape = (n, g, config.kv_heads, t, config.head_width)
-  if config.layers == 'scan':
-    return tuple(jnp.zeros((config.depth, *shape), dtype) for _ in range(2))
-  return tuple(
-      tuple(jnp.zeros(shape, dtype) for _ in range(2))
-      for _ in range(config.depth))
+def init_cache(
+    config: Config, n: int, g: int, t: int, dtype: Any) -> cache_lib.Cache:
+  """An empty cache for completions of up to `t` tokens."""
+  return cache_lib.empty(
+      config.depth, config.layers == 'scan', n, g, config.kv_heads, t,
+      config.head_width, dtype)
 
 
 def init_params(module: LanguageModel, rng: Array,

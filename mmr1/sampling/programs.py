@@ -19,6 +19,7 @@ from mmr1 import forward
 from mmr1 import sharding
 from mmr1 import types
 from mmr1.models import attention
+from mmr1.models import cache as cache_lib
 from mmr1.sampling import rows
 from mmr1.sampling import schedule as schedule_lib
 
@@ -48,7 +49,7 @@ class Seen(NamedTuple):
 @flax.struct.dataclass
 class Kept:
   """What stays on the device: `cache` and `found` of `rows.State`."""
-  cache: Any
+  cache: cache_lib.Cache
   found: rows.Found
 
 
@@ -78,13 +79,13 @@ class Device:
   def go_on(self, kept: Kept, layout: schedule_lib.Layout) -> Kept:
     """`kept` in the rows and the cache of a layout."""
     cache = kept.cache
-    leaf = jax.tree.leaves(cache)[0]
-    if not self.whole and layout.task.shape[1] != leaf.shape[-4]:
+    count = jax.tree.leaves(cache)[0].shape[-4]
+    if not self.whole and layout.task.shape[1] != count:
       cache = jax.tree.map(lambda x: _regroup(x, layout.source), cache)
-    if layout.shift or layout.size != leaf.shape[-2]:
+    if layout.shift or layout.size != cache.size:
       shift = np.int32(layout.shift)
-      cache = jax.tree.map(
-          lambda x: _resize(x, shift, size=layout.size), cache)
+      cache = cache.map(
+          lambda x, axis: _resize(x, shift, size=layout.size, axis=axis))
     return kept.replace(cache=cache)
 
   def decode(
@@ -198,9 +199,9 @@ def _decode(policy, params, asked, kept, seating, fresh, prompts, t, live,
       shrink))
 
 
-@functools.partial(jax.jit, static_argnames='size')
-def _resize(leaf, shift, *, size):
-  return _spread(rows.resize(leaf, shift, size))
+@functools.partial(jax.jit, static_argnames=('size', 'axis'))
+def _resize(leaf, shift, *, size, axis):
+  return _spread(rows.resize(leaf, shift, size, axis))
 
 
 @jax.jit

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mmr1 import forward
 from mmr1 import types
 from mmr1.models import attention
+from mmr1.models import cache as cache_lib
 from mmr1.sampling import draw as draw_lib
 from mmr1.sampling import keys as keys_lib
 from mmr1.sampling import truncation
@@ -94,13 +95,13 @@ class State:
     t: i32[], tokens in the cache.
     live: bool[D, R], rows that go on.
     token: i32[D, R], the last one drawn; the cache does not have it yet.
-    cache: keys and values of U completion tokens, see `decoder.init_cache`.
+    cache: keys and values of U completion tokens.
     found: the samples.
   """
   t: Array
   live: Array
   token: Array
-  cache: Any
+  cache: cache_lib.Cache
   found: Found
 
 
@@ -145,21 +146,22 @@ def seat(
 
 
 def regroup(cache: Array, source: Array) -> Array:
-  """Keys or values [..., D, R, K, U, d] of the rows `source` i32[D, R']."""
+  """Keys or values [..., D, R, K, ., .] of the rows `source` i32[D, R']."""
   return _over_layers(lambda x: attention.take(x, source), cache, 5)
 
 
-def resize(cache: Array, shift: Array, size: int) -> Array:
-  """Keys or values [..., U, d] in a cache of another size.
+def resize(cache: Array, shift: Array, size: int, axis: int) -> Array:
+  """Keys or values in a cache of another size.
 
   Args:
-    cache: one leaf of `State.cache`.
+    cache: one array of `State.cache`.
     shift: i32[], tokens dropped from the front.
     size: tokens of the new cache.
+    axis: of the tokens.
   """
   # Past the last token there is nothing, and nobody looks.
-  index = jnp.minimum(shift + jnp.arange(size), cache.shape[-2] - 1)
-  return jnp.take(cache, index, axis=-2)
+  index = jnp.minimum(shift + jnp.arange(size), cache.shape[axis] - 1)
+  return jnp.take(cache, index, axis=axis)
 
 
 def select(asked: Asked, prompts: Array) -> tuple[types.Prefix, Array]:
@@ -203,7 +205,7 @@ def decode(
     refill: i32[D']; -1: never. D' divides D: counts are over D / D' shards.
     shrink: i32[].
   """
-  size = jax.tree.leaves(state.cache)[0].shape[-2]
+  size = state.cache.size
   following = attention.take(
       asked.following.reshape(len(seating.task), -1),
       seating.task // asked.keys.shape[1])
