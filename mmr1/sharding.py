@@ -57,11 +57,11 @@ def spread(tree: Tree) -> Tree:
 
 
 def along(x: jax.Array, axis: int) -> jax.Array:
-  """Inside a program: `axis` over the devices, where it divides."""
-  if shards(x.shape[axis]) == 1:
-    return x
+  """Inside a program: `axis` over the devices; on each where it does not
+  divide."""
+  even = shards(x.shape[axis]) > 1
   return jax.lax.with_sharding_constraint(
-      x, _named(*[None] * axis, _DATA))
+      x, _named(*[None] * axis, _DATA) if even else _named())
 
 
 def everywhere(tree: Tree) -> Tree:

@@ -23,14 +23,16 @@ def run_on(counts, rows):
   assert len(devices) == max(counts)
   prompts = small.prompts(
       [small.MIXED[i % 4] for i in range(rows)], uid=range(rows))
+  nobody = small.prompts([([], [], [])] * rows)
   block = small.block(prompts, 2, 4)
   policy = small.policy(depth=1)
   found = []
 
-  def refill(params, prompts, step):
+  def refill(params, prompts, step, cap=4):
     return small.rollout(
         params, prompts, keys.step_key(0, 1, step), policy_=policy, group=2,
-        length=4, decoding=sample.Decoding(rows=8, cache_chunk=3))[0]
+        length=4, max_new_tokens=cap,
+        decoding=sample.Decoding(rows=4, cache_chunk=3))[0]
   for count in counts:
     with mock.patch.object(jax, 'devices', lambda: devices[:count]):
       params = sharding.everywhere(small.params(depth=1))
@@ -38,17 +40,17 @@ def run_on(counts, rows):
       rollout, _ = small.rollout(
           params, spread.prompts, keys.step_key(0, 1, 2),
           policy_=policy, group=2, length=4)
-      # In rows that are refilled, on every device from its own prompts.
+      # In rows that are refilled, on every device from its own prompts. A call
+      # with no prompt at all leaves all programs (M28).
+      refill(params, sharding.spread(nobody), 2)
+      counter = compiles.CompileCounter()
+      refill(params, spread.prompts, 4, cap=2)
       refilled = refill(params, spread.prompts, 2)
+      counter.close()
+      assert counter.count == 0
       np.testing.assert_array_equal(
           refilled.completions.tokens, rollout.completions.tokens)
       assert len(refilled.logp.addressable_shards) == count
-      # Caches and shards are where they were (M28).
-      counter = compiles.CompileCounter()
-      for step in (3, 4):
-        refill(params, spread.prompts, step)
-      counter.close()
-      assert counter.count == 0
       grads, metrics = small.gradient(params, (spread,), policy_=policy)
     # Of what went in and of what came out: (devices, rows on each).
     shards = [(len(x.addressable_shards), x.addressable_shards[0].data.shape[0])

@@ -29,7 +29,8 @@ _warm: set[Any] = set()
 
 
 class Seen(NamedTuple):
-  """What the host knows of `rows.State`: t, live bool[D, R], token i32[D, R]."""
+  """What the host has of `rows.State`: t, live bool[D, R], token i32[D, R].
+  """
   t: int
   live: np.ndarray
   token: np.ndarray
@@ -71,10 +72,9 @@ class Device:
 
   def begin(self, layout: schedule_lib.Layout) -> Kept:
     """Room for the samples."""
-    n, group = self.asked.keys.shape
     shards, count = self._by_shards(layout.task).shape
-    return _begin(self.policy, shards, count, n * group // shards, self.length,
-                  layout.size)
+    return _begin(self.policy, self.asked, shards=shards, count=count,
+                  length=self.length, size=layout.size)
 
   def go_on(self, kept: Kept, layout: schedule_lib.Layout) -> Kept:
     """`kept` in the rows and the cache of a layout."""
@@ -136,7 +136,7 @@ class Device:
     if key in _warm:
       return
     kept = self.begin(schedule.nobody(schedule.shapes[0]))
-    for shape in schedule.shapes:  # sizes one by one, all counts of rows in each
+    for shape in schedule.shapes:  # all counts of rows in one size, then next
       layout = schedule.nobody(shape)
       here = self.go_on(kept, layout)
       here, _ = self.decode(here, layout, Seen.nothing(layout))
@@ -176,9 +176,11 @@ def _rearranged(policy, params):
   return policy.module.for_decode(params)
 
 
-@functools.partial(jax.jit, static_argnums=range(6))
-def _begin(policy, shards, count, samples, length, size):
-  state = rows.begin(policy, shards, count, samples, length, size)
+@functools.partial(
+    jax.jit, static_argnames=('policy', 'shards', 'count', 'length', 'size'))
+def _begin(policy, asked, *, shards, count, length, size):
+  state = rows.begin(
+      policy, shards, count, asked.keys.size // shards, length, size)
   return _spread(Kept(state.cache, state.found))
 
 

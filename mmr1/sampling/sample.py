@@ -2,8 +2,12 @@
 
 The decode is one loop on the device (`mmr1.sampling.rows`). The host looks at
 it when the cache is full or enough rows have ended, and decides who sits where
-next (`mmr1.sampling.schedule`; `mmr1.sampling.programs` does it). What comes out depends on neither: random
-numbers are addressed by prompt, sample and position (law 6).
+next (`mmr1.sampling.schedule`; `mmr1.sampling.programs` does it). What comes
+out depends on neither: random numbers are addressed by prompt, sample and
+position (law 6).
+
+The first call of a shape compiles the programs of every cache size and count
+of rows that `Decoding` allows, reached or not: later ones compile nothing.
 
 Temperature, top-k, top-p and the length are traced values; N, G, T and what
 `Decoding` says shape the programs.

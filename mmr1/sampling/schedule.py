@@ -28,7 +28,8 @@ class Decoding:
       None: all of them at once.
     cache_chunk: tokens of the first cache. A full one is doubled, up to the
       cap, so that cost follows the length reached; each size is one more
-      program. None: the cap.
+      program, and there is room for the last one in the first call already.
+      None: the cap.
     shrink: when few completions are left, they go on in half, then a quarter
       of the rows: for where time falls with the rows (CPU, long completions);
       two more programs for every cache size.
