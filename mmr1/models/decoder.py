@@ -24,6 +24,7 @@ from mmr1.models import attention
 from mmr1.models import cache as cache_lib
 from mmr1.models import decoder_config
 from mmr1.models import layers
+from mmr1.models import products
 from mmr1.models import sight as sight_lib
 
 Array = jax.Array
@@ -192,7 +193,7 @@ class Decoder(nn.Module):
     else:
       weight = (self.embed if c.tied else self.head).astype(c.compute_dtype)
       logits = jnp.einsum('...d,vd->...v', hidden, weight, **kw)
-    return attention.soft_cap(logits, c.logit_cap)
+    return products.soft_cap(logits, c.logit_cap)
 
 
 def _choose(flag: bool | Array, yes: Any, no: Any) -> Any:

@@ -37,7 +37,7 @@ class Config:
       added, as what they read is.
     embed_scale: factor of the embeddings, in the compute dtype.
     query_scale: factor of the scores; None: head_width ** -0.5.
-    score_cap, logit_cap: see `attention.soft_cap`; None: no cap.
+    score_cap, logit_cap: see `products.soft_cap`; None: no cap.
     sliding: for each layer, whether a token sees itself and the window - 1
       before it only; (): no layer is so.
     window: of the sliding layers.

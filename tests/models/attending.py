@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmr1.models import attention
+from mmr1.models import products
 
 
 def sources(arrays, sights):
@@ -26,8 +27,8 @@ class Plain:
   @staticmethod
   def attend(query, sources, *, scale, cap, interpret):
     del interpret
-    how = attention._How('default', query.shape[2], 1.0, cap)
-    return attention._attend(
+    how = products.How('default', query.shape[2], 1.0, cap)
+    return products._attend(
         query * jnp.asarray(scale, query.dtype), jnp.arange(query.shape[2]), sources, how)[0]
 
 

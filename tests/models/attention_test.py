@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmr1.models import attention
+from mmr1.models import products
 from mmr1.models import sight
 from tests.models import attending
 from tests.models import splash_test
@@ -79,7 +80,7 @@ def test_attend_in_chunks_changes_nothing(example):
 @pytest.mark.parametrize('name', ['group', 'window', 'packed', 'frames'])
 def test_the_gradient_by_hand_is_that_of_the_products(name, monkeypatch):
   """Of a group and its prompt, in windows, capped; in chunks of 16 queries."""
-  monkeypatch.setattr(attention, '_CACHED_SCORES', 1)
+  monkeypatch.setattr(products, '_CACHED_SCORES', 1)
   query, arrays, sights, weight, cap = splash_test.example(name)
   expected, got = (attending.both_ways(
       query, arrays, sights, weight, kernel=kernel, cap=cap)
@@ -95,7 +96,7 @@ def test_the_gradient_keeps_nothing_of_the_size_of_the_scores():
     keys = jax.ShapeDtypeStruct((1, 1, 2, t, 8), jnp.float32)
     pull = jax.eval_shape(
         lambda q, k, v: jax.vjp(functools.partial(
-            attention._attention, how=attention._How('highest', t, 1.0, None)),
+            products._attention, how=products.How('highest', t, 1.0, None)),
                                 q, (attention.Source(k, v, sight.Sight()),))[1],
         jax.ShapeDtypeStruct((1, 1, t, 2, 8), jnp.float32), keys, keys)
     return sum(x.size for x in jax.tree.leaves(pull))
