@@ -11,12 +11,11 @@ Leaves experiments/results/bench/generate.json.
 """
 
 from absl import app
-from absl import flags
 
+from experiments.bench import compare
 from experiments.bench import rounds
 from experiments.bench import workloads
 
-FLAGS = flags.FLAGS
 WORKLOADS = ('w1', 'w2', 'w3', 'w4', 'w5')
 # mmr1 on another workload, beside the engines: {workload: {label: other}}.
 _AGAINST_ITSELF = {'w1': {'cap1024': 'cap1024'}, 'w5': {'full': 'w5full'}}
@@ -35,16 +34,7 @@ def lanes(name: str, engines: list[str]) -> dict[str, rounds.Lane]:
 
 def main(argv):
   del argv
-  engines, absent = rounds.present(FLAGS.engines or rounds.ENGINES)
-  results, table = {}, []
-  for name in FLAGS.workloads or WORKLOADS:
-    w = workloads.named(name)
-    found = rounds.measure(lanes(name, engines), 'generate')
-    results[name] = dict(
-        about=w.about, engines=found, ratios=rounds.ratios(found))
-    table += rounds.rows(name, found, rounds.able(absent, w))
-  rounds.show('generation', table)
-  rounds.record('generate', results, engines, absent)
+  compare.run('generate', 'generation', WORKLOADS, 'generate', lanes)
 
 
 if __name__ == '__main__':

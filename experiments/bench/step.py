@@ -11,29 +11,15 @@ named and stands as 'not measured'. Leaves experiments/results/bench/step.json.
 """
 
 from absl import app
-from absl import flags
 
-from experiments.bench import rounds
-from experiments.bench import workloads
+from experiments.bench import compare
 
-FLAGS = flags.FLAGS
 WORKLOADS = ('w1', 'w2', 'w3', 'w4', 'w5')
 
 
 def main(argv):
   del argv
-  engines, absent = rounds.present(FLAGS.engines or rounds.ENGINES)
-  results, table = {}, []
-  for name in FLAGS.workloads or WORKLOADS:
-    w = workloads.named(name)
-    found = rounds.measure(
-        {engine: rounds.Lane(engine, w)
-         for engine in rounds.able(engines, w)}, 'step')
-    results[name] = dict(
-        about=w.about, engines=found, ratios=rounds.ratios(found))
-    table += rounds.rows(name, found, rounds.able(absent, w))
-  rounds.show('GRPO step', table)
-  rounds.record('step', results, engines, absent)
+  compare.run('step', 'GRPO step', WORKLOADS, 'step', compare.lanes)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import pytest
 import transformers
 
 from experiments.bench import ablation
+from experiments.bench import compare
 from experiments.bench import engine_mmr1
 from experiments.bench import environments
 from experiments.bench import machine
@@ -246,6 +247,19 @@ def test_record(tmp_path):
   assert entry['machine']['cores'] > 0 and entry['workloads'] == {
       'w1': {'ratios': {}}}
   assert entry['not_measured'] == {'trl': 'absent'}
+
+
+def test_a_run_that_stops_keeps_the_workloads_before(scripts, tmp_path):
+  good = scripts(mmr1=dict(seconds=1))
+  path = tmp_path / 'step.json'
+
+  def lanes(workload, engines):
+    return good if workload == 'w1' else scripts(mmr1=dict(seconds=1, fails=1))
+  with flagsaver.flagsaver(
+      rounds=2, warm=1, out=str(path), engines=['mmr1'],
+      workloads=['w1', 'w2']), pytest.raises(RuntimeError, match='luck'):
+    compare.run('step', 'title', (), 'step', lanes)
+  assert list(json.loads(path.read_text())['workloads']) == ['w1']
 
 
 # Peers.
