@@ -48,7 +48,7 @@ def _sampler() -> ConfigDict:
       # Tokens of the first cache, doubled when full; None: the cap.
       cache_chunk=placeholder(int),
       shrink=False,  # the last completions go on in half, a quarter of the rows
-      layers=None,  # 'scan' | 'unrolled' while decoding; None: model.layers
+      layers=placeholder(str),  # while decoding; None: as model.layers
       # Of weights and activations that sample; None: model.compute_dtype.
       dtype=placeholder(str),
   ))

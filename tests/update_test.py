@@ -243,7 +243,7 @@ def test_m6_law_5_text_only_and_old_of_its_own(params):
     assert np.abs(grads['language']['embed']).max() > 0.01
   for name in ('ratio/max', 'ratio/mean'):
     assert float(own[1][name]) == 1
-    print(name, float(recomputed[1][name]))
+    assert float(recomputed[1][name]) == pytest.approx(1, abs=1e-6)
   assert float(own[1]['clip_frac/low'] + own[1]['clip_frac/high']) == 0
   same(own, recomputed, 2e-5)
 

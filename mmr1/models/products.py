@@ -73,25 +73,30 @@ def _attention(query: Array, sources: tuple[Any, ...], how: How) -> Array:
 
 def _attention_forward(query, sources, how):
   def some(carry, rows, query):
-    return carry, _attend(query, rows, sources, how)
-  _, (out, log_sum) = _by_chunks(some, None, (query,), how.chunk)
-  return out, (query, sources, out, log_sum)
+    return carry, _attend(query, rows, sources, how)[0]
+  _, out = _by_chunks(some, None, (query,), how.chunk)
+  return out, (query, sources, out)
 
 
 def _attention_backward(how, kept, slope):
-  """Scores are made again, from the sums that the forward pass left: nothing
-  [T, U] is kept for it (https://arxiv.org/abs/2205.14135, appendix B)."""
-  query, sources, out, log_sum = kept
+  """Scores are made again: nothing [T, U] is kept for it
+  (https://arxiv.org/abs/2205.14135, appendix B), nor their log-sums. XLA would
+  fuse a forward pass that hands those out otherwise than one without gradient,
+  and log-probs of one model would differ between the two; for the same reason
+  it may not share the scores with it."""
+  query, sources, out = kept
+  query, sources = jax.lax.optimization_barrier((query, sources))
   drift = jnp.sum(slope.astype(jnp.float32) * out.astype(jnp.float32), -1)
   zeros = [tuple(jnp.zeros(x.shape, jnp.float32) for x in source[:2])
            for source in sources]
 
-  def some(sums, rows, query, slope, log_sum, drift):
+  def some(sums, rows, query, slope, drift):
+    log_sum = _attend(query, rows, sources, how)[1]
     dquery, slopes = _attend_gradient(
         query, slope, log_sum, drift, rows, sources, how)
     return jax.tree.map(jnp.add, sums, slopes), dquery
   slopes, dquery = _by_chunks(
-      some, zeros, (query, slope, log_sum, drift), how.chunk)
+      some, zeros, (query, slope, drift), how.chunk)
   return dquery, tuple(
       source._replace(
           keys=dk.astype(source.keys.dtype),
