@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Runs a command on a Cloud TPU VM, from this checkout.
+# Runs a command on all hosts of a Cloud TPU slice, from this checkout, until it
+# has finished.
 #
-#   TPU=my-tpu ZONE=us-east5-a ./launch_tpu.sh \
-#       python -m mmr1.main --config=configs/vision_r1.py --workdir=gs://b/run
+#   TPU=my-tpu ZONE=us-east5-a TYPE=v5p-128 ./launch_tpu.sh \
+#       python -m mmr1.main --config=configs/vision_r1.py:qwen2_5_vl_7b \
+#       --workdir=gs://bucket/run
 #
 # Copies the checkout to ~/mmr1 of every worker, makes or reuses the virtual
 # environment ~/mmr1-venv there, runs the command on all workers at once, and
-# brings their logs back to runs/logs/. Called again, the same command resumes.
-# `python` in the command is that of the environment. Optional: PROJECT.
-#
-# One worker is what this version supports (several chips on one host). A slice
-# with more is refused unless MULTIHOST=1; see the README.
+# brings their logs to runs/logs/. `python` in the command is that of the
+# environment. With TYPE a slice that is not there, or was preempted, is created,
+# and the same command goes on from what the run has saved; a run is over when
+# --workdir has its marker FINISHED, whatever exit code its workers gave.
+# Optional: PROJECT; VERSION, the runtime; SPOT=1; TRIES, how often a command is
+# started (100).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -20,25 +23,43 @@ if (($# == 0)); then
   echo 'launch_tpu.sh: no command given; see the top of this file.' >&2
   exit 2
 fi
+workdir=''
+for arg; do
+  if [[ $arg == --workdir=* ]]; then workdir=${arg#--workdir=}; fi
+done
 where=("--zone=$ZONE")
 if [[ -n ${PROJECT:-} ]]; then
   where+=("--project=$PROJECT")
 fi
 tpu_vm() { gcloud compute tpus tpu-vm "$@" "${where[@]}"; }
 on_all() { tpu_vm ssh "$TPU" --worker=all --command="$1"; }
+state() { tpu_vm describe "$TPU" --format='value(state)' 2> /dev/null || true; }
 
-workers=$(tpu_vm describe "$TPU" --format='value(networkEndpoints[].ipAddress)' |
-  tr ';,' '\n' | grep -c . || true)
-echo "$TPU: $workers worker(s)"
-if ((workers == 0)); then
-  echo "launch_tpu.sh: no address of $TPU in $ZONE was found; is it running?" >&2
-  exit 2
-fi
-if ((workers > 1)) && [[ ${MULTIHOST:-} != 1 ]]; then
-  echo "launch_tpu.sh: $TPU has $workers workers; this version of mmr1 is" \
-    'tested on one host only. MULTIHOST=1 runs the command on all anyway.' >&2
-  exit 2
-fi
+create() {
+  case $TYPE in
+    v5p-*) image=v2-alpha-tpuv5 ;;
+    v6e-*) image=v2-alpha-tpuv6e ;;
+    v5litepod-*) image=v2-alpha-tpuv5-lite ;;
+    *) image=tpu-ubuntu2204-base ;;
+  esac
+  tpu_vm create "$TPU" --accelerator-type="$TYPE" \
+    --version="${VERSION:-$image}" ${SPOT:+--spot}
+}
+
+# Leaves a slice that is READY, or ends.
+ready() {
+  local now
+  now=$(state)
+  if [[ $now == READY ]]; then return; fi
+  if [[ -z ${TYPE:-} ]]; then
+    echo "launch_tpu.sh: $TPU in $ZONE is ${now:-not there}. With TYPE, as in" \
+      'TYPE=v5p-128, it is created.' >&2
+    exit 2
+  fi
+  if [[ -n $now ]]; then tpu_vm delete "$TPU" --quiet; fi
+  echo "$TPU: ${now:-not there}; creating $TYPE"
+  create
+}
 
 # The checkout: what git knows or could know and is there, not what it ignores.
 archive=$(mktemp -d)
@@ -48,25 +69,61 @@ git ls-files -z --cached --others --exclude-standard |
     if [[ -e $file || -L $file ]]; then printf '%s\0' "$file"; fi
   done |
   tar --null --files-from=- -czf "$archive/mmr1.tgz"
-tpu_vm scp "$archive/mmr1.tgz" "$TPU:mmr1.tgz" --worker=all
-# uv brings its own Python: TPU images may have an older one.
-on_all 'set -e
+
+prepare() {
+  workers=$(tpu_vm describe "$TPU" \
+    --format='value(networkEndpoints[].ipAddress)' | tr ';,' '\n' |
+    grep -c . || true)
+  echo "$TPU: $workers worker(s)"
+  tpu_vm scp "$archive/mmr1.tgz" "$TPU:mmr1.tgz" --worker=all
+  # uv brings its own Python: TPU images may have an older one.
+  on_all 'set -e
 mkdir -p ~/mmr1 && tar -xzf ~/mmr1.tgz -C ~/mmr1
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
 test -x ~/mmr1-venv/bin/python ||
   ~/.local/bin/uv venv --quiet --python 3.12 ~/mmr1-venv
 ~/.local/bin/uv pip install --quiet --python ~/mmr1-venv/bin/python \
   -r ~/mmr1/requirements.txt "jax[tpu]" "etils[epath-gcs]"'
+}
 
 printf -v command '%q ' "$@"
-status=0
-on_all "set -o pipefail
+run() {
+  on_all "set -o pipefail
 cd ~/mmr1 && export PATH=~/mmr1-venv/bin:\$PATH
-$command 2>&1 | tee ~/mmr1.log" || status=$?
+$( ((workers > 1)) && echo 'export MMR1_COORDINATOR=auto')
+$command 2>&1 | tee -a ~/mmr1.log"
+}
 
-mkdir -p runs/logs
-for ((i = 0; i < workers; i++)); do
-  tpu_vm scp "$TPU:mmr1.log" "runs/logs/$TPU-$i.log" --worker="$i"
+finished() {
+  case $workdir in
+    '') return 1 ;;
+    gs://*) gcloud storage ls "$workdir/FINISHED" > /dev/null 2>&1 ;;
+    *) tpu_vm ssh "$TPU" --worker=0 \
+      --command="cd ~/mmr1 && test -e $(printf '%q' "$workdir")/FINISHED" ;;
+  esac
+}
+
+logs() {
+  mkdir -p runs/logs
+  for ((i = 0; i < workers; i++)); do
+    tpu_vm scp "$TPU:mmr1.log" "runs/logs/$TPU-$i.log" --worker="$i" || true
+  done
+  echo "logs: runs/logs/$TPU-*.log"
+}
+
+for ((try = 1; try <= ${TRIES:-100}; try++)); do
+  ready
+  prepare
+  status=0
+  run || status=$?
+  if finished; then
+    status=0
+    break
+  fi
+  if [[ $(state) == READY ]] && ((status > 0)) || [[ -z $workdir ]]; then
+    break # the command itself failed, or nothing says whether it is over
+  fi
+  echo "$TPU: stopped before it was finished; going on"
 done
-echo "logs: runs/logs/$TPU-*.log"
+logs
 exit "$status"
