@@ -1,0 +1,138 @@
+"""Operations of a program, and of a model by formula.
+
+A program's are counted in what jax traced, bodies of loops as often as they
+run, whatever the compiler makes of it. Letters as in `mmr1.types`.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import re
+from typing import Any
+
+from jax.extend import core as extend_core
+
+
+def operations(jaxpr: Any, trips: int = 1) -> float:
+  """Floating point operations of all matrix products, on all devices together.
+
+  Args:
+    jaxpr: open or closed.
+    trips: of loops whose length is decided at run time.
+
+  Of branches the dearest counts, but where the model says that it is taken in
+  some of the turns only (a scope 'share_4_of_32').
+  """
+  total = 0.0
+  for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
+    name, params = equation.primitive.name, equation.params
+    if name == 'dot_general':
+      total += _product(equation)
+    elif name == 'scan':
+      total += params['length'] * operations(params['jaxpr'], trips)
+    elif name == 'while':
+      total += trips * operations(params['body_jaxpr'], trips)
+    elif name == 'cond':
+      total += of_branches(
+          [operations(branch, trips) for branch in params['branches']],
+          str(equation.source_info.name_stack))
+    elif name == 'pallas_call':
+      steps = math.prod(
+          n for n in params['grid_mapping'].grid if isinstance(n, int))
+      total += steps * operations(params['jaxpr'], trips)
+    elif name == 'shard_map':
+      total += params['mesh'].size * operations(params['jaxpr'], trips)
+    else:
+      total += sum(operations(inner, trips)
+                   for inner in extend_core.jaxprs_in_params(params))
+  return total
+
+
+_SHARE = re.compile(r'share_(\d+)_of_(\d+)')
+
+
+def of_branches(each: Sequence[float], scope: str) -> float:
+  """What branches come to, from what each does and the scope they are in."""
+  share = _SHARE.search(scope)
+  if not share:
+    return max(each)
+  dear = int(share[1]) / int(share[2])
+  return dear * max(each) + (1 - dear) * min(each)
+
+
+def _product(equation: Any) -> float:
+  (contract, _), _ = equation.params['dimension_numbers']
+  left = equation.invars[0].aval.shape
+  return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(
+      left[i] for i in contract)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """One pass over N prompts and their completions.
+
+  Fields:
+    prompts, group, length: N, G, T.
+    prompt: P. patches: S.
+    head: tokens that logits are made of.
+  """
+  prompts: int
+  group: int
+  length: int
+  prompt: int
+  patches: int
+  head: int
+
+
+def forward(config: Any, work: Work) -> dict[str, float]:
+  """Operations of one forward pass, by part.
+
+  Of the masked half of causal scores none count.
+
+  Args:
+    config: of the model; a `vision` of the Qwen families, or none.
+    work: what it reads.
+  """
+  c, w = config, work
+  attention = c.head_width * (c.heads + 2 * c.kv_heads + c.heads)
+  layer = 2 * c.width * (attention + 3 * c.mlp_width)
+  pairs = w.prompt**2 / 2 + w.group * (w.length * w.prompt + w.length**2 / 2)
+  scores = 4 * c.heads * c.head_width * c.depth * w.prompts * pairs
+  found = {
+      'prompt': c.depth * layer * w.prompts * w.prompt,
+      'completions': c.depth * layer * w.prompts * w.group * w.length,
+      'scores': scores,
+      'head': 2.0 * c.width * c.vocab * w.head,
+      'tower': 0.0}
+  if w.patches and hasattr(config, 'vision'):
+    found['tower'] = w.prompts * _tower(config.vision, w.patches)
+  return found
+
+
+def _tower(v: Any, patches: int) -> float:
+  gates = 3 if v.mlp == 'swiglu' else 2
+  per_patch = 2 * v.depth * v.width * (4 * v.width + gates * v.mlp_width)
+  cell = v.width * v.merge**2
+  merger = 2 * patches / v.merge**2 * cell * (cell + v.out_width) * (
+      1 + len(v.deepstack))
+  embed = 2 * patches * v.patch_values * v.width
+  full = len(v.full_layers) if v.windows else v.depth
+  seen = full * patches + (v.depth - full) * v.window_patches
+  return patches * per_patch + merger + embed + 4 * v.width * seen * patches
+
+
+# Forward passes that a gradient is worth, and those of what layers compute
+# again: with 'dots' the products with weights are kept.
+_GRADIENT = 3.0
+_AGAIN = {'none': {}, 'layer': dict.fromkeys(
+    ('prompt', 'completions', 'scores', 'tower'), 1.0), 'dots': {'scores': 1.0}}
+
+
+def gradient(parts: Mapping[str, float], remat: str) -> dict[str, float]:
+  """Operations of a gradient from those of its forward pass, by part.
+
+  The head is always computed again, see `forward.token_scores`.
+  """
+  again = {'head': 1.0, **_AGAIN[remat]}
+  return {name: value * (_GRADIENT + again.get(name, 0.0))
+          for name, value in parts.items()}

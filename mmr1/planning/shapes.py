@@ -1,0 +1,71 @@
+"""Arguments of programs as shapes with shardings."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmr1 import forward
+from mmr1 import types
+from mmr1.planning import costs
+
+Struct = jax.ShapeDtypeStruct
+
+
+def placed(tree: Any, where: Any) -> Any:
+  """Shapes with shardings."""
+  return jax.tree.map(
+      lambda x, s: Struct(x.shape, x.dtype, sharding=s), tree, where)
+
+
+def bytes_on_one(tree: Any) -> int:
+  """Bytes of a tree of shapes on one device."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+             for x in jax.tree.leaves(tree) if hasattr(x, 'sharding'))
+
+
+class Shapes:
+  """Arguments of programs: arrays of prompts lie as `Layout.rows` says."""
+
+  def __init__(self, policy: forward.Policy, data: Any):
+    self._policy, self._layout = policy, policy.layout
+    self.prompt = data.prompt_tokens
+    vision = getattr(policy.module.config, 'vision', None)
+    self._vision = vision
+    self.patches = data.patches if vision is not None else 0
+
+  def array(self, dtype: Any, *shape: int) -> Struct:
+    x = Struct(shape, dtype)
+    return Struct(shape, dtype, sharding=self._layout.rows(x))
+
+  def prompts(self, n: int) -> types.Prompts:
+    p, s = self.prompt, self.patches
+    i32 = functools.partial(self.array, jnp.int32)
+    media = {}
+    if s:
+      media = {'vision': types.Media(
+          patches=self.array(jnp.float32, n, s, self._vision.patch_values),
+          position=i32(n, s, 2), segment=i32(n, s), slot=i32(n, p),
+          extent=i32(n, s, 2) if self._vision.table else None)}
+    return types.Prompts(
+        tokens=i32(n, p), mask=self.array(bool, n, p), positions=i32(n, p, 3),
+        next_position=i32(n), uid=i32(n), media=media)
+
+  def block(self, n: int, g: int, t: int, **more: Any) -> types.Block:
+    return types.Block(
+        prompts=self.prompts(n),
+        completions=types.Completions(
+            tokens=self.array(jnp.int32, n, g, t),
+            kind=self.array(jnp.int8, n, g, t),
+            positions=self.array(jnp.int32, n, g, t, 3)),
+        mask=self.array(bool, n, g, t),
+        advantage=self.array(jnp.float32, n, g, 1), **more)
+
+  def scores(self, n: int, g: int, t: int) -> Struct:
+    return self.array(jnp.float32, n, g, t)
+
+  def work(self, n: int, g: int, t: int, head: int) -> costs.Work:
+    return costs.Work(prompts=n, group=g, length=t, prompt=self.prompt,
+                      patches=self.patches, head=head)
