@@ -40,6 +40,16 @@ def _model() -> ConfigDict:
   ))
 
 
+def _mesh() -> ConfigDict:
+  """Sizes that multiply to the number of devices; None: what is left."""
+  return ConfigDict(dict(
+      slice=1,  # slices joined by the data-centre network
+      data=placeholder(int),  # copies of the parameters
+      fsdp=placeholder(int),  # parts of them, gathered layer by layer
+      tensor=1,  # parts of heads and MLP, for the same prompts
+  ))
+
+
 def _sampler() -> ConfigDict:
   """Speed and memory of sampling; what is sampled does not depend on it."""
   return ConfigDict(dict(
@@ -279,11 +289,15 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
   # Devices that a CPU is divided into, one per core; 0: as jax finds it.
   c.cpu_devices = 2
+  # Seconds after which a phase of a step is said to stand still; 0: never.
+  c.stall_s = 1800.0
   c.evaluate_base = True
   # The evaluation of the base and after (and during) every training stage.
   c.evaluation = ConfigDict(_evaluation())
   c.tensorboard = True
   c.model = _model()
+  c.mesh = _mesh()
+  c.mesh.fsdp = 1
   c.sampler = _sampler()
   c.data = _data()
   c.tasks = _tasks()
@@ -312,6 +326,8 @@ def _real(c: ConfigDict, arg: str) -> None:
   c.model.remat = 'layer'
   c.model.head_chunk = 1024
   c.sampler.cache_chunk = 256
+  c.mesh.data = 1
+  c.mesh.fsdp = None
   c.data.path = 'data/train.parquet'
   c.data.prompt_tokens = 2048
   c.data.patches = 6400

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmr1 import sharding
 from mmr1 import trees
 from mmr1 import types
 
@@ -136,15 +135,15 @@ def ordered(
 
 
 def ordered_rows(
-    block: types.Block, chunks: int, sizes: Sequence[int]) -> types.Block:
+    block: types.Block, chunks: int, sizes: Sequence[int],
+    parts: int) -> types.Block:
   """Rows moved so that rows c, c + chunks, ... are of like length, for each c.
 
-  Where N lies over devices, each keeps its own rows.
+  `parts` is how many devices N lies over: each keeps its own rows.
   """
   n = block.mask.shape[0]
   if not sizes or n % chunks:  # the latter is refused where rows are split
     return block
-  parts = sharding.shards(n)
   if n // parts % chunks:
     parts = 1
   size = jnp.max(lengths(block.mask), axis=1).reshape(parts, n // parts)

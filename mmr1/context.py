@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from etils import epath
+import jax
 from mmr1 import checkpoint
 from mmr1 import compiles
 from mmr1.data import datasets
@@ -19,6 +20,7 @@ from mmr1 import profiling
 from mmr1 import resolve
 from mmr1 import sharding
 from mmr1 import trees
+from mmr1 import watchdog as watchdog_lib
 from mmr1.sampling import publish
 from mmr1.models import checkpoints as model_checkpoints
 
@@ -43,13 +45,14 @@ class Context:
     logger, checkpoints, interrupt, compiles: services.
     processor: of the checkpoint.
     policy: the model and its constants.
-    base: parameters of the base model.
+    base: parameters of the base model, or None once they were forgotten.
     order: names of the run's stages.
     models: names of finished stages that made a model, oldest first.
     files: {collect stage: the file it wrote}.
     evaluate: (params, stage, step) -> metrics; set by the run.
     trains: rows of the last printed table of what trains.
     profile: traces the steps that were asked for.
+    watchdog: says where a run stands still.
   """
   config: Any
   path: epath.Path
@@ -59,7 +62,7 @@ class Context:
   compiles: compiles.CompileCounter
   processor: processor_lib.Processor
   policy: forward.Policy
-  base: Tree
+  base: Tree | None
   order: tuple[str, ...]
   models: list[str] = dataclasses.field(default_factory=list)
   files: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -67,6 +70,24 @@ class Context:
   trains: tuple[Any, ...] = ()
   profile: profiling.Profile = dataclasses.field(
       default_factory=profiling.Profile)
+  watchdog: watchdog_lib.Watchdog = dataclasses.field(
+      default_factory=watchdog_lib.Watchdog)
+
+  def __post_init__(self):
+    self._structs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=getattr(x, 'sharding', None)), self.base)
+
+  def base_params(self) -> Tree:
+    """Parameters of the base model, read again where they were forgotten."""
+    if self.base is None:
+      self.base = self._folder(self.config.model.path)
+    return self.base
+
+  def forget_base(self) -> None:
+    """Makes room for what trains: a stage that started from the base model has
+    a copy of its own."""
+    self.base = None
 
   def index(self, stage: str) -> int:
     """Number of the stage in the key law; 0 is the run itself."""
@@ -87,8 +108,8 @@ class Context:
   def lineage(self) -> lineage_lib.Lineage:
     """Where the parameters of stages come from."""
     return lineage_lib.Lineage(
-        self.config, self.checkpoints, self.base, lambda: self.base,
-        self._folder)
+        self.config, self.checkpoints, self._structs, self.base_params,
+        self._folder, self.policy.layout.put)
 
   def params(self, name: str) -> Tree:
     """Parameters of 'base', 'previous', a finished stage, or a folder.
@@ -107,13 +128,15 @@ class Context:
 
   def _folder(self, path: str) -> Tree:
     return open_model(
-        self.config.model, datasets.model_path(path), self.processor)[1]
+        self.config.model, datasets.model_path(path), self.processor,
+        self.policy.layout)[1]
 
   def shape(self) -> pipeline.Shape:
     return datasets.shape(self.config.data, self.processor)
 
   def close(self) -> None:
     """Closes the services."""
+    self.watchdog.close()
     self.profile.close(self.logger.warn)
     self.logger.close()
     self.checkpoints.close()
@@ -130,16 +153,23 @@ class Context:
 
 def open_model(
     model: Any, path: str, processor: processor_lib.Processor,
+    layout: sharding.Layout,
 ) -> tuple[forward.Policy, Tree]:
-  """Loads a checkpoint folder as a policy and its parameters."""
+  """Loads a checkpoint folder as a policy and its parameters.
+
+  Raises:
+    ValueError: a folder that is damaged; heads that do not divide over the
+      mesh.
+  """
   module, params = model_checkpoints.load(
       path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
       layers=model.layers, remat=model.remat, precision=model.precision,
-      attention=model.attention, mesh=sharding.mesh(),
-      scalars=tuple(model.scalars), place=sharding.place)
+      attention=model.attention, partition=layout.partition,
+      scalars=tuple(model.scalars), place=layout.place)
+  sharding.check(layout, module.config)
   policy = forward.Policy(
       module, processor.banned, processor.eos_id, processor.pad_id,
-      model.head_chunk)
+      model.head_chunk, layout)
   return policy, params
 
 

@@ -7,59 +7,16 @@ and backward.
 """
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmr1 import sharding
+from mmr1 import policy as policy_lib
 from mmr1 import types
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-  """A module and the constants every forward shares. Hashable, static.
-
-  Fields:
-    module: the linen model.
-    banned: token ids that have probability zero (vision placeholders).
-    eos_id, pad_id: end of turn, padding.
-    head_chunk: tokens whose logits exist at the same time on one device, at
-      least one for each of its prompts.
-
-  Raises:
-    ValueError: head_chunk is not positive.
-  """
-  module: nn.Module
-  banned: tuple[int, ...]
-  eos_id: int
-  pad_id: int
-  head_chunk: int = 2048
-
-  def __post_init__(self):
-    if self.head_chunk < 1:
-      raise ValueError(
-          f'head_chunk: got {self.head_chunk}; allowed: at least 1 token '
-          '(there is no value for unlimited).')
-
-  def apply(self, params: Any, *args, method: str):
-    return self.module.apply({'params': params}, *args, method=method)
-
-  def prompt_pass(self, params: Any, prompts: types.Prompts) -> types.Prefix:
-    return self.apply(params, prompts, method='prompt_pass')
-
-  def logits(self, params: Any, hidden: Array, temperature: Array) -> Array:
-    """f32[..., V] = head(hidden) / temperature, banned ids at -inf."""
-    logits = self.apply(params, hidden, method='head') / temperature
-    if not self.banned:
-      return logits
-    banned = jnp.zeros(logits.shape[-1], bool)
-    banned = banned.at[jnp.asarray(self.banned)].set(True)
-    return jnp.where(banned, -jnp.inf, logits)
+Policy = policy_lib.Policy
 
 
 def shift(last: Array, hidden: Array, segment: Array | None = None) -> Array:
@@ -123,20 +80,29 @@ def hidden_states(
         'prompts.segment without completions.segment: of several prompts in a '
         'row, which one a completion token belongs to must be said.')
   hidden = policy.apply(
-      params, prefix, prompts.mask, completions.tokens, completions.positions,
-      completion_mask(completions), completions.segment, prompts.segment,
-      method='completion_pass')
+      policy.gathered(params), prefix, prompts.mask, completions.tokens,
+      completions.positions, completion_mask(completions), completions.segment,
+      prompts.segment, method='completion_pass')
   return shift(prefix.last, hidden, completions.segment)
 
 
-def _statistics(logits: Array, tokens: Array) -> tuple[Array, Array, Array]:
-  """log p f32[.., V], of the tokens f32[..], entropy f32[..]."""
+def _statistics(
+    logits: Array, tokens: Array, divided: bool,
+) -> tuple[Array, Array, Array]:
+  """log p f32[.., V], of the tokens f32[..], entropy f32[..].
+
+  `divided`: V lies over devices.
+  """
   logp = jax.nn.log_softmax(logits, axis=-1)
   # 0 * -inf is NaN, in value and in gradient: banned ids leave the sum first.
   finite = jnp.isfinite(logp)
   safe = jnp.where(finite, logp, 0.0)
   entropy = -jnp.sum(jnp.where(finite, jnp.exp(safe) * safe, 0.0), -1)
-  chosen = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+  if divided:  # to look a token up, all of V would have to be on one device
+    own = jnp.arange(logp.shape[-1], dtype=tokens.dtype) == tokens[..., None]
+    chosen = jnp.sum(jnp.where(own, logp, 0.0), -1)
+  else:
+    chosen = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
   return safe, chosen, entropy
 
 
@@ -167,9 +133,10 @@ def token_scores(
     logp f32[N, G, T], entropy f32[N, G, T], kl f32[N, G, T] or None.
   """
   n, g, t = tokens.shape
+  params, ref_params = map(policy.gathered, (params, ref_params))
   # Chunks run along G x T and keep N whole: where N is divided over devices
   # each of them makes the logits of its own prompts, and of no others.
-  size = policy.head_chunk * sharding.shards(n) // n
+  size = policy.head_chunk * policy.layout.shards(n) // n
   chunks = -(-g * t // max(size, 1))
   size = -(-g * t // chunks)  # even chunks: little padding in the last
   pad = chunks * size - g * t
@@ -185,13 +152,15 @@ def token_scores(
   if ref_hidden is not None:
     inputs.append(rows(ref_hidden))
 
+  divided = policy.layout.divides_vocabulary
+
   def one(inputs):
     logits = policy.logits(params, inputs[0], temperature)
-    logp, chosen, entropy = _statistics(logits, inputs[1])
+    logp, chosen, entropy = _statistics(logits, inputs[1], divided)
     if ref_hidden is None:
       return chosen, entropy
     ref = policy.logits(ref_params, inputs[2], temperature)
-    ref_logp = _statistics(ref, inputs[1])[0]
+    ref_logp = _statistics(ref, inputs[1], divided)[0]
     kl = jnp.sum(jnp.exp(logp) * (logp - ref_logp), -1)
     return chosen, entropy, kl
 
@@ -250,6 +219,7 @@ def reward(
   """
   prefix = policy.prompt_pass(params, prompts)
   mask = completion_mask(completions)
+  params = policy.gathered(params)
   hidden = policy.apply(
       params, prefix, prompts.mask, completions.tokens, completions.positions,
       mask, completions.segment, method='completion_pass')

@@ -15,7 +15,6 @@ import numpy as np
 from mmr1 import context
 from mmr1 import objective as objective_lib
 from mmr1 import phases
-from mmr1 import sharding
 from mmr1 import training
 from mmr1 import types
 from mmr1 import update as update_lib
@@ -46,7 +45,8 @@ class Learner:
     """
     self._ctx, self._stage, self._section = ctx, stage, section
     self._chunks = chunks
-    self.clock = phases.Clock()
+    self.clock = phases.Clock(
+        lambda name: ctx.watchdog.begin(f'{stage}: {name}'))
     self.start = training.start(ctx, stage, section, updates)
     self._train_step = training.make_update(
         ctx.policy, self.start.optimizer, terms, chunks=chunks,
@@ -92,7 +92,7 @@ class GroupLearner(Learner):
     truncation (law 5): no `old` corrects for what top-k and top-p cut off.
     """
     score = functools.partial(
-        _log_probs, self._ctx.policy, temperature=knobs['temperature'],
+        log_probs, self._ctx.policy, temperature=knobs['temperature'],
         chunks=self._chunks, buckets=tuple(self._section.length_buckets))
     old, ref, ref_hidden = None, None, None
     if self._section.old == 'sampler':
@@ -121,7 +121,7 @@ class GroupLearner(Learner):
       for start in range(0, section.prompts_per_step, size):
         part = block
         if section.minibatches_per_step > 1:
-          part = sharding.spread(
+          part = self._ctx.policy.layout.spread(
               _rows(block, jnp.asarray(order[start:start + size])))
         state, metrics = self._train_step(state, (part,), knobs, ref)
         seen.append(metrics)
@@ -165,7 +165,7 @@ def combine(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return result
 
 
-_log_probs = jax.jit(update_lib.log_probs, static_argnames=(
+log_probs = jax.jit(update_lib.log_probs, static_argnames=(
     'policy', 'chunks', 'buckets', 'hidden'))
 
 

@@ -18,7 +18,6 @@ import jax
 from mmr1 import checkpoint
 from mmr1.models import lora
 from mmr1.sampling import keys
-from mmr1 import sharding
 from mmr1 import trees
 
 Tree = Any
@@ -54,12 +53,14 @@ class Lineage:
     structs: the base model's parameters, or their shapes.
     base: () -> parameters of the base model.
     folder: path -> parameters of a folder.
+    place: puts a new parameter, by its name, on the devices.
   """
   config: Any
   checkpoints: checkpoint.Checkpoints | None
   structs: Tree
   base: Callable[[], Tree] | None = None
   folder: Callable[[str], Tree] | None = None
+  place: Callable[[str, Any], Any] = lambda name, leaf: leaf
 
   def source(self, stage: str) -> str:
     """What the stage's `init` stands for: 'base', a stage or a folder."""
@@ -98,7 +99,8 @@ class Lineage:
     if not rank_of(self.config[stage]):
       return self.structs
     return jax.eval_shape(
-        lambda params: self._inject(stage, params, lambda x: x), self.structs)
+        lambda params: self._inject(
+            stage, params, lambda name, leaf: leaf), self.structs)
 
   def start(self, stage: str) -> Tree:
     """Parameters that the stage starts from; new adapters change nothing."""
@@ -108,7 +110,7 @@ class Lineage:
     params = lora.merge(params)
     if not rank_of(self.config[stage]):
       return params
-    return self._inject(stage, params, sharding.everywhere)
+    return self._inject(stage, params, self.place)
 
   def _inject(self, stage, params, place):
     section = self.config[stage].lora

@@ -93,7 +93,7 @@ def train(
     _evaluate(ctx, stage, state, begin)
   pending = None
   for k in range(begin, section.steps):
-    started = time.perf_counter()
+    started, ctx.watchdog.step = time.perf_counter(), k + 1
     step = ctx.profile.step(stage, k + 1, take_step, state, k)
     state = step.state
     if pending is not None:  # step k - 1, read while step k computes
@@ -113,6 +113,7 @@ def train(
     if asked:
       ctx.stop()
   ctx.logger.stop()
+  ctx.watchdog.prompts = ()
   return _finish(ctx, stage, section, state, stored)
 
 
@@ -128,6 +129,7 @@ def _save(ctx, stage, done, state, position, stored):
   It comes before the evaluation of its step, which at scale takes longer than
   a preempted machine has (M16).
   """
+  ctx.watchdog.begin(f'{stage}: checkpoint')
   ctx.logger.flush()
   ctx.checkpoints.save(
       stage, done, state, position.state(), only=stored)
@@ -169,6 +171,7 @@ def _finish(ctx, stage, section, state, stored):
 
 def _evaluate(ctx, stage, state, done) -> dict[str, float]:
   """Evaluates, writes the row, and then says so in the checkpoint."""
+  ctx.watchdog.begin(f'{stage}: evaluation')
   result = dict(ctx.evaluate(state.params['policy'], stage, done))
   ctx.logger.write(stage, done, result)
   ctx.logger.flush()

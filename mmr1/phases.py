@@ -25,7 +25,9 @@ import jax
 class Clock:
   """Wall time of the phases of the step that is being made."""
 
-  def __init__(self):
+  def __init__(self, begin: Callable[[str], None] = lambda name: None):
+    """`begin` is told the name of each phase when it begins."""
+    self.begin = begin
     # One thread: devices work in the order in which they were asked.
     self._thread = futures.ThreadPoolExecutor(1, 'clock')
     self._free = 0.0  # when the devices were through with the phase before
@@ -83,6 +85,7 @@ def phase(
   def wrap(method):
     @functools.wraps(method)
     def timed(self, *args, **kwargs):
+      self.clock.begin(name)
       began = time.perf_counter()
       with jax.profiler.TraceAnnotation(name):
         result = method(self, *args, **kwargs)

@@ -33,8 +33,8 @@ from mmr1 import profiling
 from mmr1 import recording
 from mmr1 import release
 from mmr1 import resolve
-from mmr1 import runner
 from mmr1 import sharding
+from mmr1 import runner
 from mmr1 import training
 from mmr1 import workdir as workdir_lib
 
@@ -116,7 +116,8 @@ def _open(config: resolve.Section, run: epath.Path, stage: str,
   """The run, to be read."""
   processor = datasets.open_processor(config.model, config.data)
   policy, base = context.open_model(
-      config.model, datasets.model_path(config.model.path), processor)
+      config.model, datasets.model_path(config.model.path), processor,
+      sharding.default())
   before = config.stages[:config.stages.index(stage)]
   return context.Context(
       config=config, path=run,
@@ -142,7 +143,7 @@ def _replay(ctx, record, asked, repeat, profile) -> dict[str, float]:
         + (f'checkpoint {stage}_{number}' if number else 'where it starts')
         + ('.' if number == k else f'; the run made it from the state after '
            f'step {k}, so numbers differ.'))
-  batch = tuple(map(sharding.spread, record.batch))
+  batch = tuple(map(ctx.policy.layout.spread, record.batch))
   knobs, first = training.traced(record.knobs), None
   stop = profiling.start(profile) if profile and repeat == 1 else None
   for i in range(repeat):

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import resource
+import sys
 import time
 from typing import Any
 
@@ -12,12 +13,16 @@ from etils import epath
 import jax
 from ml_collections import config_dict
 
+from mmr1 import banner
+from mmr1 import batch
 from mmr1 import checkpoint
 from mmr1 import compiles
 from mmr1 import context
 from mmr1.data import datasets
 from mmr1 import guard
+from mmr1 import hosts
 from mmr1 import log
+from mmr1 import mesh
 from mmr1 import profiling
 from mmr1 import resolve
 from mmr1 import rl_setup
@@ -26,6 +31,7 @@ from mmr1 import sharding
 from mmr1.stages import collect
 from mmr1.stages import evaluate
 from mmr1 import training
+from mmr1 import watchdog
 from mmr1 import workdir as workdir_lib
 
 _BASE = 'base'
@@ -65,7 +71,9 @@ def run(
   started = time.time()
   final = resolve.finalise(config, overrides)
   # Plans hold arrays, and jax takes its devices with the first of them.
+  hosts.start()
   set_up_jax(final)
+  hosts.same(resolve.to_json(final), 'the config', _differences)
   modules, plans = plan(final)
   traced = profiling.Profile(
       profile, final, workdir_lib.absolute(workdir) / 'profile')
@@ -75,12 +83,22 @@ def run(
         overrides=overrides, defaults=defaults)
     ctx.profile = traced
     try:
-      ctx.logger.note(_banner(ctx))
+      ctx.logger.note(banner.of(ctx))
       results = _stages(ctx, final, modules, plans)
       _finish(ctx, results, time.time() - started)
+    except jax.errors.JaxRuntimeError as error:
+      gone = hosts.lost(error)
+      if gone is None:
+        raise
+      raise gone from error
     finally:
       ctx.close()
   return results
+
+
+def _differences(one: str, other: str) -> str:
+  return '\n'.join(f'  {line}' for line in resolve.difference(
+      resolve.from_json(one), resolve.from_json(other))[:20])
 
 
 def plan(config: resolve.Section) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,7 +124,7 @@ def plan(config: resolve.Section) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def set_up_jax(config: resolve.Section) -> None:
   """Devices, and the persistent cache: later runs start in seconds."""
-  sharding.cpu_devices(config.cpu_devices)
+  mesh.cpu_devices(config.cpu_devices)
   folder = os.path.expanduser(config.cache_dir)
   if folder:
     jax.config.update('jax_compilation_cache_dir', folder)
@@ -139,8 +157,10 @@ def open_run(
   datasets.check(config.data)
   for split in ('train', 'eval'):
     datasets.open_split(config, split)
+  layout = sharding.make(config.mesh)
+  batch.check(config, layout)
   policy, base = context.open_model(
-      config.model, datasets.model_path(config.model.path), processor)
+      config.model, datasets.model_path(config.model.path), processor, layout)
   evaluate.check(config.evaluation)
   publish.make(config.sampler, policy)
   _check_lengths(config, policy)
@@ -163,6 +183,9 @@ def open_run(
       checkpoints=checkpoint.Checkpoints(folder.path, keep=keep),
       interrupt=interrupt, compiles=compiles.CompileCounter(),
       processor=processor, policy=policy, base=base, order=config.stages)
+  ctx.watchdog = watchdog.Watchdog(
+      config.stall_s, folder.path, ctx.logger.warn if jax.process_index() == 0
+      else lambda text: print(f'WARNING: {text}', file=sys.stderr, flush=True))
   ctx.evaluate = evaluate.Evaluation(ctx, config.evaluation)
   return ctx
 
@@ -235,35 +258,14 @@ def _evaluate_base(ctx) -> dict[str, float]:
   done = ctx.checkpoints.done(_BASE)
   if done is None:
     ctx.logger.note('[base] evaluating; the first call compiles')
-    result = dict(ctx.evaluate(ctx.base, _BASE, 0))
+    ctx.watchdog.begin('base: evaluation')
+    result = dict(ctx.evaluate(ctx.base_params(), _BASE, 0))
     ctx.logger.truncate(_BASE, -1)
     ctx.logger.write(_BASE, 0, result)
     ctx.logger.flush()  # before DONE: a marker promises the row
     ctx.checkpoints.finish(_BASE, {'eval': result})
     done = ctx.checkpoints.done(_BASE)
   return done['eval']
-
-
-def _banner(ctx: context.Context) -> str:
-  """What runs, and the numbers that follow from the config."""
-  devices = jax.devices()
-  lines = [f'{len(devices)} x {devices[0].device_kind}, '
-           f'workdir {ctx.path}']
-  for name in ctx.order:
-    section = ctx.config[name]
-    if section.kind == 'rl':
-      n, g = section.prompts_per_step, section.samples_per_prompt
-      updates = section.minibatches_per_step * section.epochs_per_step
-      lines.append(
-          f'  {name}: {section.steps} steps of {n} prompts x {g} samples x '
-          f'{section.max_new_tokens} tokens = {n * g} completions, '
-          f'{updates} update(s) each')
-    elif section.kind == 'sft':
-      lines.append(f'  {name}: {section.steps} steps of '
-                   f'{section.rows_per_step} rows')
-    else:
-      lines.append(f'  {name}: {section.kind}')
-  return '\n'.join(lines)
 
 
 def _interval(metrics: dict[str, float], name: str) -> str:
@@ -286,7 +288,8 @@ def _finish(ctx, results, seconds: float) -> None:
   ctx.logger.note(
       f'{seconds:.0f} s, {peak:.1f} GiB of memory at most; everything is in '
       f'{ctx.path}')
-  workdir_lib.write_whole(
-      epath.Path(ctx.path) / 'FINISHED', json.dumps(results, indent=2) + '\n')
+  if jax.process_index() == 0:
+    workdir_lib.write_whole(
+        epath.Path(ctx.path) / 'FINISHED', json.dumps(results, indent=2) + '\n')
 
 

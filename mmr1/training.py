@@ -11,8 +11,8 @@ from mmr1 import context
 from mmr1 import forward
 from mmr1 import lineage
 from mmr1.models import lora
+from mmr1.models import partition
 from mmr1 import optim
-from mmr1 import sharding
 from mmr1 import trees
 from mmr1 import types
 from mmr1 import update as update_lib
@@ -195,7 +195,8 @@ def start(
       step=jnp.int32(0), params={'policy': params}, opt={'policy': opt},
       aux={'guard': optim.init_guard()})
   _show(ctx, stage, tuple(optim.table(params, optimizer.mask)))
-  state = sharding.everywhere(state)
+  state = ctx.policy.layout.own(state)
+  ctx.forget_base()
   return Start(
       state, optimizer, optimizer.mask, lineage.stored(section, params))
 
@@ -212,15 +213,21 @@ def reference(
     whole: in buffers of its own; else what does not train is the state's.
   """
   if name != 'init':
-    params = sharding.everywhere(ctx.params(name))
+    params = _only_read(ctx, ctx.params(name))
     return lambda state: params
   part, rest = trees.partition(begun.state.params['policy'], begun.mask)
-  part = sharding.everywhere(part)
+  part = _only_read(ctx, part)
   if whole:
-    params = trees.merge(part, sharding.everywhere(rest))
+    params = trees.merge(part, _only_read(ctx, rest))
     return lambda state: params
   return lambda state: trees.merge(
       part, trees.partition(state.params['policy'], begun.mask)[1])
+
+
+def _only_read(ctx: context.Context, params: Any) -> Any:
+  """A copy in the dtype that layers would cast to anyway."""
+  dtype = ctx.policy.module.config.compute_dtype
+  return ctx.policy.layout.own(partition.cast(params, dtype))
 
 
 def _show(ctx: context.Context, stage: str, rows: tuple[Any, ...]) -> None:
@@ -263,7 +270,7 @@ def make_update(
         params={**state.params, 'policy': trees.merge(trainable, frozen)},
         opt={**state.opt, 'policy': opt},
         aux={**state.aux, 'guard': guard})
-    return state, metrics | more
+    return policy.layout.keep(state), metrics | more
   # Its name is the program's in a profile.
   return jax.jit(update, donate_argnums=0)
 

@@ -152,7 +152,9 @@ def block_gradient(
     return _accumulate(
         lambda piece: block_gradient(
             policy, params, join, piece, loss, buckets=buckets),
-        split_rows(buckets_lib.ordered_rows(block, chunks, buckets), chunks))
+        split_rows(buckets_lib.ordered_rows(
+            block, chunks, buckets, policy.layout.shards(len(block.mask))),
+                   chunks))
   prompts = block.prompts
   prefix, pull = jax.vjp(
       lambda p: policy.prompt_pass(join(p), prompts), params)
@@ -163,7 +165,7 @@ def block_gradient(
       return loss(join(p), prefix, piece)
     (_, aux), grads = jax.value_and_grad(
         value, argnums=(0, 1), has_aux=True)(params, prefix)
-    return grads, aux
+    return (policy.layout.keep(grads[0]), grads[1]), aux
 
   def piece_gradient(piece):
     return buckets_lib.at_length(cut_gradient, piece, buckets)
@@ -172,7 +174,7 @@ def block_gradient(
       piece_gradient(block) if chunks == 1
       else _accumulate(piece_gradient, split(
           buckets_lib.ordered(block, buckets)[0], chunks)))
-  return _add(grads, pull(prefix_grads)[0]), aux
+  return _add(grads, policy.layout.keep(pull(prefix_grads)[0])), aux
 
 
 def log_probs(

@@ -11,7 +11,6 @@ from mmr1 import buckets
 from mmr1 import compiles
 from mmr1 import forward
 from mmr1 import objective
-from mmr1 import sharding
 from mmr1 import update
 from tests import small
 
@@ -133,23 +132,23 @@ def test_m3_rows_in_buckets_change_nothing(params):
   assert np.abs(grads['language']['embed']).max() > 1e-3
   same(grads, cut)
   same(metrics, cut_metrics)
-  parts = update.split_rows(buckets.ordered_rows(block, 2, SIZES), 2)
+  parts = update.split_rows(buckets.ordered_rows(block, 2, SIZES, 1), 2)
   uid = parts.prompts.uid - 100
   assert uid.tolist() == [[1, 3], [2, 0]]
   np.testing.assert_array_equal(
       parts.completions.tokens, np.asarray(block.completions.tokens)[uid])
 
 
-def test_rows_stay_on_their_devices(monkeypatch):
-  monkeypatch.setattr(sharding, 'shards', lambda n: 2)
+def test_rows_stay_on_their_devices():
   lengths = np.asarray([9, 1, 4, 2, 3, 0, 5, 8])[:, None]
   block = blocks(lengths)
-  moved = buckets.ordered_rows(block, 2, SIZES)
+  moved = buckets.ordered_rows(block, 2, SIZES, 2)
   uid = moved.prompts.uid - 100
   # Devices hold 0 to 3 and 4 to 7; lengths 1, 2 | 4, 9 and 0, 3 | 5, 8.
   assert uid.tolist() == [1, 2, 3, 0, 5, 6, 4, 7]
   # 2 rows each do not split into 4 chunks: then over all of them.
-  uid = buckets.ordered_rows(blocks(lengths[:4]), 4, SIZES).prompts.uid - 100
+  uid = buckets.ordered_rows(
+      blocks(lengths[:4]), 4, SIZES, 2).prompts.uid - 100
   assert uid.tolist() == [1, 3, 2, 0]
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pathlib
 import signal
+import socket
 import sys
 import tempfile
 from typing import NamedTuple
@@ -57,25 +58,48 @@ class Shell:
 
     A first argument 'forkme' or 'vision_r1:...' is the config's name.
     """
+    return self.call(_main, self._argv(args), moment, cwd=cwd)
+
+  def hosts(self, *commands: tuple[str, ...], cwd,
+            moments: dict[int, Moment] | None = None) -> list[Result]:
+    """The same on several hosts at once, one command each; all are waited
+    for."""
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      address = f'127.0.0.1:{free.getsockname()[1]}'
+    begun = [
+        self._begin(_main, self._argv(args), (moments or {}).get(i), cwd=cwd,
+                    env={'MMR1_COORDINATOR': address, 'MMR1_HOST': str(i),
+                         'MMR1_HOSTS': str(len(commands))})
+        for i, args in enumerate(commands)]
+    return [self._end(*one) for one in begun]
+
+  def _argv(self, args):
     name, colon, arg = args[0].partition(':')
     file = self._root / 'configs' / f'{name}.py'
-    argv = ['mmr1.main', f'--config={file}{colon}{arg}', *args[1:]]
-    return self.call(_main, argv, moment, cwd=cwd)
+    return ['mmr1.main', f'--config={file}{colon}{arg}', *args[1:]]
 
   def call(self, target, *args, cwd) -> Result:
     """Calls a function of this module in a process and waits for its end."""
+    return self._end(*self._begin(target, *args, cwd=cwd))
+
+  def _begin(self, target, *args, cwd, env=None):
     self._count += 1
     base = pathlib.Path(self._folder.name) / str(self._count)
     outputs = [f'{base}.out', f'{base}.err']
     process = self._fork.Process(
-        target=_call, args=(outputs, str(cwd), target, args))
+        target=_call, args=(outputs, str(cwd), target, args, env or {}))
     process.start()
+    return process, outputs
+
+  def _end(self, process, outputs) -> Result:
     process.join()
     return Result(process.exitcode,
                   *(pathlib.Path(path).read_text() for path in outputs))
 
 
-def _call(outputs, cwd, target, args):
+def _call(outputs, cwd, target, args, env):
+  os.environ.update(env)
   for number, path in enumerate(outputs, start=1):
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, number)

@@ -18,17 +18,19 @@ FLOORS = (
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
      'hooks'),
     # F2
-    ('sharding', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
+    ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
      'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
+     'watchdog',
      'recording'),
     # F3
     ('papers',),
     # F4
     ('stages',),
     # F5
-    ('main', 'runner', 'plan', 'export', 'report', 'replay'),
+    ('main', 'runner', 'banner', 'plan', 'export', 'report', 'replay',
+     'planning'),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # Packages of this floor never know each other.

@@ -1,108 +1,286 @@
-"""One, two and eight devices: the same samples, gradients and metrics."""
+"""One, two and eight devices, divided in several ways: the same samples,
+gradients, metrics and parameters."""
 
 import concurrent.futures
+import json
+import math
 import multiprocessing
+import pathlib
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
+from mmr1 import mesh
 from mmr1 import sharding
+from mmr1 import trees
+from mmr1.models import checkpoints
+from mmr1.models import lora
+from mmr1.models import partition
+
+ONE = dict(data=1)
+# (slice, data, fsdp, tensor) of eight devices but for the first two.
+MESHES = (ONE, dict(data=2), dict(data=8), dict(data=2, fsdp=4),
+          dict(fsdp=2, tensor=4), dict(slice=2, fsdp=2, tensor=2))
+GATE = 'language/layers/mlp/gate/kernel'
+LR = 1e-2
+# Which of them; compiling is most of the time.
+RUNS = {'scan': (0, 2, 3, 4), 'unrolled': (0, 1, 4, 5)}
 
 
-def run_on(counts, rows):
-  """In a process of its own: [(shards, tokens, logp, gradient, metrics)]."""
+def parts(x):
+  """The part of an array that one device has."""
+  return x.addressable_shards[0].data.size / x.size
+
+
+def run_on(sizes, layers, steps=2):
+  """On this mesh: {what: value}, arrays as numpy."""
   from mmr1 import compiles
+  from mmr1 import optim
+  from mmr1 import training
+  from mmr1 import types
   from mmr1.sampling import keys
+  from mmr1.sampling import publish
   from mmr1.sampling import sample
   from tests import small
-  sharding.cpu_devices(max(counts))
-  devices = jax.devices()
-  assert len(devices) == max(counts)
-  prompts = small.prompts(
-      [small.MIXED[i % 4] for i in range(rows)], uid=range(rows))
-  nobody = small.prompts([([], [], [])] * rows)
-  block = small.block(prompts, 2, 4)
-  policy = small.policy(depth=1)
-  found = []
+  count = math.prod(sizes.values())
+  layout = sharding.over(jax.devices()[:count], **sizes)
+  policy = small.policy(depth=1, layout=layout, layers=layers, remat='layer')
+  params = layout.own(small.params(depth=1))
+  prompts = layout.spread(small.prompts(
+      [small.MIXED[i % 4] for i in range(8)], uid=range(8)))
+  nobody = layout.spread(small.prompts([([], [], [])] * 8))
+  block = layout.spread(small.block(prompts, 2, 4))
+  sampler = publish.Sampler(policy, sample.Decoding())
 
-  def refill(params, prompts, step, cap=4):
+  def rollout(batch, step, cap=4, **decoding):
     return small.rollout(
-        params, prompts, keys.step_key(0, 1, step), policy_=policy, group=2,
-        length=4, max_new_tokens=cap,
-        decoding=sample.Decoding(rows=4, cache_chunk=3))[0]
-  for count in counts:
-    with mock.patch.object(jax, 'devices', lambda: devices[:count]):
-      params = sharding.everywhere(small.params(depth=1))
-      spread = sharding.spread(block)
-      rollout, _ = small.rollout(
-          params, spread.prompts, keys.step_key(0, 1, 2),
-          policy_=policy, group=2, length=4)
-      # In rows that are refilled, on every device from its own prompts. A call
-      # with no prompt at all leaves all programs (M28).
-      refill(params, sharding.spread(nobody), 2)
-      counter = compiles.CompileCounter()
-      refill(params, spread.prompts, 4, cap=2)
-      refilled = refill(params, spread.prompts, 2)
-      counter.close()
-      assert counter.count == 0
-      np.testing.assert_array_equal(
-          refilled.completions.tokens, rollout.completions.tokens)
-      assert len(refilled.logp.addressable_shards) == count
-      grads, metrics = small.gradient(params, (spread,), policy_=policy)
-    # Of what went in and of what came out: (devices, rows on each).
-    shards = [(len(x.addressable_shards), x.addressable_shards[0].data.shape[0])
-              for x in (spread.prompts.media['vision'].patches, rollout.logp)]
-    found.append((shards, *jax.tree.map(np.asarray, (
-        rollout.completions.tokens, rollout.logp, grads, metrics))))
-  return found
+        sampler.publish(params), batch, keys.step_key(0, 1, step),
+        policy_=policy, group=2, length=4, max_new_tokens=cap,
+        decoding=sample.Decoding(**decoding))[0]
+
+  plain = rollout(prompts, 2)
+  # In rows that are refilled, on every device from its own prompts. A call
+  # with no prompt at all leaves all programs (M28).
+  few = dict(rows=4, cache_chunk=3)
+  rollout(nobody, 2, **few)
+  counter = compiles.CompileCounter()
+  rollout(prompts, 4, cap=2, **few)
+  refilled = rollout(prompts, 2, **few)
+  counter.close()
+  grads, metrics = small.gradient(params, (block,), policy_=policy)
+  chunked, _ = small.gradient(params, (block,), policy_=policy, chunks=2)
+  optimizer = optim.make(small.section(optimizer__lr=LR).optimizer, params, 10)
+  state = layout.own(types.TrainState(
+      step=jnp.int32(0), params={'policy': params},
+      opt={'policy': optimizer.tx.init(params)},
+      aux={'guard': optim.init_guard()}))
+  update = training.make_update(policy, optimizer, small.plan().terms, chunks=1)
+  program = update.lower(state, (block,), small.knobs(), None).compile()
+  for _ in range(steps):
+    state, more = update(state, (block,), small.knobs(), None)
+  named = trees.named(state)
+  patches = prompts.media['vision'].patches
+  return jax.tree.map(
+      lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, dict(
+          tokens=plain.completions.tokens, logp=plain.logp,
+          refilled=refilled.completions.tokens, recompiled=counter.count,
+          grads=grads, chunked=chunked, metrics=metrics, updated=more,
+          params=state.params['policy'],
+          patches=parts(patches), sampled=parts(plain.logp),
+          stored={name: parts(x) for name, x in named.items()
+                  if x.size > 1 and parts(x) < 1},
+          aliased=program.memory_analysis().alias_size_in_bytes))
 
 
-@pytest.fixture(scope='module')
-def found():
+def _all(layers):
+  mesh.cpu_devices(8)
+  return {i: run_on(MESHES[i], layers) for i in RUNS[layers]}
+
+
+@pytest.fixture(scope='module', params=[
+    pytest.param('unrolled', marks=pytest.mark.slow), 'scan'])
+def found(request):
   spawn = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-    return pool.submit(run_on, (1, 2, 8), 8).result()
+    return pool.submit(_all, request.param).result()
+
+
+def close(a, b):
+  for (path, x), (_, y) in zip(*map(jax.tree_util.tree_leaves_with_path,
+                                    (a, b))):
+    np.testing.assert_allclose(
+        x, y, atol=1e-5, rtol=1e-5, err_msg=str(path))
 
 
 def test_m3_devices_change_nothing(found):
+  """Prompts, weights, heads and vocabulary in parts: the same in 1e-5."""
   one = found[0]
-  assert len(np.unique(one[1])) > 5
-  for other in found[1:]:
-    np.testing.assert_array_equal(other[1], one[1])
-    np.testing.assert_allclose(other[2], one[2], atol=1e-5, rtol=0)
-    for part in (3, 4):
-      for a, b in zip(jax.tree.leaves(other[part]), jax.tree.leaves(one[part])):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
+  assert len(np.unique(one['tokens'])) > 5
+  for other in found.values():
+    np.testing.assert_array_equal(other['tokens'], one['tokens'])
+    for name in ('logp', 'grads', 'metrics'):
+      close(other[name], one[name])
 
 
-def test_images_and_completions_are_divided(found):
-  """Eight prompts: 8 on one device, 4 on each of two, 1 on each of eight."""
-  for (shards, *_), expected in zip(found, [(1, 8), (2, 4), (8, 1)]):
-    assert shards == [expected, expected]
+def test_m3_chunks_and_refilled_rows_change_nothing_on_any_mesh(found):
+  for one in found.values():
+    close(one['chunked'], one['grads'])
+    np.testing.assert_array_equal(one['refilled'], one['tokens'])
+    assert one['recompiled'] == 0
 
 
-def test_rows_that_do_not_divide_are_on_every_device():
-  eight = [mock.sentinel.device] * 8
-  with mock.patch.object(jax, 'devices', lambda: eight):
-    assert sharding.shards(16) == 8 and sharding.shards(12) == 1
+def test_m24_updates_are_those_of_one_device(found):
+  """Two steps of AdamW; the norm of the gradient is of all its parts."""
+  one = found[0]
+  assert one['updated']['grad_norm'] > 0
+  for other in found.values():
+    close(other['updated'], one['updated'])
+    # Adam's first steps are lr * sign: a gradient of 0 +- 1e-9 may turn.
+    far = [np.mean(np.abs(x - y) > 1e-5) for x, y in zip(
+        *map(jax.tree.leaves, (other['params'], one['params'])))]
+    assert max(far) < 2e-3
+
+
+def test_prompts_are_divided(found):
+  """Eight prompts over slice x data x fsdp."""
+  for i, one in found.items():
+    part = (1, 1 / 2, 1 / 8, 1 / 8, 1 / 2, 1 / 4)[i]
+    assert one['patches'] == one['sampled'] == part
+
+
+def test_parameters_and_moments_are_stored_in_parts(found):
+  """fsdp x tensor parts of kernels, embeddings and both moments; the state
+  that comes out lies as the one that went in, in its buffers."""
+  for i, one in found.items():
+    stored, part = one['stored'], (1, 1, 1, 1 / 4, 1 / 8, 1 / 4)[i]
+    if part == 1:
+      assert not stored
+      continue
+    names = [f'params/policy/{GATE}', f'opt/policy/1/mu/{GATE}',
+             f'opt/policy/1/nu/{GATE}', 'params/policy/language/embed']
+    assert {stored[name] for name in names} == {part}
+    # What is not in parts is small.
+    assert one['aliased'] < 3.2 * found[0]['aliased'] * (part + .1)
+
+
+def test_rows_that_do_not_divide_are_on_fewer_devices():
+  devices = [mock.Mock(platform='cpu', id=i) for i in range(8)]
+  layout = sharding.over(devices, data=2, fsdp=4)
+  assert [layout.shards(n) for n in (16, 8, 12, 6, 3)] == [8, 8, 2, 2, 1]
   # One device divides everything; nothing is changed on the way.
   tree = {'a': np.arange(6).reshape(3, 2), 'b': np.ones(3)}
-  spread = sharding.spread(tree)
+  spread = sharding.default().spread(tree)
   np.testing.assert_array_equal(spread['a'], tree['a'])
 
 
-def test_everywhere_has_buffers_of_its_own():
+def test_own_has_buffers_of_its_own():
   x = jnp.arange(4.0)
-  y = sharding.everywhere({'x': x})['x']
+  y = sharding.default().own({'x': x})['x']
   jax.jit(lambda v: v + 1, donate_argnums=0)(y)
   assert x.tolist() == [0, 1, 2, 3] and y.is_deleted()
 
 
 def test_devices_stay_where_jax_has_started():
   before = len(jax.devices())
-  sharding.cpu_devices(before + 1)
-  sharding.cpu_devices(0)
+  mesh.cpu_devices(before + 1)
+  mesh.cpu_devices(0)
   assert len(jax.devices()) == before
+
+
+def _section(**changes):
+  return dict(slice=1, data=None, fsdp=1, tensor=1) | changes
+
+
+def test_sizes_of_a_mesh():
+  assert mesh.sizes(_section(), 8) == dict(
+      slice=1, data=8, fsdp=1, tensor=1)
+  assert mesh.sizes(_section(fsdp=4), 8)['data'] == 2
+  assert mesh.sizes(_section(data=2, fsdp=None, tensor=2), 8)['fsdp'] == 2
+
+
+@pytest.mark.parametrize('changes, said', [
+    (dict(fsdp=3), r'fsdp=3 .*does not make 8 devices.*\[1, 2, 4, 8\]'),
+    (dict(data=2, fsdp=2), r'data=2 x fsdp=2 .*does not make 8'),
+    (dict(fsdp=None), 'data and fsdp are both None'),
+    (dict(tensor=0), 'mesh.tensor: got 0; allowed: at least 1'),
+])
+def test_m22_a_mesh_that_does_not_divide_is_refused(changes, said):
+  with pytest.raises(ValueError, match=said):
+    mesh.sizes(_section(**changes), 8)
+
+
+def test_m22_heads_that_do_not_divide_are_refused():
+  """4 heads on 2 of keys: 4 parts have each key head twice, 8 do not fit."""
+  layout = sharding.over([mock.Mock(platform='cpu', id=i) for i in range(8)],
+                         tensor=8)
+  config = mock.Mock(heads=4, kv_heads=2, mlp_width=64)
+  with pytest.raises(ValueError, match=r'got 8, .*allowed are \[1, 2, 4\]'):
+    sharding.check(layout, config)
+
+
+def _partition(rules=sharding.RULES, **sizes):
+  devices = [mock.Mock(platform='cpu', id=i)
+             for i in range(math.prod(sizes.values()))]
+  return partition.Partition(
+      sharding.over(devices, **sizes).mesh, sharding.TABLE, rules)
+
+
+def test_every_parameter_has_exactly_one_rule():
+  """None: an error; two: an error; one of another rank: an error."""
+  some = _partition(fsdp=2)
+  with pytest.raises(ValueError, match="0 rules for .*'language/more/kernel'"):
+    some.parameter('language/more/kernel', (4, 4))
+  twice = _partition((*sharding.RULES, partition.Rule('.*', None)), fsdp=2)
+  with pytest.raises(ValueError, match='2 rules for .*\n.*gate.*\n'):
+    twice.parameter(GATE, (2, 4, 4))
+  with pytest.raises(ValueError, match=r"has 2 axes, but .*\[4\]"):
+    some.parameter(GATE, (4,))
+
+
+def test_parts_go_where_they_divide():
+  """[3 layers, 6, 8] over fsdp=4: 6 does not divide, so 8 is."""
+  some = _partition(fsdp=4, tensor=2)
+  P = jax.P
+  assert some.parameter(GATE, (3, 8, 8)) == P(None, ('fsdp',), ('tensor',))
+  assert some.parameter(GATE, (3, 6, 8)) == P(None, (), ('tensor', 'fsdp'))
+  assert some.parameter(GATE, (3, 8, 8), used=True) == P(
+      None, (), ('tensor',))
+  assert some.parameter('visual/blocks/norm1/weight', (3, 8)) == P()
+
+
+def _config(family):
+  """What transformers assumes, where that is a model; else a published one."""
+  shapes = pathlib.Path(sharding.__file__).parent / 'assets' / 'shapes'
+  known = {'qwen2_5_vl': 'qwen2_5_vl_7b', 'qwen3_vl': 'qwen3_vl_4b'}
+  if family in known:
+    return json.loads((shapes / known[family] / 'config.json').read_text())
+  hf = transformers.AutoConfig.for_model(family).to_dict()
+  if family == 'qwen2_vl':
+    hf['vision_config']['hidden_size'] = hf['text_config']['hidden_size']
+  if family == 'gemma3':
+    hf['vision_config']['vision_use_head'] = False
+    hf['mm_tokens_per_image'] = 49  # of 14 x 14 patches
+  return hf
+
+
+@pytest.mark.parametrize('family', checkpoints.FAMILIES)
+def test_rules_cover_all_families(family, tmp_path):
+  """In the sizes that transformers assumes, with adapters on every kernel: each
+  leaf has one rule, and kernels and embeddings are in fsdp x tensor parts."""
+  hf = _config(family)
+  (tmp_path / 'config.json').write_text(json.dumps(hf, default=str))
+  _, params = checkpoints.describe(tmp_path, param_dtype='bfloat16')
+  params = jax.eval_shape(lambda tree: lora.inject(
+      tree, jax.random.key(0), rank=2, alpha=1.0, targets=('.*/kernel',)),
+                          params)
+  layout = sharding.Layout(_partition(fsdp=2, tensor=2).mesh)
+  where, shapes = (trees.named(x) for x in (layout.parameters(params), params))
+  for name, one in where.items():
+    whole, part = (math.prod(x) for x in (
+        shapes[name].shape, one.shard_shape(shapes[name].shape)))
+    if name.rpartition('/')[2] in ('kernel', 'embed', 'head'):
+      assert 4 * part == whole, name

@@ -16,6 +16,7 @@ from mmr1 import forward
 from mmr1 import objective
 from mmr1 import positions
 from mmr1 import resolve
+from mmr1 import sharding
 from mmr1 import types
 from mmr1 import update
 from mmr1.models import qwen_vl
@@ -46,9 +47,13 @@ def config(vocab=VOCAB, depth=2, **run):
 
 
 @functools.cache
-def policy(head_chunk=20, cls=forward.Policy, vocab=VOCAB, depth=2, **run):
+def policy(head_chunk=20, cls=forward.Policy, vocab=VOCAB, depth=2, layout=None,
+           **run):
+  """Of the tiny model; with a layout its module is told of it."""
+  partition = layout and layout.partition
   return cls(
-      qwen_vl.build(config(vocab, depth, **run)), BANNED, EOS, PAD, head_chunk)
+      qwen_vl.build(config(vocab, depth, partition=partition, **run)), BANNED,
+      EOS, PAD, head_chunk, layout or sharding.default())
 
 
 @functools.cache

@@ -35,7 +35,7 @@ class Logger:
 def context(base, opt=None):
   return python_types.SimpleNamespace(
       params=lambda name: base, start=lambda stage: base, logger=Logger(),
-      trains=(),
+      trains=(), policy=small.policy(), forget_base=lambda: None,
       optimizer_state=lambda name, target: opt)
 
 
@@ -115,7 +115,7 @@ def test_m21_frozen_parameters_neither_move_nor_own_state(base, first):
 def test_lr_0_stays_flat_for_50_steps_and_m28(base, block, first, step):
   """After the first update lr is 0; weight decay is coupled to it. The knobs
   change at every step, and nothing is compiled."""
-  state, loss = sharding.everywhere(first[0]), []
+  state, loss = sharding.default().own(first[0]), []
   counter = compiles.CompileCounter()
   for k in range(50):
     name = tuple(small.knobs())[k % 6]
@@ -256,7 +256,8 @@ def test_the_reference_shares_what_does_not_train(adapted):
   moved = start.state.replace(
       params=jax.tree.map(lambda x: x + 1, start.state.params))
   for whole in (False, True):
-    made = training.reference(None, start, 'init', whole=whole)(moved)
+    made = training.reference(
+        context(params), start, 'init', whole=whole)(moved)
     own = {name for name, x in trees.named(made).items()
            if x is not trees.named(moved.params['policy'])[name]}
     mask = trees.named(start.mask)

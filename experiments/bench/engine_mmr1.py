@@ -26,7 +26,6 @@ from mmr1 import resolve
 from mmr1 import runner
 from mmr1.sampling import read
 from mmr1.sampling import sample as sample_lib
-from mmr1 import sharding
 from mmr1.stages import rl
 from mmr1 import training
 from mmr1 import update
@@ -140,8 +139,10 @@ class Engine:
             temperature=1.0, max_new_tokens=self.workload['drawn']))
     self.trainer = rl.Trainer(self.ctx, _STAGE, config[_STAGE], plan)
     self.state = self.trainer.start.state
-    pairs = self.trainer._stream.take(n)
-    self.pairs = [x for x in pairs for _ in range(g)] if repeated else pairs
+    taken = self.trainer._take()
+    pairs = taken.pairs[:n]
+    self.taken = taken._replace(
+        pairs=[x for x in pairs for _ in range(g)] if repeated else pairs)
     self.steps = 0
 
   def _policy(self, policy: forward.Policy) -> forward.Policy:
@@ -155,8 +156,8 @@ class Engine:
 
   def prompts(self):
     """`types.Prompts` of a step, on the devices."""
-    return sharding.spread(self.trainer._shape.collate(
-        [encoded for _, encoded in self.pairs]))
+    return self.ctx.policy.layout.spread(self.trainer._shape.collate(
+        [encoded for _, encoded in self.taken.pairs]))
 
   def knobs(self) -> dict:
     """The objective's traced numbers."""
@@ -173,12 +174,12 @@ class Engine:
   def rollout(self):
     """One rollout, on the device."""
     return jax.block_until_ready(
-        self.trainer._sample(self.state, self.pairs, self.steps))
+        self.trainer._sample(self.state, self.taken, self.steps))
 
   def assemble(self, rollout):
     """What the update reads, and the knobs; the reference pass is in it."""
     host = read.to_host(rollout)
-    judged = self.trainer._judge(host, self.pairs, self.steps)
+    judged = self.trainer._judge(host, self.taken, self.steps)
     knobs = self.trainer._knobs(judged, self.steps)
     block = self.trainer._assemble(rollout, host, judged, knobs, self.state)
     return jax.block_until_ready(block), knobs, host

@@ -73,7 +73,7 @@ def load(folder: str, where: str) -> dict:
   from mmr1.models import checkpoints
   jax.block_until_ready(jax.numpy.zeros(1))  # the backend
   before, started = peak(), time.perf_counter()
-  place = {} if where == 'host' else dict(place=sharding.place)
+  place = {} if where == 'host' else dict(place=sharding.default().place)
   _, params = checkpoints.load(folder, param_dtype=_DTYPE.value, **place)
   jax.block_until_ready(params)
   seconds = time.perf_counter() - started

@@ -32,6 +32,7 @@ from mmr1 import context
 from mmr1 import optim
 from mmr1 import records
 from mmr1 import resolve
+from mmr1 import mesh
 from mmr1 import sharding
 from mmr1 import training
 from mmr1 import types
@@ -94,11 +95,12 @@ class Way:
 
   def __init__(self, policy, params, section, examples, shape, *, pack=False):
     self._shape, self._source = shape, Pool(examples)
+    self._spread = policy.layout.spread
     length = shape.prompt_length
     self._room = packing.Room(length, length, shape.patches, length)
     self._packer = packing.Packer(self._source, self._room) if pack else None
     optimizer = optim.make(section.optimizer, params, 1000)
-    self._state = sharding.everywhere(types.TrainState(
+    self._state = policy.layout.own(types.TrainState(
         step=np.int32(0), params={'policy': params},
         opt={'policy': optimizer.tx.init(params)},
         aux={'guard': optim.init_guard()}))
@@ -116,7 +118,7 @@ class Way:
     else:
       packed = self._packer.take(_ROWS.value)
       block = sft.assemble_packed(packed, self._shape, self._room)
-    batch = sharding.spread(block)
+    batch = self._spread(block)
     self._state, metrics = self._update(
         self._state, (batch,), self._knobs, None)
     jax.block_until_ready(self._state)
@@ -135,7 +137,8 @@ def ways() -> dict[str, Way]:
   config = resolve.finalise(config, direct=('sft',))
   processor = datasets.open_processor(config.model, config.data)
   policy, params = context.open_model(
-      config.model, datasets.model_path(config.model.path), processor)
+      config.model, datasets.model_path(config.model.path), processor,
+      sharding.default())
   shape = datasets.shape(config.data, processor)
   examples = drawn(shape, length)
   wide = dataclasses.replace(shape, patches=4 * _PATCHES)
@@ -158,7 +161,7 @@ def summary(steps: list[dict[str, float]]) -> dict[str, float]:
 
 def main(argv):
   del argv
-  sharding.cpu_devices(_DEVICES.value)
+  mesh.cpu_devices(_DEVICES.value)
   counter, compiled, compared = compiles.CompileCounter(), {}, ways()
   for name, way in compared.items():
     before = counter.count, counter.seconds

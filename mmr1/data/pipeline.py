@@ -3,15 +3,13 @@
 Grain runs the workers. Item k of the mixture depends only on (seed, k), and
 the state is the number of items consumed, not prefetched: a restored stream
 goes on with exactly the items an uninterrupted one would have given, whatever
-the number of workers, epoch boundaries included. Every host reads the same
-stream and takes its own rows of a batch, so results do not depend on how many
-hosts there are.
+the number of workers, epoch boundaries included. Where several hosts read a stream,
+each reads all of it; `mmr1.data.lanes` divides the reading.
 """
 
-import collections
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -19,6 +17,7 @@ from absl import flags
 
 from mmr1 import records
 from mmr1 import types
+from mmr1.data import breakage
 from mmr1.data import collate
 from mmr1.data import encode
 from mmr1.data import processor as processor_lib
@@ -26,10 +25,7 @@ from mmr1.data import sources
 from mmr1.data import template as template_lib
 
 _LOG = logging.getLogger(__name__)
-_ENDLESS = 1 << 40  # positions of a stream
-_NAMED = 5  # reasons that an error message lists
-# The broken fraction is never taken over fewer records than this.
-_AT_LEAST = 100
+ENDLESS = 1 << 40  # positions of a stream
 
 Pair = tuple[records.Example, encode.Encoded]
 
@@ -66,17 +62,19 @@ class Shape:
         self.processor, template=self.template, prefix=self.prefix)
 
   def collate(
-      self, rows: Sequence[encode.Encoded], pad_rows: int = 0,
+      self, rows: Sequence[encode.Encoded], pad_rows: int = 0, *,
+      needs: tuple[int, int] | None = None,
   ) -> types.Prompts:
-    """Stacks prompts into the smallest buckets that hold all of them."""
+    """Stacks prompts into the smallest buckets that hold all of them; `needs`:
+    tokens and patches of the longest, where others have some too."""
+    tokens, patches = needs or (
+        max(len(row.tokens) for row in rows),
+        max(len(row.patches) for row in rows))
     return collate.collate(
         rows,
         prompt_length=collate.smallest(
-            (*self.prompt_buckets, self.prompt_length),
-            max(len(row.tokens) for row in rows)),
-        patches=collate.smallest(
-            (*self.patch_buckets, self.patches),
-            max(len(row.patches) for row in rows)),
+            (*self.prompt_buckets, self.prompt_length), tokens),
+        patches=collate.smallest((*self.patch_buckets, self.patches), patches),
         pad_id=self.processor.pad_id, pad_rows=pad_rows)
 
   def encode(self, item: sources.Item, index: int) -> Pair | records.Broken:
@@ -107,7 +105,7 @@ class _Positions:
   start: int
 
   def __len__(self) -> int:
-    return _ENDLESS - self.start
+    return ENDLESS - self.start
 
   def __getitem__(self, i: int) -> tuple[int, Pair | records.Broken]:
     k = self.start + int(i)
@@ -115,13 +113,39 @@ class _Positions:
     return k, self.shape.encode(self.mixture[k], index)
 
 
+def check_workers(count: int, buffer: int) -> None:
+  """Refuses numbers of worker processes and of what they prepare.
+
+  Raises:
+    ValueError: one out of range.
+  """
+  if count < 0 or buffer < 1:
+    raise ValueError(f'worker_count: got {count} (allowed: 0 or more), '
+                     f'worker_buffer: got {buffer} (allowed: 1 or more).')
+
+
+def iterate(data: Any, worker_count: int, worker_buffer: int) -> Iterator[Any]:
+  """A random-access source in its order, by Grain.
+
+  Args:
+    data: has a length and items.
+    worker_count: processes that make items; 0: this process.
+    worker_buffer: items each worker prepares ahead.
+  """
+  items = grain.MapDataset.source(data).to_iter_dataset(
+      grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+  if worker_count:
+    if not flags.FLAGS.is_parsed():  # a notebook; Grain reads its flags
+      flags.FLAGS.mark_as_parsed()
+    items = items.mp_prefetch(grain.MultiprocessingOptions(
+        num_workers=worker_count, per_worker_buffer_size=worker_buffer))
+  return iter(items)
+
+
 class Stream:
   """A deterministic, endless iterator over a mixture.
 
   Broken and over-long records are skipped, each named once in the log.
-
-  Attributes:
-    broken: Broken records so far, each once, in order of appearance.
   """
 
   def __init__(
@@ -147,20 +171,18 @@ class Stream:
     Raises:
       ValueError: an argument outside its range.
     """
-    if not 0 <= max_broken_frac <= 1 or worker_count < 0 or worker_buffer < 1:
-      raise ValueError(
-          f'Stream: max_broken_frac={max_broken_frac} (0..1), worker_count='
-          f'{worker_count} (0 or more), worker_buffer={worker_buffer} (1 or '
-          'more).')
+    check_workers(worker_count, worker_buffer)
     self.mixture = mixture
     self.shape = shape
-    self.max_broken_frac = max_broken_frac
-    self.worker_count = worker_count
-    self.worker_buffer = worker_buffer
-    self.broken: list[records.Broken] = []
+    self._breakage = breakage.Breakage(mixture, max_broken_frac)
+    self._workers = worker_count, worker_buffer
     self._position = 0
-    self._known: dict[tuple[int, int], int] = {}  # place -> index in broken
     self._iterator = None
+
+  @property
+  def broken(self) -> list[records.Broken]:
+    """Broken records so far, each once, in order of appearance."""
+    return self._breakage.broken
 
   def take(self, n: int) -> list[Pair]:
     """The next n usable prompts with their examples.
@@ -175,81 +197,37 @@ class Stream:
         raise AssertionError(f'item {k} came at position {self._position}')
       self._position = k + 1
       if isinstance(item, records.Broken):
-        self._note(k, item)
+        self._breakage.note(k, item)
       else:
         result.append(item)
     return result
 
   def counts(self) -> dict[str, int]:
     """Broken records by kind, the part of the reason before the colon."""
-    return dict(collections.Counter(
-        broken.reason.split(':')[0] for broken in self.broken))
+    return self._breakage.counts()
 
   def state(self) -> dict[str, Any]:
     """JSON-able state: what was consumed and which records were broken."""
-    return {
-        'position': self._position,
-        'broken': [[*place, self.broken[i].where, self.broken[i].reason]
-                   for place, i in self._known.items()],
-    }
+    return {'position': self._position, **self._breakage.state()}
 
   def restore(self, state: dict[str, Any]):
     """Goes on from a saved state. The mixture must be the same."""
     self.close()
     self._position = int(state['position'])
-    self.broken, self._known = [], {}
-    for member, index, where, reason in state['broken']:
-      self._known[member, index] = len(self.broken)
-      self.broken.append(records.Broken(where=where, reason=reason))
+    self._breakage.restore(state)
 
   def close(self):
     """Stops the workers; the next `take` starts them again."""
     if self._iterator is not None:
-      if self.worker_count:
+      if self._workers[0]:
         self._iterator.close()
       self._iterator = None
 
   def _open(self):
     if self._iterator is None:
-      data = _Positions(self.mixture, self.shape, self._position)
-      items = grain.MapDataset.source(data).to_iter_dataset(
-          grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-      if self.worker_count:
-        if not flags.FLAGS.is_parsed():  # a notebook; Grain reads its flags
-          flags.FLAGS.mark_as_parsed()
-        items = items.mp_prefetch(grain.MultiprocessingOptions(
-            num_workers=self.worker_count,
-            per_worker_buffer_size=self.worker_buffer))
-      self._iterator = iter(items)
+      self._iterator = iterate(
+          _Positions(self.mixture, self.shape, self._position), *self._workers)
     return self._iterator
-
-  def _note(self, k: int, broken: records.Broken):
-    """Records a broken item, logs it once, refuses when there are too many."""
-    place = self.mixture.place(k)
-    if (place.member, place.index) in self._known:
-      return
-    self._known[place.member, place.index] = len(self.broken)
-    self.broken.append(broken)
-    _LOG.warning('skipped %s: %s', broken.where, broken.reason)
-    size = len(self.mixture.sources[place.member])
-    seen = min(place.seen + 1, size)
-    mine = [i for (m, _), i in self._known.items() if m == place.member]
-    allowed = self.max_broken_frac * max(seen, min(size, _AT_LEAST))
-    if len(mine) > allowed or len(mine) == seen == size:
-      raise ValueError(_refusal(
-          [self.broken[i] for i in mine], seen, size, place.member,
-          self.max_broken_frac))
-
-
-def _refusal(broken, seen, size, member, fraction) -> str:
-  first = '\n'.join(
-      f'  {b.where}: {b.reason}' for b in broken[:_NAMED])
-  return (
-      f'{len(broken)} of the {seen} records seen (of {size}) of source '
-      f'{member} cannot be used; max_broken_frac={fraction} allows fewer. '
-      f'The first:\n{first}\n'
-      'Repair them, or raise data.max_broken_frac, or where prompts are too '
-      'long raise data.prompt_tokens or data.patches.')
 
 
 def all_examples(
@@ -284,13 +262,13 @@ def all_examples(
       broken.append(item)
       _LOG.warning('skipped %s: %s', item.where, item.reason)
       # Not at the end: a procedural source of such items is as good as endless.
-      if seen >= _AT_LEAST and len(broken) > max_broken_frac * seen:
+      if seen >= breakage.AT_LEAST and len(broken) > max_broken_frac * seen:
         break
     elif item[0].uid not in uids:  # weights make a mixture repeat a member
       uids.add(item[0].uid)
       pairs.append(item)
-  allowed = max_broken_frac * max(seen, min(len(source), _AT_LEAST))
+  allowed = max_broken_frac * max(seen, min(len(source), breakage.AT_LEAST))
   if not pairs or len(broken) > allowed:
     raise ValueError(
-        _refusal(broken, seen, len(source), 0, max_broken_frac))
+        breakage.refusal(broken, seen, len(source), 0, max_broken_frac))
   return pairs, broken

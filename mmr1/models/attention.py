@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jax.extend import backend as extend_backend
 
 from mmr1.models import cudnn
+from mmr1.models import partition as partition_lib
 from mmr1.models import products
 from mmr1.models import splash
 from mmr1.models import triton
@@ -97,7 +99,7 @@ class Source(NamedTuple):
 def attend(query: Array, sources: Sequence[Source], *, precision: str,
            chunk: int, scale: float | None = None, cap: float | None = None,
            backend: str = 'auto',
-           mesh: jax.sharding.Mesh | None = None) -> Array:
+           partition: partition_lib.Partition | None = None) -> Array:
   """Grouped-query attention with one softmax over all `sources`.
 
   Scores, softmax and its sums are float32; the weights meet the values in the
@@ -113,7 +115,7 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
     scale: factor of the scores, None: d ** -0.5.
     cap: scores s become `cap * tanh(s / cap)`.
     backend: of BACKENDS, see `choose`.
-    mesh: devices that N is divided over; the kernels need to know.
+    partition: how N and the heads lie over devices; the kernels need to know.
 
   Returns:
     [N, G, T, H, d]. Arbitrary but finite where nothing is visible.
@@ -126,17 +128,18 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
   if not query.size:  # an empty prompt
     return query
   chosen = choose(backend, query, sources, precision=precision, cap=cap,
-                  mesh=mesh)
+                  partition=partition)
   if chosen == 'xla':
-    return products.attend(query, sources, precision=precision, chunk=chunk,
-                           scale=scale, cap=cap)
+    return products.attend(
+        query, sources, precision=precision, chunk=chunk, scale=scale, cap=cap,
+        platform=_platform(partition))
   return _KERNELS[chosen].attend(
-      query, sources, scale=scale, cap=cap, mesh=mesh)
+      query, [_divisible(source, partition) for source in sources], scale=scale, cap=cap, partition=partition)
 
 
 def choose(backend: str, query: Array, sources: Sequence[Source], *,
            precision: str, cap: float | None,
-           mesh: jax.sharding.Mesh | None = None) -> str:
+           partition: partition_lib.Partition | None = None) -> str:
   """What `attend` runs: 'xla' or the name of a kernel.
 
   A single query per row, as in decoding, is a product with the cache that no
@@ -162,8 +165,9 @@ def choose(backend: str, query: Array, sources: Sequence[Source], *,
     return _KERNELS[name].refusal(
         query, sources, precision=precision, cap=cap)
   if backend == 'auto':
-    whole = mesh is None and jax.device_count() > 1
-    fit = [name for name in (() if whole else _AUTO.get(_platform(), ()))
+    unknown = partition is None and jax.device_count() > 1
+    kernels = () if unknown else _AUTO.get(_platform(partition), ())
+    fit = [name for name in kernels
            if _KERNELS[name].pays(query) and refusal(name) is None]
     return fit[0] if fit else 'xla'
   reason = refusal(backend)
@@ -176,11 +180,27 @@ def choose(backend: str, query: Array, sources: Sequence[Source], *,
   return backend
 
 
-def _platform() -> str:
+def _platform(partition: partition_lib.Partition | None) -> str:
   """'cpu', 'tpu', 'cuda' or another."""
-  name = jax.default_backend()
+  name = jax.default_backend() if partition is None else partition.platform
+  if name != 'gpu':
+    return name
   cuda = 'cuda' in extend_backend.get_backend().platform_version
-  return 'cuda' if name == 'gpu' and cuda else name
+  return 'cuda' if cuda else name
+
+
+def _divisible(
+    source: Source, partition: partition_lib.Partition | None) -> Source:
+  """Key heads repeated until each of the devices that heads are divided over
+  has one: a kernel sees its own only."""
+  parts = 1 if partition is None else partition.divided(
+      partition.axes('kv_heads'))
+  heads = source.keys.shape[-3]
+  if heads % parts == 0:
+    return source
+  return source._replace(
+      keys=jnp.repeat(source.keys, parts // heads, -3),
+      values=jnp.repeat(source.values, parts // heads, -3))
 
 
 def _some(sources: Sequence[Source]) -> list[Source]:

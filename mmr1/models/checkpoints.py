@@ -15,6 +15,7 @@ from mmr1.models import gemma_vl
 from mmr1.models import internvl
 from mmr1.models import internvl_weights
 from mmr1.models import llava_onevision
+from mmr1.models import partition as partition_lib
 from mmr1.models import qwen3_vl_weights
 from mmr1.models import qwen_vl
 from mmr1.models import qwen_vl_weights
@@ -83,7 +84,7 @@ def load(
     precision: str = 'default',
     query_chunk: int = 1024,
     attention: str = 'auto',
-    mesh: jax.sharding.Mesh | None = None,
+    partition: partition_lib.Partition | None = None,
     scalars: tuple[str, ...] = (),
     place: Callable[[weights.Leaf], Any] = weights.Leaf.read,
 ) -> tuple[Any, Any]:
@@ -98,7 +99,7 @@ def load(
     precision: of matrix products, 'default', 'high' or 'highest'.
     query_chunk: queries handled at once by XLA's attention; bounds its memory.
     attention: what computes it, see `mmr1.models.attention.choose`.
-    mesh: the devices that share the work, or None: one device. Kernels of
+    partition: how the model lies over devices, or None: one. Kernels of
       attention need to know.
     scalars: heads of one number, 'value' or 'reward', zeros where the folder
       has none.
@@ -120,7 +121,7 @@ def load(
   config = read_config(
       path, compute_dtype=compute_dtype, layers=layers, remat=remat,
       precision=precision, query_chunk=query_chunk, attention=attention,
-      mesh=mesh, scalars=scalars)
+      partition=partition, scalars=scalars)
   family, names = _family(json.loads(config.hf)['model_type'], path)
   params = weights.read(
       path, names.table(config), _shapes(family, config),
@@ -130,13 +131,13 @@ def load(
 
 
 def describe(path: epath.PathLike, *, param_dtype: str,
-             scalars: tuple[str, ...] = ()) -> tuple[Any, Any]:
-  """What `load` would return, without reading weights.
+             **run: Any) -> tuple[Any, Any]:
+  """What `load` would return, without reading weights; `run` as there.
 
   Returns:
     The linen module, and the tree of its parameters as shape structs.
   """
-  config = read_config(path, scalars=scalars)
+  config = read_config(path, **run)
   family, _ = _family(json.loads(config.hf)['model_type'], path)
   return family.build(config), jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(param_dtype)),

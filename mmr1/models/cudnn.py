@@ -61,7 +61,7 @@ def pays(query: Array) -> bool:
 
 
 def attend(query: Array, sources: Sequence[Any], *, scale: float,
-           cap: float | None, mesh: jax.sharding.Mesh | None = None) -> Array:
+           cap: float | None, partition: Any = None) -> Array:
   """`attention.attend` for what `refusal` does not refuse.
 
   Args:
@@ -69,12 +69,12 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
     sources: of keys, see `attention.Source`; none of them empty.
     scale: factor of the scores.
     cap: None.
-    mesh: not needed, the partitioner knows this kernel.
+    partition: not needed, the partitioner knows this kernel.
 
   Returns:
     [N, G, T, H, d].
   """
-  del cap, mesh
+  del cap, partition
   n, g, t, heads, width = query.shape
   keys, values = (
       jnp.concatenate([_row(x, source.shared) for x, source in

@@ -24,6 +24,7 @@ from mmr1.models import attention
 from mmr1.models import cache as cache_lib
 from mmr1.models import decoder_config
 from mmr1.models import layers
+from mmr1.models import partition
 from mmr1.models import products
 from mmr1.models import sight as sight_lib
 
@@ -79,7 +80,10 @@ class DecoderBlock(nn.Module):
     if c.qk_norm:
       q, k = self._norm('q_norm')(q), self._norm('k_norm')(k)
     q, k = layers.rotate(q, cos, sin), layers.rotate(k, cos, sin)
-    k, v = jnp.swapaxes(k, 2, 3), jnp.swapaxes(v, 2, 3)
+    lie = functools.partial(partition.constrain, c.partition)
+    q = lie(q, 'rows', None, None, 'heads')
+    k, v = (lie(jnp.swapaxes(x, 2, 3), 'rows', None, 'kv_heads')
+            for x in (k, v))
     own = (k, v)
     if cache is not None:
       own = cache[0].written(k, v, cache[1])
@@ -90,11 +94,12 @@ class DecoderBlock(nn.Module):
         q, sources, scale=c.query_scale, cap=c.score_cap, **c.attending)
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.heads * c.head_width))
-    x = x + (self._norm('attention_out_norm')(hidden) if c.out_norms
-             else hidden)
+    x = lie(x + (self._norm('attention_out_norm')(hidden) if c.out_norms
+                 else hidden), 'rows')
     hidden = _MLPS[c.activation](
         c.mlp_width, bias=False, name='mlp', **kw)(self._norm('post_norm')(x))
-    x = x + (self._norm('mlp_out_norm')(hidden) if c.out_norms else hidden)
+    x = lie(x + (self._norm('mlp_out_norm')(hidden) if c.out_norms
+                 else hidden), 'rows')
     return x, own
 
 
@@ -117,6 +122,7 @@ class Decoder(nn.Module):
   def embedded(self, tokens: Array) -> Array:
     table = jnp.asarray(self.embed)  # parameters may be host arrays
     x = table[tokens].astype(self.config.compute_dtype)
+    x = partition.constrain(self.config.partition, x, 'rows')
     scale = self.config.embed_scale
     return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
@@ -144,6 +150,9 @@ class Decoder(nn.Module):
 
     def step(params, x, extra, flag):
       prefix, cache = extra
+      if cache is None:  # else they have been published, see `for_decode`
+        params = partition.gathered(
+            c.partition, params, 'language/layers', c.compute_dtype)
       see = functools.partial(self._see, sliding=flag)
       prefix = None if prefix is None else attention.Source(
           *prefix, see(prompt), seats)

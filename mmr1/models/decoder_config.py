@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-import jax
-
 from mmr1.models import attention as attention_lib
 from mmr1.models import layers as layer_lib
+from mmr1.models import partition as partition_lib
 
 
 # Heads of one number: of a token (a critic), of a completion (a reward model).
@@ -52,8 +51,7 @@ class Config:
     precision: of matrix products, jax's 'default', 'high' or 'highest'.
     query_chunk: queries of one attention block.
     attention: what computes it, of `attention.BACKENDS`.
-    mesh: the devices that share the work, or None: a kernel's first axis is
-      divided over all of them.
+    partition: how the model lies over devices; None: it is not told.
 
   Raises:
     ValueError: a run-time choice that is not allowed, or sections that do not
@@ -93,7 +91,7 @@ class Config:
   precision: str = 'default'
   query_chunk: int = 1024
   attention: str = 'auto'
-  mesh: jax.sharding.Mesh | None = None
+  partition: partition_lib.Partition | None = None
 
   def __post_init__(self):
     for name, allowed in (
@@ -119,7 +117,13 @@ class Config:
   def attending(self) -> dict[str, Any]:
     """How attention is run: keywords of `attention.attend`."""
     return dict(precision=self.precision, chunk=self.query_chunk,
-                backend=self.attention, mesh=self.mesh)
+                backend=self.attention, partition=self.partition)
+
+  @property
+  def attending_images(self) -> dict[str, Any]:
+    """The same inside a tower."""
+    towers = None if self.partition is None else self.partition.towers
+    return {**self.attending, 'partition': towers}
 
 
 def fields(

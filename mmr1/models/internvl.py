@@ -23,6 +23,7 @@ from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import decoder_config
 from mmr1.models import layers
+from mmr1.models import partition
 from mmr1.models import sight
 from mmr1.models import text_decoder
 from mmr1.models import vision_language
@@ -198,7 +199,7 @@ class VisionBlock(nn.Module):
     hidden = attention.attend(
         q, [attention.Source(
              jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
-             sight.Sight())], **c.attending).reshape(x.shape)
+             sight.Sight())], **c.attending_images).reshape(x.shape)
     x = x + scale1 * layers.dense(width, 'proj', bias=True, **kw)(hidden)
     hidden = _norm(c, name='norm2')(x)
     hidden = layers.dense(v.mlp_width, 'fc1', bias=True, **kw)(hidden)
@@ -248,6 +249,8 @@ class VisionTower(nn.Module):
 
     def step(params, x, _, flag):
       del flag
+      params = partition.gathered(
+          c.partition, params, 'visual/blocks', c.compute_dtype)
       return block.apply({'params': params}, x), None
 
     x, _ = layers.fold(

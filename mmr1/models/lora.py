@@ -63,7 +63,7 @@ def inject(
     rank: int,
     alpha: float,
     targets: Iterable[str],
-    place: Callable[[Array], Array] = lambda leaf: leaf,
+    place: Callable[[str, Array], Array] = lambda name, leaf: leaf,
 ) -> Tree:
   """Parameters with new adapters; the model stays the same, as b is 0.
 
@@ -76,7 +76,7 @@ def inject(
     rank: r, at least 1.
     alpha: the scale is alpha / r.
     targets: see `chosen`.
-    place: puts a new leaf where it belongs.
+    place: puts a new leaf, by its name, where it belongs.
 
   Raises:
     ValueError: a regex without a match; a rank that a kernel cannot have.
@@ -98,7 +98,8 @@ def inject(
             -bound, bound),
         B: jnp.zeros((*stack, rank, outputs), jnp.float32),
         SCALE: jnp.full(stack, alpha / rank, jnp.float32)}
-    new = {part: place(value) for part, value in new.items()}
+    new = {part: place(name.removesuffix(_KERNEL) + part, value)
+           for part, value in new.items()}
     for parent in reversed(name.split('/')[:-1]):
       new = {parent: new}
     params = trees.merge(params, new)

@@ -35,7 +35,7 @@ class How(NamedTuple):
 
 
 def attend(query: Array, sources: Sequence[Any], *, precision: str, chunk: int,
-           scale: float, cap: float | None) -> Array:
+           scale: float, cap: float | None, platform: str) -> Array:
   """`attention.attend` of anything.
 
   Args:
@@ -45,11 +45,13 @@ def attend(query: Array, sources: Sequence[Any], *, precision: str, chunk: int,
     chunk: the most queries handled at once.
     scale: factor of the scores.
     cap: of the scores.
+    platform: of the devices.
 
   Returns:
     [N, G, T, H, d].
   """
-  chunk = min(chunk, _queries_in_cache(query, sources))
+  if platform == 'cpu':
+    chunk = min(chunk, _queries_in_cache(query, sources))
   return _attention(query, tuple(
       source if isinstance(source.visible, sight_lib.Sight) else
       source._replace(visible=jax.tree_util.Partial(source.visible))
@@ -58,9 +60,7 @@ def attend(query: Array, sources: Sequence[Any], *, precision: str, chunk: int,
 
 def _queries_in_cache(query: Array, sources: Sequence[Any]) -> int:
   """How many queries to take at once so that their scores stay in a CPU's
-  cache between the products; elsewhere all of them."""
-  if jax.default_backend() != 'cpu':
-    return query.shape[2]
+  cache between the products."""
   n, g, _, heads, _ = query.shape
   count = sum(source.keys.shape[-2] for source in sources)
   return max(_FEWEST, _CACHED_SCORES // max(n * g * heads * count, 1))

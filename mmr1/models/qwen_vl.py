@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import layers
+from mmr1.models import partition
 from mmr1.models import qwen_vl_config
 from mmr1.models import sight
 from mmr1.models import vision_language
@@ -62,7 +63,7 @@ class VisionBlock(nn.Module):
       return attention.attend(
           q, [attention.Source(
               jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3), seen)],
-          **c.attending).reshape(n, s, width)
+          **c.attending_images).reshape(n, s, width)
 
     def in_frame(*qkv):
       frame = segment[:, None]
@@ -77,7 +78,9 @@ class VisionBlock(nn.Module):
     if isinstance(full, bool):
       hidden = (in_frame if full else in_window)(q, k, value)
     else:
-      hidden = jax.lax.cond(full, in_frame, in_window, q, k, value)
+      # For who counts operations, see `mmr1.planning.costs`.
+      with jax.named_scope(f'share_{len(v.full_layers)}_of_{v.depth}'):
+        hidden = jax.lax.cond(full, in_frame, in_window, q, k, value)
     x = x + layers.dense(width, 'proj', **kw)(hidden)
     hidden = _norm(c, name='norm2')(x)
     return x + _MLPS[v.mlp](v.mlp_width, name='mlp', **kw)(hidden)
@@ -148,6 +151,8 @@ class VisionTower(nn.Module):
     block = VisionBlock(c, parent=None)
 
     def step(params, x, _, flag):
+      params = partition.gathered(
+          c.partition, params, 'visual/blocks', c.compute_dtype)
       x = block.apply(
           {'params': params}, x, cos, sin, media.segment, flag)
       return x, None

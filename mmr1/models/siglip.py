@@ -20,6 +20,7 @@ from mmr1.models import attention
 from mmr1.models import decoder_config
 from mmr1.models import decoder_weights
 from mmr1.models import layers
+from mmr1.models import partition
 from mmr1.models import sight
 from mmr1.models import weights
 
@@ -137,7 +138,7 @@ class Block(nn.Module):
     hidden = attention.attend(
         q, [attention.Source(
              jnp.swapaxes(k, 2, 3), jnp.swapaxes(value, 2, 3),
-             sight.Sight(keys=real))], **c.attending)
+             sight.Sight(keys=real))], **c.attending_images)
     x = x + layers.dense(v.width, 'proj', **kw)(hidden.reshape(x.shape))
     hidden = layers.LayerNorm(v.eps, c.compute_dtype, name='norm2')(x)
     hidden = nn.gelu(layers.dense(v.mlp_width, 'fc1', **kw)(hidden))
@@ -190,6 +191,8 @@ class Encoder(nn.Module):
 
     def step(params, x, _, flag):
       del flag
+      params = partition.gathered(
+          c.partition, params, 'visual/blocks', c.compute_dtype)
       return block.apply({'params': params}, x, real), None
 
     x, _ = layers.fold(

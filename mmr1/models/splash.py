@@ -8,7 +8,7 @@ segments, is by numbers that a query and its keys must share. Scores never leave
 the chip, and the gradient of the prompt's keys is summed over the group in the
 kernel.
 
-With a mesh of several devices the kernel runs under `shard_map`, N divided
+Over several devices the kernel runs under `shard_map`, N and the heads divided
 over them: the partitioner cannot look into it.
 
 Letters: N prompts, G completions per prompt, T queries, P prompt keys, H query
@@ -29,7 +29,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 import jax.numpy as jnp
 import numpy as np
 
-from mmr1.models import partition
+from mmr1.models import partition as partition_lib
 from mmr1.models import sight as sight_lib
 
 Array = jax.Array
@@ -39,6 +39,10 @@ _BLOCKS = (512, 256, _LANES)
 # units of _LANES, index in it), two numbers in one.
 _HALF = 16
 _PADDED = -1  # the number of a key that is none
+# The axes of what the kernel reads, see `_sequences`.
+_NAMES = (jax.P('rows', 'heads'), jax.P('rows', 'kv_heads'),
+          jax.P('rows', 'kv_heads'),
+          splash_kernel.SegmentIds(jax.P('rows'), jax.P('rows')))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +183,8 @@ def pays(query: Array) -> bool:
 
 
 def attend(query: Array, sources: Sequence[Any], *, scale: float,
-           cap: float | None, mesh: jax.sharding.Mesh | None = None,
+           cap: float | None,
+           partition: partition_lib.Partition | None = None,
            interpret: bool = False) -> Array:
   """`attention.attend` for what `refusal` does not refuse.
 
@@ -191,7 +196,7 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
     sources: of keys, see `attention.Source`; none of them empty.
     scale: factor of the scores.
     cap: of the scores.
-    mesh: devices that N is divided over.
+    partition: how N and the heads lie over devices.
     interpret: run the kernel as ordinary operations, for tests.
 
   Returns:
@@ -208,8 +213,11 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
     group = Group(
         prompt=prompt, count=queries // length, length=length,
         causal=own.visible.causal, window=window, block=block)
-    kernel = _kernel(group, heads, cap, interpret)
-    return partition.rows(jax.vmap(kernel), mesh)(*arrays)
+
+    def local(query, *rest):
+      kernel = _kernel(group, query.shape[1], cap, interpret)
+      return jax.vmap(kernel)(query, *rest)
+    return partition_lib.kernel(local, partition, _NAMES, _NAMES[0])(*arrays)
 
   sight = own.visible
   if isinstance(sight.sliding, bool) or not sight.slides:

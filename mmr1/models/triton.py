@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmr1.models import partition
+from mmr1.models import partition as partition_lib
 from mmr1.models import sight as sight_lib
 from mmr1.models import triton_kernels as kernels
 
@@ -65,7 +65,8 @@ def pays(query: Array) -> bool:
 
 
 def attend(query: Array, sources: Sequence[Any], *, scale: float,
-           cap: float | None, mesh: jax.sharding.Mesh | None = None,
+           cap: float | None,
+           partition: partition_lib.Partition | None = None,
            interpret: bool = False) -> Array:
   """`attention.attend` for what `refusal` does not refuse.
 
@@ -74,7 +75,7 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
     sources: of keys, see `attention.Source`; none of them empty.
     scale: factor of the scores.
     cap: of the scores.
-    mesh: devices that N is divided over.
+    partition: how N and the heads lie over devices.
     interpret: run the kernel as ordinary operations, for tests.
 
   Returns:
@@ -86,7 +87,13 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
   parts = tuple(_part(source, query.shape[:3], t, room[1])
                 for source in sources)
   how = kernels.How(scale, cap, interpret)
-  out = partition.rows(lambda *a: _attention(*a, how), mesh)(query, parts)
+  of_query, keys, rows = (jax.P(*names) for names in (
+      ('rows', None, None, 'heads'), ('rows', 'kv_heads'), ('rows',)))
+  run = partition_lib.kernel(
+      lambda *a: _attention(*a, how), partition,
+      (of_query, (Part(keys, keys, (rows,) * 3, (rows,) * 2),) * len(parts)),
+      of_query)
+  out = run(query, parts)
   return out[:, :, :t, :, :width]
 
 

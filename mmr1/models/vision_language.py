@@ -6,6 +6,7 @@ A family says which tower (`tower`) and how wide a patch is; its config has a
 `vision` with `window_patches` and `patch_values`.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from mmr1 import types
 from mmr1.models import decoder
+from mmr1.models import partition
 
 Array = jax.Array
 
@@ -60,7 +62,11 @@ class Model(decoder.LanguageModel):
       return jnp.where(media.slot[..., None] >= 0,
                        read_cells(cells, media).astype(x.dtype), rest)
 
-    cells, maps = self.cells(media)
+    # A tower is small: its images go over the devices that share a prompt too.
+    lie = functools.partial(partition.constrain, self.config.partition)
+    cells, maps = jax.tree.map(
+        lambda x: lie(x, 'rows'), self.cells(jax.tree.map(
+            lambda x: lie(x, 'images'), media)))
     add = [placed(more, jnp.zeros((), x.dtype)) for more in maps]
     return placed(cells, x), jnp.stack(add) if add else None
 

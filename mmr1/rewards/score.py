@@ -18,16 +18,16 @@ A reward of which every call of a step failed stops the run.
 
 import concurrent.futures
 import dataclasses
-import inspect
 import math
 import numbers
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmr1 import records
+from mmr1.rewards import checks
 from mmr1.rewards import pool
 
 _EXCERPT = 200  # characters of a sample's text in a message
@@ -89,6 +89,19 @@ class Scored:
     return {name: self.columns[..., i] for i, name in enumerate(self.names)}
 
 
+class Part(NamedTuple):
+  """Rewards of some of a step's prompts.
+
+  Fields:
+    columns: f64[n, G, K].
+    failures: every time-out and error, and how many samples it was about.
+    nones: calls that gave no value.
+  """
+  columns: np.ndarray
+  failures: tuple[tuple[Failure, int], ...]
+  nones: int
+
+
 class RangeError(ValueError):
   """A reward returned something outside of its declared range."""
 
@@ -107,7 +120,7 @@ class Scorer:
     if workers < 1:
       raise ValueError(f'workers={workers}: need at least 1')
     for name, reward in rewards.items():
-      _check(name, reward)
+      checks.reward(name, reward)
     self.rewards = dict(rewards)
     self.names = tuple(self.rewards)
     self.weights = {name: r.weight for name, r in self.rewards.items()}
@@ -131,6 +144,19 @@ class Scorer:
       ValueError: the samples do not form n groups of g.
       RuntimeError: all calls of one reward failed; with the first traceback.
     """
+    part = self.call(samples, n, g, knobs)
+    return self.together([(range(n), part)], n, g)
+
+  def call(
+      self,
+      samples: Sequence[records.Sample],
+      n: int,
+      g: int,
+      knobs: Mapping[str, float],
+  ) -> Part:
+    """The same of some of a step's prompts, for `together`."""
+    if not n:
+      return Part(np.full((0, g, len(self.names)), np.nan), (), 0)
     _check_groups(samples, n, g)
     columns = np.full((n * g, len(self.names)), np.nan)
     failures, nones = [], 0
@@ -151,9 +177,32 @@ class Scorer:
                            len(values)))
     finally:
       threads.shutdown(cancel_futures=True)
+    return Part(columns.reshape(n, g, -1), tuple(failures), nones)
+
+  def together(
+      self, parts: Sequence[tuple[Sequence[int], Part]], n: int, g: int,
+  ) -> Scored:
+    """The scores of a step from those of its parts.
+
+    Args:
+      parts: (its prompts, what `call` gave); every prompt is in one.
+      n: prompts of the step; g: samples per prompt.
+
+    Raises:
+      RuntimeError: all calls of one reward failed; with the first traceback.
+    """
+    columns = np.full((n, g, len(self.names)), np.nan)
+    failures = []
+    for rows, part in parts:
+      columns[list(rows)] = part.columns
+      failures += [
+          (dataclasses.replace(
+              one, index=rows[one.index // g] * g + one.index % g), size)
+          for one, size in part.failures]
     self._stop_if_always_failing(failures, n * g)
-    metrics = self._metrics(columns, failures, nones)
-    return Scored(columns.reshape(n, g, -1), self.names, metrics,
+    metrics = self._metrics(columns.reshape(n * g, -1), failures,
+                            sum(part.nones for _, part in parts))
+    return Scored(columns, self.names, metrics,
                   tuple(failure for failure, _ in failures))
 
   def _stop_if_always_failing(self, failures, calls: int) -> None:
@@ -236,36 +285,6 @@ def _in_range(value: Any, bounds: tuple[float, float]) -> float | None:
     raise RangeError(
         f'value {value} is outside of the declared range {bounds}')
   return value
-
-
-def _check(name: str, reward: Reward) -> None:
-  fn = reward.fn
-  if not hasattr(fn, 'range'):
-    raise ValueError(
-        f'reward {name!r}: {fn!r} declares no range; add, after the function, '
-        'for example: fn.range = (0.0, 1.0)')
-  low, high = fn.range
-  if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-    raise ValueError(
-        f'reward {name!r}: range {fn.range} must be finite, low <= high')
-  if not math.isfinite(reward.weight):
-    raise ValueError(f'reward {name!r}: weight {reward.weight} is not finite')
-  try:
-    inspect.signature(fn).bind(None, None, **reward.kwargs)
-  except TypeError as error:
-    raise ValueError(
-        f'reward {name!r}: {error}; its signature is '
-        f'{fn.__name__}{inspect.signature(fn)}') from None
-  if not reward.in_pool:
-    return
-  if not 0 < reward.limit_s < math.inf:
-    raise ValueError(
-        f'reward {name!r}: limit_s={reward.limit_s} must be finite, above 0')
-  if fn.__module__ == '__main__' or fn.__qualname__ != fn.__name__:
-    raise ValueError(
-        f'reward {name!r}: {fn.__module__}.{fn.__qualname__} cannot be '
-        'imported by a worker process; move it to the top level of a module, '
-        'or set in_pool=False')
 
 
 def _check_groups(samples: Sequence[records.Sample], n: int, g: int) -> None:

@@ -6,6 +6,7 @@ stay on the device. Caches change their size and rows in programs of their own,
 layer by layer, since those are small and alike.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -73,20 +74,42 @@ class Device:
   def begin(self, layout: schedule_lib.Layout) -> Kept:
     """Room for the samples."""
     shards, count = self._by_shards(layout.task).shape
-    return _begin(self.policy, self.asked, shards=shards, count=count,
+    return begin(self.policy, self.asked, shards=shards, count=count,
                   length=self.length, size=layout.size)
 
-  def go_on(self, kept: Kept, layout: schedule_lib.Layout) -> Kept:
-    """`kept` in the rows and the cache of a layout."""
+  def go_on(self, kept: Kept, layout: schedule_lib.Layout, *,
+            spare: bool = False) -> Kept:
+    """`kept` in the rows and the cache of a layout.
+
+    Each array is given up as soon as there is a new one, so that there is no
+    room needed for two caches; `spare`: they are left.
+    """
     cache = kept.cache
-    count = jax.tree.leaves(cache)[0].shape[-4]
+
+    def instead(move):
+      def one(x, axis):
+        new = move(x, axis)
+        if not spare:
+          x.delete()
+        return new
+      return one
+    for move in self._moves(cache, layout):
+      cache = cache.map(instead(move))
+      spare = False
+    return kept.replace(cache=cache)
+
+  def _moves(self, cache: cache_lib.Cache, layout: schedule_lib.Layout,
+             ) -> list[Callable[[Array, int], Array]]:
+    """Programs of (array, axis of its tokens) that bring a cache into a layout,
+    one after the other."""
+    moves, count = [], jax.tree.leaves(cache)[0].shape[-4]
     if not self.whole and layout.task.shape[1] != count:
-      cache = jax.tree.map(lambda x: _regroup(x, layout.source), cache)
+      moves.append(lambda x, axis: _regroup(self.policy, x, layout.source))
     if layout.shift or layout.size != cache.size:
       shift = np.int32(layout.shift)
-      cache = cache.map(
-          lambda x, axis: _resize(x, shift, size=layout.size, axis=axis))
-    return kept.replace(cache=cache)
+      moves.append(lambda x, axis: _resize(
+          self.policy, x, shift, size=layout.size, axis=axis))
+    return moves
 
   def decode(
       self, kept: Kept, layout: schedule_lib.Layout, seen: Seen,
@@ -98,6 +121,14 @@ class Device:
       layout: who sits where.
       seen: from the decode before.
     """
+    kept, seen = decode(*self.arguments(kept, layout, seen))
+    t, live, token = jax.device_get(seen)
+    shape = layout.task.shape
+    return kept, Seen(int(t), live.reshape(shape), token.reshape(shape))
+
+  def arguments(self, kept: Kept, layout: schedule_lib.Layout,
+                seen: Seen) -> tuple[Any, ...]:
+    """Of the program that decodes; arrays, or shapes where this has shapes."""
     n, group = self.asked.keys.shape
     seen = seen.moved(layout)
     task, seats = layout.task, None
@@ -108,16 +139,12 @@ class Device:
       seats = attention.Seats(*layout.seats(group))
     task, start, fresh, live, token = map(self._by_shards, (
         task, layout.start, layout.fresh, seen.live, seen.token))
-    state = _decode(
+    return (
         self.policy, self.params, self.asked, kept,
         rows.Seating(task, start, seats), fresh,
         None if layout.prompts.size == n else layout.prompts,
         np.int32(seen.t), live, token, self.knobs, layout.refill,
         np.int32(layout.shrink))
-    t, live, token = jax.device_get((state.t, state.live, state.token))
-    shape = layout.task.shape
-    return Kept(state.cache, state.found), Seen(
-        int(t), live.reshape(shape), token.reshape(shape))
 
   def _by_shards(self, x: np.ndarray) -> np.ndarray:
     return x.reshape(self.asked.keys.shape) if self.whole else x
@@ -138,15 +165,24 @@ class Device:
     kept = self.begin(schedule.nobody(schedule.shapes[0]))
     for shape in schedule.shapes:  # all counts of rows in one size, then next
       layout = schedule.nobody(shape)
-      here = self.go_on(kept, layout)
-      here, _ = self.decode(here, layout, Seen.nothing(layout))
       first = shape.rows == schedule.shapes[0].rows
+      here = self.go_on(kept, layout, spare=not first)
+      here, _ = self.decode(here, layout, Seen.nothing(layout))
       # What has been found goes from one to the next.
       kept = here if first else kept.replace(found=here.found)
       for other in schedule.moves(shape):
-        self.go_on(here, schedule.nobody(
-            other, shift=int(other.rows == shape.rows)))
+        there = schedule.nobody(other, shift=int(other.rows == shape.rows))
+        for move in self._moves(here.cache, there):
+          here.cache.map(lambda x, axis: move(x, axis).delete())
     _warm.add(key)
+
+
+def decoder_of(policy: forward.Policy, layers: str | None) -> forward.Policy:
+  """The policy that decodes; `layers` as in `schedule.Decoding`."""
+  if layers is None:
+    return policy
+  return dataclasses.replace(policy, module=policy.module.clone(
+      config=dataclasses.replace(policy.module.config, layers=layers)))
 
 
 def ask(
@@ -154,21 +190,41 @@ def ask(
     knobs: rows.Knobs, *, group: int, length: int, whole: bool,
     layers: str | None) -> Device:
   """Reads the prompts; `layers` as in `schedule.Decoding`."""
-  decoder = policy
-  if layers is not None:
-    decoder = dataclasses.replace(policy, module=policy.module.clone(
-        config=dataclasses.replace(policy.module.config, layers=layers)))
-  asked = _ask(policy, decoder, params, prompts, key, group=group)
+  decoder = decoder_of(policy, layers)
+  asked = prefill(policy, decoder, params, prompts, key, group=group)
   if decoder.module.config.layers != 'scan':  # scanned ones are read as is
     params = _rearranged(decoder, params)
   return Device(decoder, params, asked, knobs, length, whole)
 
 
 @functools.partial(jax.jit, static_argnames=('policy', 'decoder', 'group'))
-def _ask(policy, decoder, params, prompts, key, *, group):
+def prefill(policy, decoder, params, prompts, key, *, group):
+  """`rows.Asked` of prompts, as `decoder` reads it."""
   asked = rows.ask(policy, params, prompts, key, group=group)
   # Cut into layers here, once, and not by every program that decodes.
-  return asked.replace(prefix=decoder.module.per_layer(asked.prefix))
+  asked = asked.replace(prefix=decoder.module.per_layer(asked.prefix))
+  return jax.lax.with_sharding_constraint(
+      asked, asked_where(policy.layout, asked))
+
+
+def asked_where(layout: sharding.Layout, asked: rows.Asked) -> rows.Asked:
+  """Shardings of what `prefill` leaves (arrays or shapes)."""
+  prefix = asked.prefix
+  keys, values = (jax.tree.map(layout.prefix, x)
+                  for x in (prefix.keys, prefix.values))
+  return jax.tree.map(layout.rows, asked).replace(prefix=types.Prefix(
+      keys=keys, values=values, last=layout.rows(prefix.last)))
+
+
+def kept_where(layout: sharding.Layout, kept: Kept) -> Kept:
+  """Shardings of what stays on the devices (arrays or shapes)."""
+  return jax.tree.map(functools.partial(_where, layout), kept)
+
+
+def _where(layout: sharding.Layout, x: Any) -> jax.sharding.NamedSharding:
+  if x.ndim >= 5:
+    return layout.cache(x)
+  return layout.rows(x) if x.ndim else layout.whole
 
 
 @functools.partial(jax.jit, static_argnames='policy')
@@ -178,42 +234,43 @@ def _rearranged(policy, params):
 
 @functools.partial(
     jax.jit, static_argnames=('policy', 'shards', 'count', 'length', 'size'))
-def _begin(policy, asked, *, shards, count, length, size):
+def begin(policy, asked, *, shards, count, length, size):
   state = rows.begin(
       policy, shards, count, asked.keys.size // shards, length, size)
-  return _spread(Kept(state.cache, state.found))
+  return _spread(policy, Kept(state.cache, state.found))
 
 
 @functools.partial(
     jax.jit, static_argnames='policy', donate_argnames='kept')
-def _decode(policy, params, asked, kept, seating, fresh, prompts, t, live,
+def decode(policy, params, asked, kept, seating, fresh, prompts, t, live,
             token, knobs, refill, shrink):
   """All that happens between two looks of the host."""
   seating, fresh, prompts, live, token = _spread(
-      (seating, fresh, prompts, live, token))
+      policy, (seating, fresh, prompts, live, token))
   state = rows.seat(policy, params, asked, seating, rows.State(
       t, live, token, kept.cache, kept.found), knobs, fresh)
   prefix, mask = asked.prefix, asked.mask
   if prompts is not None:
     prefix, mask = rows.select(asked, prompts)
-  return _spread(rows.decode(
-      policy, params, asked, prefix, mask, seating, state, knobs, refill,
-      shrink))
+  state = rows.decode(policy, params, asked, prefix, mask, seating, state,
+                      knobs, refill, shrink)
+  # What the host looks at is on every one of them.
+  seen = jax.lax.with_sharding_constraint(
+      Seen(state.t, state.live, state.token), policy.layout.whole)
+  return _spread(policy, Kept(state.cache, state.found)), seen
 
 
-@functools.partial(jax.jit, static_argnames=('size', 'axis'))
-def _resize(leaf, shift, *, size, axis):
-  return _spread(rows.resize(leaf, shift, size, axis))
+@functools.partial(jax.jit, static_argnames=('policy', 'size', 'axis'))
+def _resize(policy, leaf, shift, *, size, axis):
+  return _spread(policy, rows.resize(leaf, shift, size, axis))
 
 
-@jax.jit
-def _regroup(leaf, source):
-  return _spread(rows.regroup(leaf, _spread(source)))
+@functools.partial(jax.jit, static_argnames='policy')
+def _regroup(policy, leaf, source):
+  return _spread(policy, rows.regroup(leaf, _spread(policy, source)))
 
 
-def _spread(tree: Any) -> Any:
-  """The shards over the devices; inside a program."""
-  def place(x):
-    # Only a scanned cache has its layers in front of the shards.
-    return sharding.along(x, int(x.ndim == 6)) if x.ndim else x
-  return jax.tree.map(place, tree)
+def _spread(policy: forward.Policy, tree: Any) -> Any:
+  """The shards over the devices, and heads of a cache; inside a program."""
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(
+      x, _where(policy.layout, x)) if x.ndim else x, tree)

@@ -14,13 +14,11 @@ import jax
 from mmr1 import forward
 from mmr1 import trees
 from mmr1 import types
+from mmr1.models import partition
 from mmr1.sampling import sample
 
 Array = jax.Array
 DTYPES = ('float32', 'bfloat16', 'float16')
-# Leaves that layers cast before they use them. Others (norms, tables that are
-# resampled) are read in their own dtype and stay in it.
-_CAST = ('kernel', 'embed', 'head', 'lora_a', 'lora_b')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +33,22 @@ class Sampler:
   decoding: sample.Decoding
 
   def publish(self, params: Any) -> Any:
-    """The weights as the sampler reads them; `params` itself if they are so."""
-    dtype = self.policy.module.config.compute_dtype
+    """The weights as the sampler reads them; `params` itself if they are so.
+
+    Cast, and gathered over what divides them only while they train.
+    """
+    dtype, layout = self.policy.module.config.compute_dtype, self.policy.layout
     named = trees.named(params)
-    old = {name: leaf for name, leaf in named.items()
-           if name.rpartition('/')[2] in _CAST and leaf.dtype != dtype}
-    new = _cast(old, dtype=dtype) if old else {}
+    where = trees.named(layout.parameters(params, used=True)) if (
+        layout.divides_parameters) else {}
+
+    def differs(name, leaf):
+      cast = name.rpartition('/')[2] in partition.CAST and leaf.dtype != dtype
+      return cast or name in where and not leaf.sharding.is_equivalent_to(
+          where[name], leaf.ndim)
+    old = {name: leaf for name, leaf in named.items() if differs(name, leaf)}
+    new = _published(old, dtype=dtype, where=tuple(
+        (name, where[name]) for name in old if name in where)) if old else {}
     return jax.tree.map(
         lambda name, leaf: new.get(name, leaf), trees.names(params), params)
 
@@ -83,6 +91,13 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
           shrink=section.shrink, layers=section.layers))
 
 
-@functools.partial(jax.jit, static_argnames='dtype')
-def _cast(leaves: dict[str, Array], dtype: str) -> dict[str, Array]:
-  return trees.cast(leaves, dtype)
+@functools.partial(jax.jit, static_argnames=('dtype', 'where'))
+def _published(
+    leaves: dict[str, Array], dtype: str,
+    where: tuple[tuple[str, jax.sharding.NamedSharding], ...],
+) -> dict[str, Array]:
+  cast = {name: leaf.astype(dtype)
+          if name.rpartition('/')[2] in partition.CAST else leaf
+          for name, leaf in leaves.items()}
+  return cast | {name: jax.lax.with_sharding_constraint(cast[name], place)
+                 for name, place in where}

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from mmr1 import arrays
 from mmr1 import records
 from mmr1 import types
 from mmr1.data import encode
@@ -13,17 +13,11 @@ from mmr1.data import processor as processor_lib
 
 
 class Host(NamedTuple):
-  """A rollout's small arrays on the host.
-
-  Fields:
-    tokens i32[N, G, T], kind i8[N, G, T], done bool[N, G],
-    logp f32[N, G, T], behaviour f32[N, G, T].
-  """
+  """A rollout's small arrays on the host: tokens i32[N, G, T],
+  kind i8[N, G, T], done bool[N, G], of all hosts' rows."""
   tokens: np.ndarray
   kind: np.ndarray
   done: np.ndarray
-  logp: np.ndarray
-  behaviour: np.ndarray
 
   @property
   def sampled(self) -> np.ndarray:
@@ -38,15 +32,15 @@ class Host(NamedTuple):
 
 def to_host(rollout: types.Rollout) -> Host:
   """Copies what the host needs; the prompts stay where they are."""
-  return Host(*jax.device_get((
-      rollout.completions.tokens, rollout.completions.kind, rollout.done,
-      rollout.logp, rollout.behaviour)))
+  return Host(*arrays.fetch((
+      rollout.completions.tokens, rollout.completions.kind, rollout.done)))
 
 
 def read(
     host: Host,
     examples: Sequence[records.Example],
     processor: processor_lib.Processor,
+    rows: Sequence[int] | None = None,
 ) -> list[records.Sample]:
   """Samples, group after group.
 
@@ -54,9 +48,11 @@ def read(
     host: from `to_host`; rows beyond the examples (padding) are left out.
     examples: the prompts' examples, one per row.
     processor: decodes the ids.
+    rows: whose examples they are; None: the first ones.
   """
   samples = []
-  for row, example in enumerate(examples):
+  for row, example in zip(
+      range(len(examples)) if rows is None else rows, examples):
     for slot in range(host.tokens.shape[1]):
       kept = host.kind[row, slot] != types.KIND_PAD
       tokens = tuple(map(int, host.tokens[row, slot][kept]))

@@ -10,11 +10,9 @@ import dataclasses
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from mmr1 import records
-from mmr1 import sharding
 from mmr1.data import collate
 from mmr1.data import encode
 from mmr1.data import template
@@ -130,7 +128,7 @@ class Local:
         raise ValueError(said)
       ctx.logger.warn(said)
     replies: list[str | None] = [None] * len(requests)
-    rows = _ROWS * jax.device_count()
+    rows = _ROWS * ctx.policy.layout.count
     for start in range(0, len(fitting), rows):
       for one in self._samples(fitting[start:start + rows], shape, rows):
         replies[one.uid] = one.text if one.text.strip() else None
@@ -138,7 +136,7 @@ class Local:
 
   def _samples(self, part, shape, rows: int) -> list[records.Sample]:
     ctx = self._ctx
-    prompts = sharding.spread(shape.collate(
+    prompts = ctx.policy.layout.spread(shape.collate(
         [encoded for _, encoded in part], pad_rows=rows - len(part)))
     rollout = ctx.sampler(
         self._params, prompts, keys.step_key(0, 0, 0),

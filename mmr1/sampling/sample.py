@@ -19,10 +19,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from mmr1 import arrays
 from mmr1 import forward
-from mmr1 import sharding
 from mmr1 import types
 from mmr1.sampling import programs
 from mmr1.sampling import rows
@@ -82,8 +81,8 @@ def sample(
     without a prompt (padding) sample nothing and keep no one waiting.
   """
   n = prompts.tokens.shape[0]
-  shards = sharding.shards(n)
-  real = np.asarray(prompts.mask).any(1).reshape(shards, -1)
+  shards = policy.layout.shards(n)
+  real = arrays.fetch(prompts.mask).any(1).reshape(shards, -1)
   schedule = schedule_lib.Schedule(real, group, length, decoding)
   device = programs.ask(
       policy, params, prompts, key, knobs, group=group, length=length,

@@ -11,6 +11,7 @@ import json
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +19,6 @@ from mmr1 import context
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import records
-from mmr1 import sharding
 from mmr1.rewards import answer
 from mmr1.rewards import pool
 from mmr1.sampling import keys
@@ -127,7 +127,7 @@ class Evaluation:
     key = keys.step_key(section.seed, 0, 0, view=view)
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
-      prompts = sharding.spread(shape.collate(
+      prompts = ctx.policy.layout.spread(shape.collate(
           [encoded for _, encoded in part], pad_rows=size - len(part)))
       rollout = ctx.sampler(
           params, prompts, key, self._knobs[view], jnp.int32(0), group=1,
@@ -146,6 +146,8 @@ class Evaluation:
       return Grade(extracted, False, str(error))
 
   def _write(self, stage, step, metrics, parts, graded) -> None:
+    if jax.process_index():
+      return  # all hosts have the same
     section, ctx = self._section, self._ctx
     samples = parts[_GREEDY]
     asked = hashlib.sha256(json.dumps([s.uid for s in samples]).encode())

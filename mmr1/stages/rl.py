@@ -16,14 +16,15 @@ import numpy as np
 from mmr1 import columns as columns_lib
 from mmr1 import context
 from mmr1.data import datasets
+from mmr1.data import lanes
 from mmr1.data import pipeline
+from mmr1 import hosts
 from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import phases
 from mmr1 import records
 from mmr1.rewards import score as score_lib
 from mmr1 import rl_setup
-from mmr1 import sharding
 from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
 from mmr1 import training
@@ -50,11 +51,22 @@ def run(
       trainer.start.stored)
 
 
+class Prompted(NamedTuple):
+  """A step's prompts.
+
+  Fields:
+    pairs: of the rows of this host.
+    needs: tokens and patches of the longest prompt of all hosts.
+  """
+  pairs: list[pipeline.Pair]
+  needs: tuple[int, int]
+
+
 class Judged(NamedTuple):
   """What the host decides about a rollout.
 
   Fields:
-    samples: N * G, group after group.
+    samples: of this host's rows, group after group.
     scored: columns, names, metrics.
     rewards: f64[N, G, K'], combined; nan: no value.
     advantage: f32[N, G, 1 or T].
@@ -78,10 +90,12 @@ class Trainer:
     self._ctx, self._stage = ctx, stage
     self._section, self._plan = section, plan
     self._shape = ctx.shape()
-    self._stream = pipeline.Stream(
+    self._layout, n = ctx.policy.layout, section.prompts_per_step
+    self._rows = self._layout.own_rows(n)
+    self._lanes = lanes.Lanes(
         # Stages do not see the same prompts first: each has its own order.
         datasets.open_split(ctx.config, 'train', order=ctx.index(stage)),
-        self._shape,
+        self._shape, n, self._rows,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
     self._learner = learner(ctx, stage, section)
@@ -93,11 +107,13 @@ class Trainer:
   # Host state that belongs to a checkpoint.
 
   def state(self) -> dict[str, Any]:
-    return {'stream': self._stream.state(), 'host': self._host_state,
+    every = hosts.gather(self._lanes.turns())
+    turns = {lane: turn for part in every for lane, turn in part.items()}
+    return {'stream': self._lanes.state(turns), 'host': self._host_state,
             'last_metrics': _numbers(self._last_metrics)}
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    self._stream.restore(state['stream'])
+    self._lanes.restore(state['stream'])
     self._host_state = state['host']
     self._last_metrics = state['last_metrics']
 
@@ -105,10 +121,10 @@ class Trainer:
 
   def step(self, state: types.TrainState, k: int) -> loop.Step:
     """One rollout and its updates."""
-    pairs = self._take()
-    rollout = self._sample(state, pairs, k)
+    taken = self._take()
+    rollout = self._sample(state, taken, k)
     host = read_lib.to_host(rollout)
-    judged = self._judge(host, pairs, k)
+    judged = self._judge(host, taken, k)
     knobs = self._knobs(judged, k)
     block = self._assemble(rollout, host, judged, knobs, state)
     state, metrics = self._learner.update(state, (block,), knobs, k)
@@ -120,13 +136,22 @@ class Trainer:
         tokens=int(host.lengths.sum()), times=self.clock.take())
 
   @phases.phase('data')
-  def _take(self) -> list[pipeline.Pair]:
-    return self._stream.take(self._section.prompts_per_step)
+  def _take(self) -> Prompted:
+    """The rows of this host; what was broken in those of the others too."""
+    (pairs, broken), error = hosts.attempt(self._lanes.take, ([], []))
+    self._ctx.watchdog.prompts = [example.uid for example, _ in pairs]
+    needs = [(len(e.tokens), len(e.patches)) for _, e in pairs]
+    every = hosts.share((broken, needs), error)
+    self._lanes.note([one for part, _ in every for one in part])
+    return Prompted(pairs, tuple(
+        max(sizes) for sizes in zip(*(one for _, part in every
+                                      for one in part))))
 
   @phases.phase('sample', ready=lambda rollout: rollout.done)
-  def _sample(self, state, pairs, k) -> types.Rollout:
-    prompts = sharding.spread(self._shape.collate(
-        [encoded for _, encoded in pairs]))
+  def _sample(self, state, taken, k) -> types.Rollout:
+    prompts = self._layout.spread_own(self._shape.collate(
+        [encoded for _, encoded in taken.pairs], needs=taken.needs),
+                                      self._section.prompts_per_step)
     key = keys.step_key(
         self._ctx.config.seed, self._ctx.index(self._stage), k)
     sampler = self._ctx.sampler
@@ -137,13 +162,11 @@ class Trainer:
         length=self._section.max_new_tokens)
 
   @phases.phase('score')
-  def _judge(self, host, pairs, k) -> Judged:
+  def _judge(self, host, taken, k) -> Judged:
     """read, score, combine, advantage, select."""
     plan, section = self._plan, self._section
     n, g = section.prompts_per_step, section.samples_per_prompt
-    samples = read_lib.read(
-        host, [example for example, _ in pairs], self._ctx.processor)
-    scored = plan.scorer.score(samples, n, g, plan.objective.knobs)
+    samples, scored = self._score(host, taken)
     if scored.failures:
       first = scored.failures[0]
       self._ctx.logger.warn(
@@ -170,6 +193,18 @@ class Trainer:
     keep = keep & ~np.isnan(rewards).all(-1)
     return Judged(samples, scored, rewards, advantage, keep, counts)
 
+  def _score(self, host, taken):
+    """This host's samples, and the scores of all hosts'."""
+    n, g = self._section.prompts_per_step, self._section.samples_per_prompt
+    first = self._layout.first_rows(n)
+    mine = [example for row, (example, _) in zip(self._rows, taken.pairs)
+            if row in set(first)]
+    samples = read_lib.read(host, mine, self._ctx.processor, first)
+    part, error = hosts.attempt(lambda: self._plan.scorer.call(
+        samples, len(first), g, self._plan.objective.knobs), None)
+    every = hosts.share((first, part), error)
+    return samples, self._plan.scorer.together(every, n, g)
+
   def _knobs(self, judged: Judged, k: int) -> dict[str, Any]:
     """This step's numbers, after the hooks."""
     knobs = dict(self._plan.objective.knobs)
@@ -184,7 +219,7 @@ class Trainer:
   def _assemble(
       self, rollout, host, judged, knobs, state) -> types.Block:
     """The block of this step; old and reference log-probs where needed."""
-    mask, advantage = sharding.spread(
+    mask, advantage = self._layout.spread(
         (host.sampled & judged.keep[..., None], judged.advantage))
     return self._learner.scored(state, types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
@@ -209,7 +244,7 @@ class Trainer:
         'response_length/mean': lengths.mean(),
         'response_length/max': lengths.max(),
         'response_length/clip_frac': np.mean((lengths >= cap) & ~host.done),
-        'data/broken': len(self._stream.broken),
+        'data/broken': len(self._lanes.breakage.broken),
     }
 
   def _samples(self, judged: Judged) -> list[dict[str, Any]]:

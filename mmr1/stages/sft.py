@@ -24,10 +24,9 @@ from mmr1.losses import terms
 from mmr1.sampling import sample
 from mmr1 import training
 from mmr1 import types
-from mmr1 import sharding
 from mmr1 import update
 
-_KNOBS = {'temperature': 1.0, 'coef/nll': 1.0}
+KNOBS = {'temperature': 1.0, 'coef/nll': 1.0}
 
 
 def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
@@ -178,13 +177,17 @@ def room_of(shape: pipeline.Shape, length: int) -> packing.Room:
       max(1, min(shape.prompt_length // least, length)))
 
 
+def objective_of(section: Any) -> tuple[update.Term, ...]:
+  """What the stage optimises."""
+  return (update.Term('nll', functools.partial(
+      terms.nll, reduction={'mode': section.reduce})),)
+
+
 def learner(
     ctx: context.Context, stage: str, section: Any) -> learner_lib.Learner:
   """What the stage learns with, at its start."""
-  nll = update.Term('nll', functools.partial(
-      terms.nll, reduction={'mode': section.reduce}))
   return learner_lib.Learner(
-      ctx, stage, section, (nll,), updates=section.steps,
+      ctx, stage, section, objective_of(section), updates=section.steps,
       chunks=section.chunks_per_step)
 
 
@@ -204,7 +207,7 @@ def run(
   room = room_of(shape, section.max_new_tokens) if section.pack else None
   packer = packing.Packer(rows, room) if section.pack else None
   trainer = learner(ctx, stage, section)
-  knobs = training.traced(_KNOBS)
+  knobs = training.traced(KNOBS)
 
   def take_step(state: types.TrainState, k: int) -> loop.Step:
     if packer is None:
@@ -215,7 +218,7 @@ def run(
       taken = [one for row in packed for one in row]
       full = packing.metrics(packed, room)
       block = assemble_packed(packed, shape, room)
-    batch = (sharding.spread(block),)
+    batch = (ctx.policy.layout.spread(block),)
     state, metrics = trainer.update(state, batch, knobs, k)
     lengths = [len(ids) for _, ids in taken]
     return loop.Step(state, {

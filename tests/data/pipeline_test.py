@@ -203,11 +203,13 @@ def test_all_examples_keeps_order_and_skips(proc):
     pipeline.all_examples(Flawed(3, range(3)), _shape(proc))
 
 
-@pytest.mark.parametrize('bad', [
-    dict(frac=-0.1), dict(frac=1.5), dict(worker_count=-1),
-    dict(worker_buffer=0)])
-def test_arguments_in_range(proc, bad):
-  with pytest.raises(ValueError, match='Stream'):
+@pytest.mark.parametrize('bad, said', [
+    (dict(frac=-0.1), 'max_broken_frac: got -0.1; allowed: 0 to 1'),
+    (dict(frac=1.5), 'max_broken_frac: got 1.5; allowed: 0 to 1'),
+    (dict(worker_count=-1), r'worker_count: got -1 \(allowed: 0 or more'),
+    (dict(worker_buffer=0), r'worker_buffer: got 0 \(allowed: 1 or more')])
+def test_arguments_in_range(proc, bad, said):
+  with pytest.raises(ValueError, match=said):
     _stream(proc, **bad)
 
 

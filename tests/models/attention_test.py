@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmr1 import sharding
 from mmr1.models import attention
 from mmr1.models import products
 from mmr1.models import sight
@@ -165,7 +166,7 @@ BFLOAT16, FLOAT32 = jnp.bfloat16, jnp.float32
 def chosen(platform, monkeypatch, *, g=4, t=256, p=256, d=128, dtype=BFLOAT16,
            backend='auto', cap=None, **see):
   """What `attend` would run for G completions of one prompt on `platform`."""
-  monkeypatch.setattr(attention, '_platform', lambda: platform)
+  monkeypatch.setattr(attention, '_platform', lambda partition: platform)
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   query = jax.ShapeDtypeStruct((2, g, t, 4, d), dtype)
   own = jax.ShapeDtypeStruct((2, g, 2, t, d), dtype)
@@ -206,8 +207,9 @@ def test_auto_needs_the_mesh_of_several_devices(monkeypatch):
   sources = [attention.Source(keys, keys, sight.Sight())]
   monkeypatch.setattr(jax, 'device_count', lambda: 4)
   assert attention.choose('auto', query, sources, **ask) == 'xla'
-  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ('data',))
-  assert attention.choose('auto', query, sources, **ask, mesh=mesh) == 'splash'
+  told = sharding.default().partition
+  assert attention.choose(
+      'auto', query, sources, **ask, partition=told) == 'splash'
 
 
 def test_a_kernel_needs_to_know_what_is_seen():

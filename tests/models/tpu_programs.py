@@ -13,9 +13,9 @@ import time
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
-import numpy as np
 
 from mmr1 import forward
+from mmr1 import sharding
 from mmr1 import types
 from mmr1 import update
 from mmr1.models import decoder
@@ -28,7 +28,7 @@ N, G, P, T, S = 8, 3, 1024, 384, 256
 HEADS, KV_HEADS, WIDTH, HEAD, VOCAB = 4, 2, 512, 128, 640
 
 
-def small(mesh):
+def small(layout):
   """A Qwen2.5-VL of two layers with the heads of a real one."""
   config = qwen_vl.Config.from_hf(dict(
       model_type='qwen2_5_vl', vocab_size=VOCAB, hidden_size=WIDTH,
@@ -42,8 +42,8 @@ def small(mesh):
           patch_size=14, window_size=112, fullatt_block_indexes=[1],
           out_hidden_size=WIDTH, tokens_per_second=2)),
       compute_dtype='bfloat16', layers='scan', remat='layer',
-      attention='splash', mesh=mesh)
-  return forward.Policy(qwen_vl.build(config), (), 1, 0, 256)
+      attention='splash', partition=layout.partition)
+  return forward.Policy(qwen_vl.build(config), (), 1, 0, 256, layout)
 
 
 class Shapes:
@@ -128,9 +128,8 @@ def compiled(run, *arguments):
 def main():
   devices = topologies.get_topology_desc(
       platform='tpu', topology_name=TOPOLOGY).devices
-  mesh = jax.sharding.Mesh(np.asarray(devices), ('data',))
-  assert mesh.size == DEVICES
-  shapes, policy = Shapes(mesh), small(mesh)
+  layout = sharding.over(devices, data=DEVICES)
+  shapes, policy = Shapes(layout.mesh), small(layout)
   params = shapes.everywhere(jax.eval_shape(
       lambda: qwen_vl.init_params(policy.module.config, jax.random.key(0))))
   prompts = shapes.prompts(True)

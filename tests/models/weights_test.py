@@ -14,15 +14,17 @@ from tests import small
 
 def on_two_devices(folder):
   """In a process of its own; what must be true there."""
+  from mmr1 import arrays
+  from mmr1 import mesh as mesh_lib
   from mmr1 import sharding
-  sharding.cpu_devices(2)
+  mesh_lib.cpu_devices(2)
   assert len(jax.devices()) == 2
   module, params = checkpoints.load(folder)
   seen = []
 
   def place(leaf):
     seen.append(type(leaf))
-    return sharding.place(leaf)
+    return sharding.default().place(leaf)
   mesh = jax.make_mesh((2,), ('x',))
 
   def cut(leaf, last):
@@ -30,7 +32,7 @@ def on_two_devices(folder):
     even = [i for i, n in enumerate(leaf.shape) if n % 2 == 0]
     axes = [None] * len(leaf.shape)
     axes[even[-1 if last else 0]] = 'x'
-    return sharding.place(leaf, jax.NamedSharding(mesh, jax.P(*axes)))
+    return arrays.read(leaf, jax.NamedSharding(mesh, jax.P(*axes)))
   for name, where in (('placed', place), ('cut', lambda x: cut(x, False)),
                       ('cut_last', lambda x: cut(x, True))):
     _, tree = checkpoints.load(folder, place=where)

@@ -35,7 +35,7 @@ def host(processor):
     tokens[place][:len(row)] = row
     kind[place][:len(row)] = kinds or 1
   done = np.asarray([[True, False], [True, True], [False, False]])
-  return read.Host(tokens, kind, done, *np.zeros((2, 3, 2, t), np.float32))
+  return read.Host(tokens, kind, done)
 
 
 def test_samples_by_hand(host, processor):
@@ -68,7 +68,7 @@ def test_padding_in_the_middle_of_text_is_by_kind_not_by_id(processor):
   """A sampled id that happens to be the padding id is a token."""
   tokens = np.full((1, 1, 3), processor.pad_id, np.int32)
   host = read.Host(tokens, np.asarray([[[1, 1, 0]]], np.int8),
-                   np.asarray([[False]]), *np.zeros((2, 1, 1, 3)))
+                   np.asarray([[False]]))
   sample, = read.read(host, [records.Example(uid=0)], processor)
   assert sample.tokens == (processor.pad_id,) * 2 and sample.length == 2
 
@@ -78,11 +78,10 @@ def test_to_host_copies_what_is_read(host):
       prompts=None, completions=types.Completions(
           tokens=jnp.asarray(host.tokens), kind=jnp.asarray(host.kind),
           positions=None),
-      logp=jnp.asarray(host.logp - 1), behaviour=jnp.asarray(host.logp - 2),
+      logp=None, behaviour=None,
       done=jnp.asarray(host.done), version=jnp.int32(4))
   got = read.to_host(rollout)
   assert all(isinstance(x, np.ndarray) for x in got)
   np.testing.assert_array_equal(got.tokens, host.tokens)
   np.testing.assert_array_equal(got.kind, host.kind)
   np.testing.assert_array_equal(got.done, host.done)
-  assert (got.logp == -1).all() and (got.behaviour == -2).all()

@@ -274,7 +274,8 @@ def report(rewards):
   rewards = np.asarray(rewards, np.float64)
   one = types.SimpleNamespace(
       _section=types.SimpleNamespace(max_new_tokens=8),
-      _stream=types.SimpleNamespace(broken=[]))
+      _lanes=types.SimpleNamespace(
+          breakage=types.SimpleNamespace(broken=[])))
   host = types.SimpleNamespace(
       lengths=np.full(rewards.shape[:2], 3),
       done=np.ones(rewards.shape[:2], bool))
@@ -370,7 +371,7 @@ def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
   step()
   step(temperature=0.5)  # from here on the state is a program's
   counter, programs = compiles.CompileCounter(), [
-      one._learner._train_step._cache_size(), learner._log_probs._cache_size()]
+      one._learner._train_step._cache_size(), learner.log_probs._cache_size()]
   assert step(temperature=0.1)['entropy'] < step(temperature=2.0)['entropy']
   for single in (dict(top_k=1), dict(top_p=1e-6)):  # one candidate is left
     step(**single)
@@ -386,7 +387,7 @@ def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
   counter.close()
   assert counter.count == 0
   assert programs == [one._learner._train_step._cache_size(),
-                      learner._log_probs._cache_size()]
+                      learner.log_probs._cache_size()]
   # The learning rate was another one in each step of the warm-up.
   assert len({float(row['lr']) for row in rows}) == 12
 

@@ -154,7 +154,7 @@ def test_m3_buckets_of_prompts_change_nothing_and_bound_the_programs(
   for buckets in ((), (20, 30)):
     config.data.prompt_buckets = buckets
     ctx, state, _, take_step = taken(config)
-    state = sharding.everywhere(state)
+    state = sharding.default().own(state)
     before, rows = ctx.compiles.count, []
     for k in range(12):
       step = take_step(state, k)

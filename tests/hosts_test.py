@@ -1,0 +1,123 @@
+"""Several processes on this machine, as hosts of one run."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from mmr1 import log
+from tests import command
+
+STEPS = 3
+SHRUNK = [
+    "--config.stages=('think_short',)", '--config.evaluation.examples=4',
+    '--config.rl.prompts_per_step=4', '--config.rl.checkpoint_every=1',
+    '--config.rl.optimizer.lr=1e-2', '--config.rl.samples_every=1',
+    f'--config.think_short.steps={STEPS}',
+    '--config.think_short.max_new_tokens=8',
+    '--config.think_short.samples_per_prompt=2',
+    '--config.rewards.hard.fn=tests.own:even']
+CLOCK = ('time', 'tokens_per_s', 'compile')
+
+
+def rows(folder):
+  """Rows of metrics.jsonl without what a clock says."""
+  return [{name: value for name, value in row.items()
+           if not name.startswith(CLOCK)}
+          for row in log.read_rows(folder / 'metrics.jsonl')]
+
+
+def texts(folder):
+  """Completions of all evaluations."""
+  return {path.name: [json.loads(line)['text']
+                      for line in path.read_text().splitlines()]
+          for path in sorted((folder / 'eval').glob('*.jsonl'))}
+
+
+def assert_close(got, expected):
+  """The same rows, numbers within 1e-5."""
+  assert len(got) == len(expected)
+  for one, other in zip(got, expected):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+      if isinstance(value, float):
+        np.testing.assert_allclose(value, other[name], rtol=1e-5, atol=1e-5,
+                                   err_msg=name)
+      else:
+        assert value == other[name], name
+
+
+@pytest.fixture(scope='module')
+def run(shell, flags, tmp_path_factory):
+  """(hosts, devices on each, *more, folder, moments) -> (folder, results)."""
+  def start(hosts, devices, *more, folder=None, moments=None):
+    folder = folder or tmp_path_factory.mktemp('hosts')
+    argv = ('vision_r1', '--workdir=run', *flags, *SHRUNK,
+            f'--config.cpu_devices={devices}', *more)
+    if hosts == 1:
+      results = [shell.run(*argv, cwd=folder, moment=(moments or {}).get(0))]
+    else:
+      results = shell.hosts(*[argv] * hosts, cwd=folder, moments=moments)
+    return folder / 'run', results
+  return start
+
+
+@pytest.fixture(scope='module')
+def alone(run):
+  folder, (result,) = run(1, 4)
+  assert result.code == 0, result.err
+  return folder
+
+
+@pytest.fixture(scope='module')
+def two(run):
+  folder, results = run(2, 2)
+  assert [r.code for r in results] == [0, 0], results[1].err[-3000:]
+  return folder
+
+
+@pytest.fixture(scope='module')
+def four(run):
+  folder, results = run(4, 1)
+  assert [r.code for r in results] == [0] * 4, results[3].err[-3000:]
+  return folder
+
+
+@pytest.mark.parametrize('hosts', ['two', 'four'])
+def test_m27_hosts_change_nothing(alone, request, hosts):
+  """Samples, rewards, metrics and evaluations of one process with four devices,
+  two with two and four with one."""
+  folder = request.getfixturevalue(hosts)
+  assert texts(folder) == texts(alone)
+  assert_close(rows(folder), rows(alone))
+
+
+def test_a_host_with_another_config_is_told_what_differs(run, shell, flags,
+                                                         tmp_path):
+  argv = ('vision_r1', '--workdir=run', *flags, *SHRUNK,
+          '--config.cpu_devices=1')
+  results = shell.hosts(argv, (*argv, '--config.seed=1'), cwd=tmp_path)
+  for result in results:
+    assert result.code == 1
+    assert 'the config of host 1 is not that of host 0' in result.err
+    assert 'seed: 0 -> 1' in result.err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_m15_a_host_that_is_killed_stops_the_others_and_the_run_goes_on(
+    two, run):
+  """kill -9 of host 1 after step 2: host 0 says so and ends; the same command
+  goes on from step 2 and ends bit for bit as two hosts that nobody kills."""
+  began = time.monotonic()
+  folder, results = run(
+      2, 2, moments={1: command.Moment('write', 'think_short', 2)})
+  assert results[1].code == -signal.SIGKILL
+  assert results[0].code not in (0, None)
+  assert 'another host' in results[0].err
+  assert time.monotonic() - began < 180
+  folder, results = run(2, 2, folder=folder.parent)
+  assert [r.code for r in results] == [0, 0], results[1].err[-3000:]
+  assert rows(folder) == rows(two)
+  assert texts(folder) == texts(two)

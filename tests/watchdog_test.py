@@ -1,0 +1,55 @@
+"""What stands still is named: host, phase, step and prompts."""
+
+import time
+
+import pytest
+
+from mmr1 import watchdog
+
+
+@pytest.fixture
+def dog(tmp_path):
+  """(a watchdog that waits .2 s, what it said)."""
+  said = []
+  one = watchdog.Watchdog(.2, tmp_path, said.append)
+  yield one, said
+  one.close()
+
+
+def wait_for(condition):
+  end = time.monotonic() + 20
+  while not condition() and time.monotonic() < end:
+    time.sleep(.01)
+
+
+def hang_in_a_reward(one, said):
+  one.begin('think_short: score')
+  wait_for(lambda: said)
+
+
+def test_a_stalled_phase_is_named_once_with_its_threads(dog, tmp_path):
+  one, said = dog
+  one.step, one.prompts = 7, [11, 12]
+  hang_in_a_reward(one, said)
+  time.sleep(.3)
+  text, = said
+  assert text.startswith('host 0 stands still: think_short: score, step 7 has')
+  assert 'prompts [11, 12]' in text
+  left = (tmp_path / 'stalls' / 'host_0.txt').read_text()
+  assert left.startswith(text.partition('. Where')[0])
+  assert 'hang_in_a_reward' in left
+
+
+def test_what_goes_on_is_not(dog):
+  one, said = dog
+  for _ in range(8):
+    one.begin('think_short: sample')
+    time.sleep(.05)
+  one.begin('')
+  time.sleep(.4)
+  assert not said
+
+
+def test_a_limit_below_0_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='stall_s: got -1; allowed: seconds'):
+    watchdog.Watchdog(-1, tmp_path, print)
