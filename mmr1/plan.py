@@ -68,7 +68,14 @@ def show(made: dict[str, Any], console: rich_console.Console) -> None:
     _show_stage(name, stage, console)
   console.print(
       ('Fits' if made['fits'] else 'Does not fit')
-      + f': at the fullest {made["spare"]:.0%} of a chip is left.')
+      + f': at the fullest {made["spare"]:.0%} of a chip is left'
+      + ('.' if _compiled(made) else ', temporaries not counted: estimates by '
+         'formula compile nothing.'))
+
+
+def _compiled(made: dict[str, Any]) -> bool:
+  return any(row['compiled'] for stage in made['stages'].values()
+             for row in stage['programs'].values())
 
 
 def _show_stage(name: str, stage: dict[str, Any],
