@@ -22,10 +22,10 @@ import zipfile
 
 from etils import epath
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from mmr1 import arrays as arrays_lib
 from mmr1 import trees
 from mmr1 import types
 from mmr1 import workdir as workdir_lib
@@ -64,7 +64,7 @@ def save(
   arrays, dtypes = {}, {}
   for name, leaf in trees.named((batch, dict(given))).items():
     name = name.partition('/')[2]
-    value = _whole(leaf)
+    value = np.asarray(arrays_lib.fetch(leaf))
     if value.dtype == jnp.bfloat16:  # exact in float32
       dtypes[name], value = 'bfloat16', value.astype(np.float32)
     arrays[name] = value
@@ -76,13 +76,6 @@ def save(
     np.savez(buffer, **arrays)
     workdir_lib.write_whole(path, buffer.getvalue())
   return path
-
-
-def _whole(leaf: Any) -> np.ndarray:
-  """On the host, with the parts that other processes hold."""
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    leaf = multihost_utils.process_allgather(leaf, tiled=True)
-  return np.asarray(leaf)
 
 
 def load(path: Any) -> Record:

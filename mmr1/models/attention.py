@@ -134,7 +134,8 @@ def attend(query: Array, sources: Sequence[Source], *, precision: str,
         query, sources, precision=precision, chunk=chunk, scale=scale, cap=cap,
         platform=_platform(partition))
   return _KERNELS[chosen].attend(
-      query, [_divisible(source, partition) for source in sources], scale=scale, cap=cap, partition=partition)
+      query, [_divisible(source, partition) for source in sources],
+      scale=scale, cap=cap, partition=partition)
 
 
 def choose(backend: str, query: Array, sources: Sequence[Source], *,
