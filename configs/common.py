@@ -59,6 +59,9 @@ def _sampler() -> ConfigDict:
       cache_chunk=placeholder(int),
       shrink=False,  # the last completions go on in half, a quarter of the rows
       layers=placeholder(str),  # while decoding; None: as model.layers
+      # Parts of heads and MLP while sampling: each device then has so much less
+      # of the weights, and more prompts. None: mesh.tensor.
+      tensor=placeholder(int),
       # Of weights and activations that sample; None: model.compute_dtype.
       dtype=placeholder(str),
   ))
@@ -194,8 +197,13 @@ def _rl() -> ConfigDict:
       chunks_per_minibatch=1,
       # Old log-probs: 'self' | 'recompute' | 'sampler'.
       old='self',
+      # Steps that completions may be older than the weights they train, made
+      # while rewards are computed. Above 0 needs old='sampler'.
+      staleness=0,
       # 'init': the parameters this stage starts from. Or a stage, or a path.
       reference='init',
+      # Where it waits between its passes: 'device' or 'host'.
+      reference_memory='device',
       # Rewards, sections of `rewards`, by name.
       rewards=('result',),
       combine=dict(fn='combine.weighted_sum', kwargs=dict()),

@@ -64,3 +64,18 @@ def fetch(tree: Tree) -> Tree:
 def _whole(x: Any) -> bool:
   return not isinstance(x, jax.Array) or (
       x.is_fully_addressable or x.is_fully_replicated)
+
+
+def in_host(tree: Tree) -> Tree:
+  """Arrays as they lie, in the memory of their hosts."""
+  return _moved_to(tree, 'pinned_host')
+
+
+def on_device(tree: Tree) -> Tree:
+  """Arrays as they lie, in the memory of their devices."""
+  return _moved_to(tree, 'device')
+
+
+def _moved_to(tree: Tree, kind: str) -> Tree:
+  return jax.device_put(tree, jax.tree.map(
+      lambda x: x.sharding.with_memory_kind(kind), tree))

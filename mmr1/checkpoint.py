@@ -10,7 +10,7 @@ whole. Arrays are stored flat under their names, so a checkpoint may hold part
 of a tree (frozen parameters are referenced by their stage, not copied).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import json
 import re
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ import warnings
 
 from etils import epath
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from mmr1 import resolve
+from mmr1 import stored
 from mmr1 import trees
 from mmr1 import workdir as workdir_lib
 
@@ -30,10 +30,12 @@ _METRIC = 'METRIC'
 
 
 class Restored(NamedTuple):
-  """A checkpoint: `step`, the `tree` in the target's structure, `extra`."""
+  """A checkpoint: `step`, the `tree` in the target's structure, `extra`, and
+  `arrays` where they were asked for."""
   step: int
   tree: Tree
   extra: dict[str, Any]
+  arrays: dict[str, jax.Array]
 
 
 class Checkpoints:
@@ -82,6 +84,7 @@ class Checkpoints:
       tree: Tree,
       extra: Mapping[str, Any],
       *,
+      arrays: Mapping[str, Any] = {},
       metric: float | None = None,
       only: Iterable[str] = ('.*',),
   ) -> epath.Path:
@@ -92,29 +95,19 @@ class Checkpoints:
       step: steps finished, >= 0. An existing checkpoint is replaced.
       tree: any tree of arrays; they come back bit for bit.
       extra: JSON values: data position, counters.
+      arrays: {name: array} besides the tree.
       metric: for `best`; None: not evaluated here.
       only: regexes of the leaf names to store ('params/policy/.*').
 
     Raises:
       ValueError: `extra` is no JSON, a pattern matches nothing.
     """
-    chosen = trees.named(trees.select(tree, only, 'checkpoint.only'))
-    # Orbax refuses arrays without values; there is nothing to keep of them.
-    arrays = {k: _on_host(v) for k, v in trees.named(tree).items()
-              if chosen[k] and v.size}
-    extra = {'extra': dict(extra), 'metric': metric, 'arrays': {
-        k: [str(v.dtype), list(v.shape)] for k, v in arrays.items()}}
-    try:
-      same = json.loads(json.dumps(extra, allow_nan=False)) == _listed(extra)
-    except (TypeError, ValueError) as error:
-      raise ValueError(f'checkpoint: extra is not JSON: {error}.') from error
-    if not same:
-      raise ValueError('checkpoint: extra changes when written as JSON (keys '
-                       f'must be strings): {extra}.')
+    kept = stored.arrays(tree, only, arrays)
+    record = stored.record(extra, metric, kept)
     path = self._path(stage, step)
     self.wait()
     self._orbax.save(path, force=True, args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(arrays), extra=ocp.args.JsonSave(extra)))
+        state=ocp.args.PyTreeSave(kept), extra=ocp.args.JsonSave(record)))
     self._metrics[path.name] = metric
     self._prune(stage, step)
     return path
@@ -135,6 +128,7 @@ class Checkpoints:
       *,
       step: int | str = 'latest',
       only: Iterable[str] = ('.*',),
+      where: Callable[[jax.ShapeDtypeStruct], Any] | None = None,
   ) -> Restored | None:
     """Reads a checkpoint into the structure of `target`.
 
@@ -146,6 +140,8 @@ class Checkpoints:
       step: 'latest' (falls back to the one before, with a warning, where a
         checkpoint cannot be read), 'best', or a number.
       only: regexes of the leaf names to read.
+      where: shape -> sharding of the arrays besides the tree; None: they are
+        not read.
 
     Returns:
       None if the stage has no checkpoint.
@@ -162,8 +158,7 @@ class Checkpoints:
     for number in candidates:
       path = self._path(stage, number)
       try:
-        tree, extra = self._read(path, target, only)
-        return Restored(number, tree, extra)
+        return Restored(number, *self._read(path, target, only, where))
       except _Mismatch as error:
         raise ValueError(f'{path}: {error}') from error
       except Exception as error:  # whatever a damaged file can raise
@@ -236,7 +231,7 @@ class Checkpoints:
     # Not by Orbax, whose hosts wait for each other: one may look alone.
     return json.loads((path / 'extra' / 'metadata').read_text())
 
-  def _read(self, path, target, only):
+  def _read(self, path, target, only, where):
     if not path.exists():
       raise _Mismatch('there is no such checkpoint.')
     chosen = trees.named(trees.select(target, only, 'checkpoint.only'))
@@ -254,6 +249,7 @@ class Checkpoints:
       if (got := extra['arrays'][held[name]]) != want:
         raise _Mismatch(f'{name!r} is {got}; this run needs {want}.')
     asked = {held[name]: leaf for name, leaf in wanted.items()}
+    asked |= stored.besides(extra, where)
     arrays = self._orbax.restore(path, args=ocp.args.Composite(
         state=ocp.args.PyTreeRestore(
             asked, partial_restore=True,
@@ -261,7 +257,7 @@ class Checkpoints:
     )).state
     tree = jax.tree_util.tree_map_with_path(
         lambda p, leaf: arrays.get(held.get(trees.name_of(p)), leaf), target)
-    return tree, extra['extra']
+    return tree, extra['extra'], stored.named_besides(arrays)
 
   def _prune(self, stage: str, current: int) -> None:
     if jax.process_index() == 0:
@@ -280,21 +276,5 @@ class Checkpoints:
       self._path(stage, step).rmtree()
 
 
-def _on_host(array: Any) -> Any:
-  """Arrays whole on every device as NumPy: Orbax would let each device write
-  a slice, and compile a program for every shape to cut it (M17)."""
-  if isinstance(array, jax.Array) and array.is_fully_replicated:
-    return np.asarray(array)
-  return array
-
-
 class _Mismatch(Exception):
   """The checkpoint is fine but is not what was asked for."""
-
-
-def _listed(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {key: _listed(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_listed(item) for item in value]
-  return value

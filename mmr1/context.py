@@ -144,6 +144,7 @@ class Context:
 
   def stop(self) -> None:
     """Leaves the run; its state must have been saved."""
+    self.checkpoints.wait()
     self.logger.stop()
     self.logger.note(
         f'{self.interrupt.signal}: state saved, stopping. The same command '

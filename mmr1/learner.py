@@ -78,7 +78,8 @@ class GroupLearner(Learner):
     self._objective = objective
     self._reference = (
         training.reference(ctx, self.start, section.reference,
-                           whole=objective.reference_hidden)
+                           whole=objective.reference_hidden,
+                           memory=section.reference_memory)
         if objective.reference else None)
 
   @phases.phase('reference', ready=lambda block: (block.old, block.ref))

@@ -25,10 +25,20 @@ class Resumable(Protocol):
   """A data position or host state that belongs to a checkpoint."""
 
   def state(self) -> dict[str, Any]:
-    ...
+    """JSON-able."""
 
   def restore(self, state: dict[str, Any]) -> None:
     ...
+
+
+class Waiting(Protocol):
+  """What was made and not used yet, of arrays [N, ...] or of no axis."""
+
+  def arrays(self) -> dict[str, jax.Array]:
+    """{name: array}, for a checkpoint."""
+
+  def take_back(self, arrays: Mapping[str, jax.Array]) -> None:
+    """Those of a checkpoint, after the position was restored."""
 
 
 class Step(NamedTuple):
@@ -61,6 +71,7 @@ def train(
     position: Resumable,
     take_step: Callable[[types.TrainState, int], Step],
     stored: Iterable[str] = ('.*',),
+    waiting: Waiting | None = None,
 ) -> types.TrainState:
   """Runs a stage to its end, from its last checkpoint if it has one.
 
@@ -74,14 +85,18 @@ def train(
     take_step: (state, k) -> Step, k from 0.
     stored: regexes of the leaves of the state that checkpoints hold; the rest
       never changes.
+    waiting: saved with each checkpoint too.
 
   Returns:
     The state the stage ends with: the last, or the best if restore_best.
   """
   begin = 0
   if ctx.checkpoints.steps(stage):
-    begin, state, extra = restore(ctx, stage, state, stored, 'latest')
+    begin, state, extra, arrays = restore(
+        ctx, stage, state, stored, 'latest')
     position.restore(extra)
+    if waiting is not None:
+      waiting.take_back(arrays)
   # An evaluation that was not finished may have left its row: it is made
   # again, and its row is there once.
   again = begin == section.steps or (
@@ -106,7 +121,7 @@ def train(
         or done == section.steps):
       _record(ctx, stage, section, *pending)
       pending = None
-      _save(ctx, stage, done, state, position, stored)
+      _save(ctx, stage, done, state, position, stored, waiting)
     if evaluates and not asked:
       _evaluate(ctx, stage, state, done)
       asked = ctx.interrupt.agreed()
@@ -123,7 +138,7 @@ def _evaluates(section, done: int) -> bool:
               and done % section.eval_every == 0)
 
 
-def _save(ctx, stage, done, state, position, stored):
+def _save(ctx, stage, done, state, position, stored, waiting):
   """A checkpoint; the rows up to it are safe before it exists.
 
   It comes before the evaluation of its step, which at scale takes longer than
@@ -132,7 +147,8 @@ def _save(ctx, stage, done, state, position, stored):
   ctx.watchdog.begin(f'{stage}: checkpoint')
   ctx.logger.flush()
   ctx.checkpoints.save(
-      stage, done, state, position.state(), only=stored)
+      stage, done, state, position.state(), only=stored,
+      arrays={} if waiting is None else waiting.arrays())
 
 
 def restore(
@@ -153,7 +169,8 @@ def restore(
 
   return ctx.checkpoints.restore(
       stage, jax.tree_util.tree_map_with_path(leave, state), step=step,
-      only=stored)
+      only=stored, where=lambda x: (
+          ctx.policy.layout.rows(x) if x.ndim else ctx.policy.layout.whole))
 
 
 def _finish(ctx, stage, section, state, stored):

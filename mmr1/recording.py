@@ -97,7 +97,7 @@ def load(path: Any) -> Record:
     given = {part: {name.removeprefix(f'{part}/'): arrays.pop(name)
                     for name in [*arrays] if name.startswith(f'{part}/')}
              for part in _GIVEN}
-    blocks = _nested(arrays)
+    blocks = nested(arrays)
     batch = tuple(_block(blocks[str(i)]) for i in range(len(blocks)))
     return Record(head['stage'], head['step'], batch, **given)
   except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError
@@ -107,7 +107,7 @@ def load(path: Any) -> Record:
         f'{error}).') from error
 
 
-def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """{'0/prompts/tokens': x} -> {'0': {'prompts': {'tokens': x}}}."""
   result: dict[str, Any] = {}
   for name, value in arrays.items():

@@ -16,6 +16,7 @@ from mmr1.sampling import sample as sample_lib
 from mmr1 import training
 
 OLD = ('self', 'recompute', 'sampler')
+MEMORIES = ('device', 'host')
 # Advantages that compare the samples of a group need two of them.
 _NEED_GROUP = frozenset({
     *(f'mmr1.advantages.{name}' for name in (
@@ -60,6 +61,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
   """
   training.check(section, stage, config)
   _check_shapes(section, stage)
+  _check_staleness(section, stage)
   _check_advantage(section, stage)
   if section.data != 'train':
     raise ValueError(
@@ -138,12 +140,28 @@ def _check_shapes(section: Any, stage: str) -> None:
   if section.old not in OLD:
     raise ValueError(
         f'{stage}.old: got {section.old!r}; allowed are {OLD}.')
+  if section.reference_memory not in MEMORIES:
+    raise ValueError(
+        f'{stage}.reference_memory: got {section.reference_memory!r}; allowed '
+        f'are {MEMORIES}.')
   updates = section.epochs_per_step * parts
   if section.old == 'self' and updates > 1:
     raise ValueError(
         f"{stage}.old: 'self' with {updates} updates per rollout: every ratio "
         "would be 1 and nothing would be clipped. Set old to 'recompute' (a "
         "pass before the first update) or 'sampler'.")
+
+
+def _check_staleness(section: Any, stage: str) -> None:
+  k = section.staleness
+  if k < 0:
+    raise ValueError(f'{stage}.staleness: got {k}; allowed: 0 (on-policy) or '
+                     'more steps.')
+  if k and section.old != 'sampler':
+    raise ValueError(
+        f'{stage}.staleness: got {k} with old={section.old!r}: completions are '
+        'then of older weights, and no ratio would correct for that. Set '
+        f"{stage}.old to 'sampler'.")
 
 
 def _check_advantage(section: Any, stage: str) -> None:

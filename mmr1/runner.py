@@ -180,13 +180,17 @@ def open_run(
       config=config, path=folder.path,
       logger=log.Logger(
           folder.path, quiet=quiet, tensorboard=config.tensorboard),
-      checkpoints=checkpoint.Checkpoints(folder.path, keep=keep),
+      checkpoints=checkpoint.Checkpoints(
+          folder.path, keep=keep, background=True),
       interrupt=interrupt, compiles=compiles.CompileCounter(),
       processor=processor, policy=policy, base=base, order=config.stages)
   ctx.watchdog = watchdog.Watchdog(
       config.stall_s, folder.path, ctx.logger.warn if jax.process_index() == 0
       else lambda text: print(f'WARNING: {text}', file=sys.stderr, flush=True))
   ctx.evaluate = evaluate.Evaluation(ctx, config.evaluation)
+  if folder.moved:
+    ctx.logger.note('goes on elsewhere, where sums may round otherwise: '
+                    + ', '.join(folder.moved))
   return ctx
 
 

@@ -213,6 +213,24 @@ class Layout:
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree),
                    out_shardings=where)(jax.tree.map(arrays.given, tree))
 
+  def with_tensor(self, tensor: int, key: str) -> 'Layout':
+    """The same devices: weights in so many parts, prompts over the others.
+
+    Raises:
+      ValueError: `key` of the config asks for parts that do not divide.
+    """
+    shape, now = self.mesh.shape, self.mesh.shape['tensor']
+    rest = shape['data'] * shape['fsdp']
+    allowed = [now * n for n in range(1, rest + 1) if rest % n == 0]
+    if tensor not in allowed:
+      raise ValueError(
+          f'{key}: got {tensor} on a mesh of {self.said}; allowed are '
+          f'multiples of mesh.tensor that divide a slice: {allowed}, or None.')
+    # In the order of the devices: neighbours share the weights.
+    grid = self.mesh.devices.reshape(
+        shape['slice'], rest * now // tensor, 1, tensor)
+    return Layout(jax.sharding.Mesh(grid, mesh_lib.AXES))
+
   def put(self, name: str, leaf: Any) -> jax.Array:
     """A parameter, by its name, where it belongs."""
     return arrays.laid(leaf, self.named(*self.partition.parameter(name, leaf.shape)))

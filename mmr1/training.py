@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmr1 import arrays
 from mmr1 import buckets as buckets_lib
 from mmr1 import context
 from mmr1 import forward
@@ -203,6 +204,7 @@ def start(
 
 def reference(
     ctx: context.Context, begun: Start, name: str, *, whole: bool,
+    memory: str = 'device',
 ) -> Callable[[types.TrainState], Any]:
   """(state) -> the parameters of the reference of an rl stage.
 
@@ -211,17 +213,22 @@ def reference(
     begun: the stage's start.
     name: 'init' or what `Context.params` knows.
     whole: in buffers of its own; else what does not train is the state's.
+    memory: where it waits, 'device' or 'host': then every call copies it to
+      the devices, where it is gone when nothing reads it any more.
   """
+  hold, fetch = (arrays.in_host, arrays.on_device) if (
+      memory == 'host') else (lambda x: x, lambda x: x)
   if name != 'init':
-    params = _only_read(ctx, ctx.params(name))
-    return lambda state: params
+    params = hold(_only_read(ctx, ctx.params(name)))
+    return lambda state: fetch(params)
   part, rest = trees.partition(begun.state.params['policy'], begun.mask)
   part = _only_read(ctx, part)
   if whole:
-    params = trees.merge(part, _only_read(ctx, rest))
-    return lambda state: params
+    params = hold(trees.merge(part, _only_read(ctx, rest)))
+    return lambda state: fetch(params)
+  part = hold(part)
   return lambda state: trees.merge(
-      part, trees.partition(state.params['policy'], begun.mask)[1])
+      fetch(part), trees.partition(state.params['policy'], begun.mask)[1])
 
 
 def _only_read(ctx: context.Context, params: Any) -> Any:

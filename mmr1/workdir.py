@@ -6,7 +6,13 @@ from etils import epath
 import jax
 from jax.experimental import multihost_utils
 
+from mmr1 import hosts
 from mmr1 import resolve
+
+
+# Where a run runs, not what it computes: a run may go on elsewhere. Results are
+# then those of the other devices, equal in rounding and not to the last bit.
+_PLACE = ('mesh.', 'cpu_devices:', 'cache_dir:', 'stall_s:')
 
 
 class Workdir:
@@ -15,6 +21,7 @@ class Workdir:
   Attributes:
     path: the folder.
     continued: True if the run had begun before.
+    moved: what differs in where it runs now, lines 'key: before -> now'.
   """
 
   def __init__(self, path: Any, config: Any, *, fresh: bool = False):
@@ -26,11 +33,31 @@ class Workdir:
       fresh: wipe an earlier run first.
 
     Raises:
-      ValueError: another config (shows the difference), or a folder with
-        files that is no run of ours (never wiped).
+      ValueError: another config (shows the difference), a folder with files
+        that is no run of ours (never wiped), or one that not all hosts see.
     """
     self.path = absolute(path)
     file = self.path / 'config.json'
+    (ours, lines), error = hosts.attempt(
+        lambda: self._look(file, config, fresh), (False, []))
+    hosts.share(None, error)  # all have looked before anything changes
+    if ours and fresh:
+      self._wipe()
+      ours = False
+    self.moved = lines
+    if jax.process_index() == 0 and (self.moved or not ours):
+      self.path.mkdir(parents=True, exist_ok=True)
+      write_whole(file, resolve.to_json(config))
+    self.continued = ours
+    barrier('workdir')
+    hosts.share(None, None if file.exists() else (
+        f'workdir: {self.path} does not hold the config.json that host 0 wrote '
+        'there. Checkpoints need one folder that all hosts see: gs://, or a '
+        'disk that they share.'))
+
+  def _look(self, file: epath.Path, config: Any,
+            fresh: bool) -> tuple[bool, list[str]]:
+    """(there is a run here, what differs in where it ran)."""
     if self.path.exists() and not self.path.is_dir():
       raise ValueError(f'workdir: {self.path} is a file. Choose a folder.')
     ours = file.exists()
@@ -39,25 +66,19 @@ class Workdir:
       raise ValueError(
           f'workdir: {self.path} has files but no config.json: not a run of '
           'mmr1. Choose another --workdir.')
-    if ours and fresh:
-      self._wipe()
-      ours = False
-    if ours:
-      self._compare(resolve.from_json(file.read_text()), config)
-    elif jax.process_index() == 0:
-      self.path.mkdir(parents=True, exist_ok=True)
-      write_whole(file, resolve.to_json(config))
-    self.continued = ours
-    barrier('workdir')
+    if not ours or fresh:
+      return ours, []
+    return True, self._compare(resolve.from_json(file.read_text()), config)
 
-  def _compare(self, old: dict[str, Any], new: Any) -> None:
+  def _compare(self, old: dict[str, Any], new: Any) -> list[str]:
     lines = resolve.difference(old, new)
-    if lines:
+    if any(not line.startswith(_PLACE) for line in lines):
       more = f'\n  ... {len(lines) - 20} more' if len(lines) > 20 else ''
       raise ValueError(
           f'workdir: {self.path} holds a run with another config:\n  '
           + '\n  '.join(lines[:20]) + more
           + '\nChoose another --workdir, or start over with --fresh.')
+    return lines
 
   def _wipe(self) -> None:
     barrier('wipe')  # nobody still reads

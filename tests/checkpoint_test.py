@@ -313,6 +313,19 @@ class TestWorkdir:
     assert "rl.names: ('a',) -> (absent)" in str(error.value)
     assert 'rl.lr' not in str(error.value) and '--fresh' in str(error.value)
 
+  def test_a_run_may_go_on_elsewhere(self, tmp_path):
+    first = workdir_lib.Workdir(tmp_path, config(mesh={'fsdp': 4}))
+    assert first.moved == []
+    assert not workdir_lib.Workdir(tmp_path, config(mesh={'fsdp': 4})).moved
+    second = workdir_lib.Workdir(tmp_path, config(mesh={'fsdp': 8}))
+    assert second.continued and second.moved == ['mesh.fsdp: 4 -> 8']
+    # It is that of the next comparison.
+    assert not workdir_lib.Workdir(tmp_path, config(mesh={'fsdp': 8})).moved
+    with pytest.raises(ValueError, match='seed: 0 -> 1'):
+      workdir_lib.Workdir(tmp_path, config(seed=1, mesh={'fsdp': 4}))
+    assert 8 == json.loads(
+        (tmp_path / 'config.json').read_text())['mesh']['fsdp']
+
   def test_fresh_wipes(self, tmp_path):
     workdir_lib.Workdir(tmp_path, config())
     (tmp_path / 'checkpoints' / 's_1').mkdir(parents=True)

@@ -4,9 +4,12 @@ import json
 import signal
 import time
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from mmr1 import checkpoint
 from mmr1 import log
 from tests import command
 
@@ -106,6 +109,47 @@ def test_a_host_with_another_config_is_told_what_differs(run, shell, flags,
   assert not (tmp_path / 'run').exists()
 
 
+def arrays(folder):
+  """{checkpoint and name: array} of all checkpoints, as they were written."""
+  found = {}
+  for path in sorted((folder / 'checkpoints').iterdir()):
+    names = json.loads((path / 'extra' / 'metadata').read_text())['arrays']
+    tree = {name: jax.ShapeDtypeStruct(shape, dtype)
+            for name, (dtype, shape) in names.items()}
+    read = ocp.PyTreeCheckpointer().restore(
+        path / 'state', args=ocp.args.PyTreeRestore(
+            tree, restore_args=jax.tree.map(
+                lambda x: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
+    found |= {f'{path.name}/{name}': x for name, x in read.items()}
+  return found
+
+
+def assert_same_arrays(got, expected):
+  assert got.keys() == expected.keys() and len(got) > 20
+  for name, one in got.items():
+    np.testing.assert_array_equal(one, expected[name], err_msg=name)
+
+
+def test_m16_a_host_that_is_asked_to_stop_stops_all_and_others_go_on(
+    alone, run):
+  """SIGTERM to host 1 of two after step 1: both save and leave with 0. One
+  process, with another mesh, goes on to the same result."""
+  folder, results = run(2, 2, moments={1: command.Moment(
+      'write', 'think_short', 1, signal.SIGTERM)})
+  assert [r.code for r in results] == [0, 0], results[1].err[-3000:]
+  assert 'state saved, stopping' in results[0].out + results[0].err
+  assert not (folder / 'FINISHED').exists()
+  saved = checkpoint.Checkpoints(folder, read_only=True).steps('think_short')
+  assert saved and 1 <= max(saved) < STEPS
+  folder, (result,) = run(
+      1, 4, '--config.mesh.data=1', '--config.mesh.fsdp=2',
+      '--config.mesh.tensor=2', folder=folder.parent)
+  assert result.code == 0, result.err
+  assert 'goes on elsewhere' in result.out and 'mesh.fsdp: 1 -> 2' in result.out
+  assert_close(rows(folder), rows(alone))
+  assert texts(folder) == texts(alone)
+
+
 def test_m15_a_host_that_is_killed_stops_the_others_and_the_run_goes_on(
     two, run):
   """kill -9 of host 1 after step 2: host 0 says so and ends; the same command
@@ -121,3 +165,4 @@ def test_m15_a_host_that_is_killed_stops_the_others_and_the_run_goes_on(
   assert [r.code for r in results] == [0, 0], results[1].err[-3000:]
   assert rows(folder) == rows(two)
   assert texts(folder) == texts(two)
+  assert_same_arrays(arrays(folder), arrays(two))

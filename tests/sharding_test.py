@@ -38,6 +38,7 @@ def parts(x):
 
 def run_on(sizes, layers, steps=2):
   """On this mesh: {what: value}, arrays as numpy."""
+  from configs import common
   from mmr1 import compiles
   from mmr1 import optim
   from mmr1 import training
@@ -71,6 +72,14 @@ def run_on(sizes, layers, steps=2):
   rollout(prompts, 4, cap=2, **few)
   refilled = rollout(prompts, 2, **few)
   counter.close()
+  # Weights in other parts than in training, and prompts over the rest.
+  section = common.get_base().sampler
+  section.tensor = min(4, count)
+  moved = publish.make(section, policy)
+  published = moved.publish(params)
+  other = moved(published, prompts, keys.step_key(0, 1, 2),
+                sample.knobs(max_new_tokens=4), jnp.int32(0), group=2,
+                length=4)
   grads, metrics = small.gradient(params, (block,), policy_=policy)
   chunked, _ = small.gradient(params, (block,), policy_=policy, chunks=2)
   optimizer = optim.make(small.section(optimizer__lr=LR).optimizer, params, 10)
@@ -87,6 +96,10 @@ def run_on(sizes, layers, steps=2):
   return jax.tree.map(
       lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, dict(
           tokens=plain.completions.tokens, logp=plain.logp,
+          moved=other.completions.tokens,
+          published=parts(trees.named(published)[GATE]),
+          like=other.logp.sharding.is_equivalent_to(
+              plain.logp.sharding, 3),
           refilled=refilled.completions.tokens, recompiled=counter.count,
           grads=grads, chunked=chunked, metrics=metrics, updated=more,
           params=state.params['policy'],
@@ -131,6 +144,13 @@ def test_m3_chunks_and_refilled_rows_change_nothing_on_any_mesh(found):
     close(one['chunked'], one['grads'])
     np.testing.assert_array_equal(one['refilled'], one['tokens'])
     assert one['recompiled'] == 0
+
+
+def test_decoding_with_weights_in_other_parts_changes_nothing(found):
+  for i, one in found.items():
+    np.testing.assert_array_equal(one['moved'], one['tokens'])
+    assert one['published'] == 1 / min(4, math.prod(MESHES[i].values()))
+    assert one['like']  # rollouts lie as the update needs them
 
 
 def test_m24_updates_are_those_of_one_device(found):

@@ -97,7 +97,7 @@ def temporaries(length: int) -> int:
 
 
 def plot(found: dict[str, dict], memory: dict, path: pathlib.Path) -> None:
-  """Log-log: seconds against G and T, bytes against T."""
+  """Seconds against G and T, log-log; bytes against T."""
   drawing = figure.Figure(figsize=(11, 3.5), layout='constrained')
   axes = drawing.subplots(1, 3)
   for ax, (axis, x) in zip(axes, found.items()):
@@ -106,7 +106,8 @@ def plot(found: dict[str, dict], memory: dict, path: pathlib.Path) -> None:
       ax.loglog(x['size'], values, '.--', label=part)
     ax.set(xlabel=axis, ylabel='s', title=f'slope {x["slope"]:.2f}')
     ax.legend()
-  axes[2].loglog(memory['length'], np.array(memory['bytes']) / 2**20, 'o-')
+  axes[2].semilogx(memory['length'], np.array(memory['bytes']) / 2**20, 'o-')
+  axes[2].set_ylim(bottom=0)
   axes[2].set(xlabel='T', ylabel='MiB of temporaries, V = 151,936',
               title=f'slope {memory["slope"]:.2f}')
   for ax, ticks in zip(axes, (*(x['size'] for x in found.values()),

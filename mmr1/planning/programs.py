@@ -178,7 +178,7 @@ def _rl(config: Any, name: str, policy: forward.Policy, params: Any) -> Stage:
       policy, section, params, section.steps * updates)
   # The old pass reads the parameters of the state itself.
   held = {'state': state, 'moments': state.replace(params={})}
-  found = list(_sampling(config, section, policy, params, make))
+  found = list(_sampling(config, section, policy, params))
   tree = policy.module.config
   whole = costs.forward(tree, make.work(n, g, t, n * g * t))
   block = make.block(n, g, t)
@@ -198,7 +198,8 @@ def _rl(config: Any, name: str, policy: forward.Policy, params: Any) -> Stage:
         lambda x, dtype: Struct(x.shape, dtype.dtype, sharding=x.sharding),
         params, jax.eval_shape(functools.partial(
             partition.cast, dtype=tree.compute_dtype), params))
-    held['reference'] = reference
+    if section.reference_memory == 'device':
+      held['reference'] = reference
     found.append(Program(
         'reference', score(reference),
         {'reference': reference, 'batch': block}, 1, 1, whole, ('state',)))
@@ -214,22 +215,27 @@ def _rl(config: Any, name: str, policy: forward.Policy, params: Any) -> Stage:
   part = make.block(size, g, t, **given)
   train = training.make_update(
       policy, optimizer, objective.terms, chunks=section.chunks_per_minibatch)
-  ref = held['reference'] if objective.reference_hidden else None
+  ref = {'reference': reference} if objective.reference_hidden else {}
   parts = costs.forward(tree, make.work(size, g, t, size * g * t))
   found.append(Program(
-      'update', lambda: train.trace(state, (part,), knobs, ref),
-      {'state': state, 'batch': part}, updates, 1,
+      'update', lambda: train.trace(
+          state, (part,), knobs, *ref.values() or (None,)),
+      {'state': state, 'batch': part, **ref}, updates, 1,
       costs.gradient(parts, config.model.remat), ('reference', 'rollout')))
   # What minibatches are cut from; one alone is all of it.
-  held |= {'prompts': block.prompts, 'rollout': block if size < n else {}}
+  held |= {'prompts': block.prompts, 'rollout': block if size < n else {},
+           'waiting': (block,) * section.staleness}
   useful = sum(whole.values()) * (1 + 3 * section.epochs_per_step)
-  return Stage(name, 'rl', tuple(found), held, useful, n * g * t)
+  return Stage(name, 'rl', tuple(
+      one._replace(resident=(*one.resident, 'waiting')) for one in found),
+               held, useful, n * g * t)
 
 
 def _sampling(config: Any, section: Any, policy: forward.Policy, params: Any,
-              make: shapes_lib.Shapes) -> list[Program]:
+              ) -> list[Program]:
   """Prefill, and decode with the largest cache."""
   sampler = publish.make(config.sampler, policy)
+  make = shapes_lib.Shapes(sampler.policy, config.data)
   n, g, t = (section.prompts_per_step, section.samples_per_prompt,
              section.max_new_tokens)
   own, decoding = sampler.policy, sampler.decoding

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from mmr1 import forward
+from mmr1 import sharding
 from mmr1 import trees
 from mmr1 import types
 from mmr1.models import partition
@@ -26,11 +27,13 @@ class Sampler:
   """Samples from published weights.
 
   Fields:
-    policy: the model, in the dtype that samples.
+    policy: the model, in the dtype and on the mesh that samples.
     decoding: rows at a time, sizes of the cache.
+    trains: where prompts come from and rollouts go; None: as `policy`.
   """
   policy: forward.Policy
   decoding: sample.Decoding
+  trains: sharding.Layout | None = None
 
   def publish(self, params: Any) -> Any:
     """The weights as the sampler reads them; `params` itself if they are so.
@@ -57,9 +60,17 @@ class Sampler:
       knobs: sample.Knobs, version: Array, *, group: int, length: int,
   ) -> types.Rollout:
     """`sample.sample` with weights from `publish`."""
-    return sample.sample(
-        self.policy, published, prompts, key, knobs, version, group=group,
+    moves = self.trains is not None and self.trains != self.policy.layout
+    asked = self.policy.layout.spread(prompts) if moves else prompts
+    rollout = sample.sample(
+        self.policy, published, asked, key, knobs, version, group=group,
         length=length, decoding=self.decoding)
+    if not moves:
+      return rollout
+    version, rollout = rollout.version, rollout.replace(
+        prompts=None, version=None)
+    return self.trains.spread(rollout).replace(
+        prompts=prompts, version=version)
 
 
 def make(section: Any, policy: forward.Policy) -> Sampler:
@@ -68,7 +79,7 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
   Args:
     section: rows, cache_chunk, shrink, layers as in `sample.Decoding`; dtype:
       of the weights and activations that sample, None: the trainer's compute
-      dtype.
+      dtype; tensor: parts that each of them is in, None: as in training.
     policy: that trains.
 
   Raises:
@@ -80,12 +91,17 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
         f'sampler.dtype: got {dtype!r}; allowed are {DTYPES}, or None for '
         "model.compute_dtype, where sampler and trainer agree to the last bit "
         'of the dtype.')
-  config = policy.module.config
+  config, layout = policy.module.config, policy.layout
   if dtype is not None:
     config = dataclasses.replace(config, compute_dtype=dtype)
+  if section.tensor is not None:
+    layout = layout.with_tensor(section.tensor, 'sampler.tensor')
+    sharding.check(layout, config, 'sampler.tensor')
+    config = dataclasses.replace(config, partition=layout.partition)
   return Sampler(
       policy=dataclasses.replace(
-          policy, module=policy.module.clone(config=config)),
+          policy, layout=layout, module=policy.module.clone(config=config)),
+      trains=policy.layout,
       decoding=sample.Decoding(
           rows=section.rows, cache_chunk=section.cache_chunk,
           shrink=section.shrink, layers=section.layers))

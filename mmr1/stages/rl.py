@@ -15,18 +15,13 @@ import numpy as np
 
 from mmr1 import columns as columns_lib
 from mmr1 import context
-from mmr1.data import datasets
-from mmr1.data import lanes
-from mmr1.data import pipeline
-from mmr1 import hosts
 from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import phases
 from mmr1 import records
 from mmr1.rewards import score as score_lib
 from mmr1 import rl_setup
-from mmr1.sampling import keys
-from mmr1.sampling import read as read_lib
+from mmr1 import rollouts as rollouts_lib
 from mmr1 import training
 from mmr1 import types
 
@@ -48,18 +43,7 @@ def run(
   trainer = Trainer(ctx, stage, section, plan)
   loop.train(
       ctx, stage, section, trainer.start.state, trainer, trainer.step,
-      trainer.start.stored)
-
-
-class Prompted(NamedTuple):
-  """A step's prompts.
-
-  Fields:
-    pairs: of the rows of this host.
-    needs: tokens and patches of the longest prompt of all hosts.
-  """
-  pairs: list[pipeline.Pair]
-  needs: tuple[int, int]
+      trainer.start.stored, waiting=trainer)
 
 
 class Judged(NamedTuple):
@@ -89,17 +73,11 @@ class Trainer:
       plan: rl_setup.Plan):
     self._ctx, self._stage = ctx, stage
     self._section, self._plan = section, plan
-    self._shape = ctx.shape()
-    self._layout, n = ctx.policy.layout, section.prompts_per_step
-    self._rows = self._layout.own_rows(n)
-    self._lanes = lanes.Lanes(
-        # Stages do not see the same prompts first: each has its own order.
-        datasets.open_split(ctx.config, 'train', order=ctx.index(stage)),
-        self._shape, n, self._rows,
-        max_broken_frac=ctx.config.data.max_broken_frac,
-        worker_count=ctx.config.data.worker_count)
+    self._layout = ctx.policy.layout
     self._learner = learner(ctx, stage, section)
     self.start, self.clock = self._learner.start, self._learner.clock
+    self._rollouts = rollouts_lib.Rollouts(
+        ctx, stage, section, plan, self.clock)
     self._host_state: dict[str, Any] = {
         'combine': {}, 'select': {}, 'hooks': {}}
     self._last_metrics: dict[str, float] = {}
@@ -107,13 +85,17 @@ class Trainer:
   # Host state that belongs to a checkpoint.
 
   def state(self) -> dict[str, Any]:
-    every = hosts.gather(self._lanes.turns())
-    turns = {lane: turn for part in every for lane, turn in part.items()}
-    return {'stream': self._lanes.state(turns), 'host': self._host_state,
+    return {**self._rollouts.state(), 'host': self._host_state,
             'last_metrics': _numbers(self._last_metrics)}
 
+  def arrays(self) -> dict[str, jax.Array]:
+    return self._rollouts.arrays()
+
+  def take_back(self, arrays: Mapping[str, jax.Array]) -> None:
+    self._rollouts.take_back(arrays)
+
   def restore(self, state: Mapping[str, Any]) -> None:
-    self._lanes.restore(state['stream'])
+    self._rollouts.restore(state)
     self._host_state = state['host']
     self._last_metrics = state['last_metrics']
 
@@ -121,52 +103,24 @@ class Trainer:
 
   def step(self, state: types.TrainState, k: int) -> loop.Step:
     """One rollout and its updates."""
-    taken = self._take()
-    rollout = self._sample(state, taken, k)
-    host = read_lib.to_host(rollout)
-    judged = self._judge(host, taken, k)
+    made = self._rollouts.next(state, k)
+    judged = self._judge(made, k)
     knobs = self._knobs(judged, k)
-    block = self._assemble(rollout, host, judged, knobs, state)
+    block = self._assemble(made, judged, knobs, state)
     state, metrics = self._learner.update(state, (block,), knobs, k)
-    metrics = {**metrics, **self._report(host, judged)}
+    metrics = {**metrics, **self._report(made, judged, k)}
     self._last_metrics = metrics
     return loop.Step(
         state, metrics, (block,), functools.partial(self._samples, judged),
         given={'knobs': knobs, 'rewards': judged.scored.named()},
-        tokens=int(host.lengths.sum()), times=self.clock.take())
-
-  @phases.phase('data')
-  def _take(self) -> Prompted:
-    """The rows of this host; what was broken in those of the others too."""
-    (pairs, broken), error = hosts.attempt(self._lanes.take, ([], []))
-    self._ctx.watchdog.prompts = [example.uid for example, _ in pairs]
-    needs = [(len(e.tokens), len(e.patches)) for _, e in pairs]
-    every = hosts.share((broken, needs), error)
-    self._lanes.note([one for part, _ in every for one in part])
-    return Prompted(pairs, tuple(
-        max(sizes) for sizes in zip(*(one for _, part in every
-                                      for one in part))))
-
-  @phases.phase('sample', ready=lambda rollout: rollout.done)
-  def _sample(self, state, taken, k) -> types.Rollout:
-    prompts = self._layout.spread_own(self._shape.collate(
-        [encoded for _, encoded in taken.pairs], needs=taken.needs),
-                                      self._section.prompts_per_step)
-    key = keys.step_key(
-        self._ctx.config.seed, self._ctx.index(self._stage), k)
-    sampler = self._ctx.sampler
-    return sampler(
-        sampler.publish(state.params['policy']), prompts, key,
-        self._plan.sampling, state.step,
-        group=self._section.samples_per_prompt,
-        length=self._section.max_new_tokens)
+        tokens=int(made.host.lengths.sum()), times=self.clock.take())
 
   @phases.phase('score')
-  def _judge(self, host, taken, k) -> Judged:
-    """read, score, combine, advantage, select."""
-    plan, section = self._plan, self._section
+  def _judge(self, made: rollouts_lib.Made, k: int) -> Judged:
+    """score, combine, advantage, select."""
+    plan, section, host = self._plan, self._section, made.host
     n, g = section.prompts_per_step, section.samples_per_prompt
-    samples, scored = self._score(host, taken)
+    scored = self._rollouts.scored(made)
     if scored.failures:
       first = scored.failures[0]
       self._ctx.logger.warn(
@@ -191,19 +145,7 @@ class Trainer:
       counts = {**counts, 'select/short': 1}
     # A sample without any reward has nothing to say.
     keep = keep & ~np.isnan(rewards).all(-1)
-    return Judged(samples, scored, rewards, advantage, keep, counts)
-
-  def _score(self, host, taken):
-    """This host's samples, and the scores of all hosts'."""
-    n, g = self._section.prompts_per_step, self._section.samples_per_prompt
-    first = self._layout.first_rows(n)
-    mine = [example for row, (example, _) in zip(self._rows, taken.pairs)
-            if row in set(first)]
-    samples = read_lib.read(host, mine, self._ctx.processor, first)
-    part, error = hosts.attempt(lambda: self._plan.scorer.call(
-        samples, len(first), g, self._plan.objective.knobs), None)
-    every = hosts.share((first, part), error)
-    return samples, self._plan.scorer.together(every, n, g)
+    return Judged(made.samples, scored, rewards, advantage, keep, counts)
 
   def _knobs(self, judged: Judged, k: int) -> dict[str, Any]:
     """This step's numbers, after the hooks."""
@@ -216,18 +158,21 @@ class Trainer:
     knobs['temperature'] = self._plan.temperature
     return training.traced(knobs)
 
-  def _assemble(
-      self, rollout, host, judged, knobs, state) -> types.Block:
+  def _assemble(self, made: rollouts_lib.Made, judged: Judged,
+                knobs: Mapping[str, Any], state: types.TrainState,
+                ) -> types.Block:
     """The block of this step; old and reference log-probs where needed."""
+    rollout = made.rollout
     mask, advantage = self._layout.spread(
-        (host.sampled & judged.keep[..., None], judged.advantage))
+        (made.host.sampled & judged.keep[..., None], judged.advantage))
     return self._learner.scored(state, types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
         advantage=advantage, extra={'sampler_logp': rollout.logp}), knobs)
 
   # What is logged.
 
-  def _report(self, host, judged: Judged) -> dict[str, float]:
+  def _report(self, made: rollouts_lib.Made, judged: Judged,
+              k: int) -> dict[str, float]:
     """Host-side metrics: what was used, by the field's names."""
     _, valid, values = columns_lib.split(judged.rewards)
     total = values.sum(-1)[valid.any(-1)]
@@ -237,14 +182,15 @@ class Trainer:
     # As the advantage decides it.
     flat = columns_lib.flat(np, values, valid, 1).all(-1)
     cap = self._section.max_new_tokens
-    lengths = host.lengths
+    lengths, done = made.host.lengths, made.host.done
     return {
         **judged.scored.metrics, **judged.counts, **reward,
         'group/zero_std_frac': flat.mean(),
         'response_length/mean': lengths.mean(),
         'response_length/max': lengths.max(),
-        'response_length/clip_frac': np.mean((lengths >= cap) & ~host.done),
-        'data/broken': len(self._lanes.breakage.broken),
+        'response_length/clip_frac': np.mean((lengths >= cap) & ~done),
+        'data/broken': self._rollouts.broken,
+        'sampler/staleness': k - made.at,
     }
 
   def _samples(self, judged: Judged) -> list[dict[str, Any]]:

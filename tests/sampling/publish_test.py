@@ -18,7 +18,7 @@ KEY = keys.step_key(0, 1, 5)
 def make(policy, **changes):
   return publish.make(config_dict.ConfigDict({
       'rows': None, 'cache_chunk': None, 'shrink': False, 'dtype': None,
-      'layers': None,
+      'layers': None, 'tensor': None,
       **changes}), policy)
 
 
@@ -71,3 +71,9 @@ def test_another_dtype_samples_from_another_model():
 def test_m22_what_is_not_allowed_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     make(small.policy(), **changes)
+
+
+def test_sampler_tensor_must_divide():
+  with pytest.raises(ValueError, match=r'sampler.tensor: got 3 on a mesh of '
+                     r'.*allowed are multiples of mesh.tensor'):
+    make(small.policy(), tensor=3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import types
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from configs import forkme
 from mmr1 import advantages
+from mmr1 import checkpoint
 from mmr1 import compiles
 from mmr1 import learner
 from mmr1 import resolve
@@ -274,14 +276,13 @@ def report(rewards):
   rewards = np.asarray(rewards, np.float64)
   one = types.SimpleNamespace(
       _section=types.SimpleNamespace(max_new_tokens=8),
-      _lanes=types.SimpleNamespace(
-          breakage=types.SimpleNamespace(broken=[])))
-  host = types.SimpleNamespace(
+      _rollouts=types.SimpleNamespace(broken=0))
+  made = types.SimpleNamespace(at=0, host=types.SimpleNamespace(
       lengths=np.full(rewards.shape[:2], 3),
-      done=np.ones(rewards.shape[:2], bool))
+      done=np.ones(rewards.shape[:2], bool)))
   judged = rl.Judged([], types.SimpleNamespace(metrics={}), rewards,
                      advantages.grpo(rewards), None, {})
-  return rl.Trainer._report(one, host, judged), judged.advantage
+  return rl.Trainer._report(one, made, judged, 0), judged.advantage
 
 
 def test_m24_m7_spread_is_judged_as_by_the_advantage():
@@ -355,7 +356,7 @@ def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
   def step(knobs=(), **sampling):
     nonlocal state
     temperature = sampling.get('temperature', 1.0)
-    one._plan = dataclasses.replace(
+    one._plan = one._rollouts._plan = dataclasses.replace(
         base, temperature=temperature,
         sampling=base.sampling.replace(**{
             name: np.asarray(value, getattr(base.sampling, name).dtype)
@@ -413,6 +414,89 @@ def test_m15_a_trainer_goes_on_where_another_stopped(trainer):
   assert same(a, b)
 
 
+def test_a_reference_in_host_memory_changes_nothing(trainer):
+  found = []
+  for memory in ('device', 'host'):
+    one = trainer(kl__coefficient=0.1, optimizer__lr=0.05,
+                  reference_memory=memory)
+    _, rows, blocks = run(one, 2)
+    found.append(([row['kl'] for row in rows], [b.ref for b in blocks]))
+  assert found[0][0] == found[1][0] and found[0][0][1] > 1e-6
+  for a, b in zip(found[0][1], found[1][1]):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('stale', [1, 2])
+def test_staleness_samples_from_weights_that_many_versions_old(trainer, stale):
+  """The tokens of step j are what the weights before step j - k sample with
+  step j's noise, and the old log-probs are theirs."""
+  def changed(k):
+    return trainer(old='sampler', optimizer__lr=0.05, staleness=k)
+  one, fresh = changed(stale), changed(0)
+  state, versions, blocks, rows = one.start.state, [], [], []
+  for k in range(4):
+    versions.append(jax.tree.map(np.array, state))
+    step = one.step(state, k)
+    state = step.state
+    blocks.append(jax.device_get(step.batch[0]))
+    rows.append(jax.device_get(dict(step.metrics)))
+  assert [row['sampler/staleness'] for row in rows] == [
+      min(k, stale) for k in range(4)]
+  differs = []
+  for k, block in enumerate(blocks):
+    start = jax.device_put(versions[max(0, k - stale)])
+    again = jax.device_get(fresh.step(start, k).batch[0])
+    np.testing.assert_array_equal(
+        block.completions.tokens, again.completions.tokens)
+    np.testing.assert_array_equal(block.old, again.old)
+    differs.append(rows[k]['sampler/logp_diff_max'])
+  # What corrects has something to correct, from the first stale step on.
+  assert differs[0] < 1e-4 < 1e-3 < min(differs[1:])
+
+
+def test_m15_staleness_goes_on_with_what_waits(trainer, tmp_path):
+  one, two = (trainer(old='sampler', staleness=2) for _ in range(2))
+  state = one.start.state
+  for k in range(2):
+    state = one.step(state, k).state
+  store = checkpoint.Checkpoints(tmp_path / 'waiting', background=True)
+  store.save('grpo', 2, state, one.state(), arrays=one.arrays())
+  layout = two._layout
+  found = store.restore('grpo', two.start.state, where=lambda x: (
+      layout.rows(x) if x.ndim else layout.whole))
+  two.restore(found.extra)
+  two.take_back(found.arrays)
+  store.close()
+  other = found.tree
+  for k in (2, 3):
+    a, b = one.step(state, k), two.step(other, k)
+    state, other = a.state, b.state
+    assert same(*(jax.device_get((x.batch, dict(x.metrics))) for x in (a, b)))
+
+
+def test_staleness_scores_while_the_next_is_sampled(trainer):
+  """The rewards of step 0 are not there before step 1 was sampled."""
+  one = trainer(old='sampler', staleness=1)
+  rollouts, order = one._rollouts, []
+  sample, call = rollouts._sample, rollouts._plan.scorer.call
+  sampled = threading.Event()
+
+  def slow(*args):
+    assert sampled.wait(60)
+    order.append('score')
+    return call(*args)
+
+  def seen(state, prompts, k):
+    made = sample(state, prompts, k)
+    order.append(f'sample {k}')
+    if k == 1:
+      sampled.set()
+    return made
+  rollouts._sample, rollouts._plan.scorer.call = seen, slow
+  one.step(one.start.state, 0)
+  assert order[:2] == ['sample 0', 'sample 1'] and order[2] == 'score'
+
+
 # Set-up.
 
 
@@ -425,6 +509,11 @@ def setup(**flat):
 
 
 @pytest.mark.parametrize('changes, message', [
+    (dict(reference_memory='disk'),
+     r"grpo.reference_memory: got 'disk'; allowed are \('device', 'host'\)"),
+    (dict(staleness=-1), r'grpo.staleness: got -1; allowed: 0'),
+    (dict(staleness=1, old='recompute'),
+     r"staleness: got 1 with old='recompute'.*Set grpo.old to 'sampler'"),
     (dict(samples_per_prompt=1), r'group of one has advantage 0'),
     (dict(prompts_per_step=0), r'grpo.prompts_per_step: got 0'),
     (dict(prompts_per_step=6, minibatches_per_step=4, old='recompute'),
