@@ -334,6 +334,7 @@ def _real(c: ConfigDict, arg: str) -> None:
   c.model.remat = 'layer'
   c.model.head_chunk = 1024
   c.sampler.cache_chunk = 256
+  c.sampler.rows = 2048
   c.mesh.data = 1
   c.mesh.fsdp = None
   c.data.path = 'data/train.parquet'

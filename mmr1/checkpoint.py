@@ -68,6 +68,7 @@ class Checkpoints:
     self._keep = keep
     self._older = tuple(older)
     self._metrics: dict[str, float | None] = {}  # by folder name
+    self._writing = self._folder  # the last that was begun
     kind = ocp.AsyncCheckpointer if background else ocp.Checkpointer
     self._orbax = kind(ocp.CompositeCheckpointHandler())
     if jax.process_index() == 0 and not read_only:
@@ -106,8 +107,10 @@ class Checkpoints:
     record = stored.record(extra, metric, kept)
     path = self._path(stage, step)
     self.wait()
-    self._orbax.save(path, force=True, args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(kept), extra=ocp.args.JsonSave(record)))
+    self._writing = path
+    self._write(lambda: self._orbax.save(
+        path, force=True, args=ocp.args.Composite(
+            state=ocp.args.PyTreeSave(kept), extra=ocp.args.JsonSave(record))))
     self._metrics[path.name] = metric
     self._prune(stage, step)
     return path
@@ -200,9 +203,24 @@ class Checkpoints:
     return json.loads(path.read_text()) if path.exists() else None
 
   def wait(self) -> None:
-    """Blocks until a checkpoint written in the background is committed."""
+    """Blocks until a checkpoint written in the background is committed.
+
+    Raises:
+      ValueError: it could not be written.
+    """
     if isinstance(self._orbax, ocp.AsyncCheckpointer):
-      self._orbax.wait_until_finished()
+      self._write(self._orbax.wait_until_finished)
+
+  def _write(self, call: Callable[[], Any]) -> None:
+    try:
+      call()
+    except Exception as error:  # whatever a disk or Orbax can raise
+      stage, _, _ = self._writing.name.rpartition('_')
+      raise ValueError(
+          f'checkpoint {self._writing} could not be written '
+          f'({type(error).__name__}: {str(error).strip().splitlines()[0][:300]}'
+          f'). Whole ones of {stage!r}: {self.steps(stage)}. Is the disk full? '
+          'Make room; the same command goes on from the last.') from error
 
   def close(self) -> None:
     """Waits, and releases Orbax's threads."""

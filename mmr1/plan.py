@@ -35,6 +35,7 @@ from mmr1 import main as main_lib
 from mmr1 import resolve
 from mmr1.planning import chips
 from mmr1.planning import estimate
+from mmr1.planning import search
 
 _FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -80,6 +81,8 @@ def _compiled(made: dict[str, Any]) -> bool:
 
 def _show_stage(name: str, stage: dict[str, Any],
                 console: rich_console.Console) -> None:
+  if not stage['programs']:
+    return
   table = rich_table.Table(title=f'{name} ({stage["kind"]}): GB on one chip')
   for column in ('', 'arguments', 'temporaries', 'outputs', 'aliased', 'beside',
                  'total', 'spare', 'TFLOP', 'by formula', 'GB moved', 'GB sent',
@@ -121,7 +124,7 @@ def main(argv: list[str]) -> None:
         _CONFIG.value, config_flags.get_override_values(_FLAGS['config']))
     kw = dict(stages=_FLAGS.stages, note=note)
     if _FLAGS.topology == 'auto':
-      tried = estimate.smallest(config, tuple(_FLAGS.chips), **kw)
+      tried = search.smallest(config, tuple(_FLAGS.chips), **kw)
     else:
       tried = [estimate.plan(config, chips.topology(_FLAGS.topology), **kw)]
   except ValueError as error:

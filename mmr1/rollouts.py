@@ -65,20 +65,26 @@ class Made(NamedTuple):
 
 
 class Rollouts:
-  """The rollouts of one stage, in order."""
+  """The rollouts of one stage, in order.
+
+  Attributes:
+    plan: the stage's functions.
+    shape: of its prompts.
+    clock: of the phases.
+  """
 
   def __init__(
       self, ctx: context.Context, stage: str, section: Any,
       plan: rl_setup.Plan, clock: phases.Clock):
     self._ctx, self._stage, self._section = ctx, stage, section
-    self._plan, self.clock = plan, clock
-    self._shape, self._layout = ctx.shape(), ctx.policy.layout
+    self.plan, self.clock = plan, clock
+    self.shape, self._layout = ctx.shape(), ctx.policy.layout
     n = section.prompts_per_step
     self._rows = self._layout.own_rows(n)
     self._lanes = lanes.Lanes(
         # Stages do not see the same prompts first: each has its own order.
         datasets.open_split(ctx.config, 'train', order=ctx.index(stage)),
-        self._shape, n, self._rows,
+        self.shape, n, self._rows,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
     self._ahead: collections.deque[Made] = collections.deque()
@@ -95,9 +101,9 @@ class Rollouts:
     """The rollout of step k, from 0; later ones are sampled from `state`."""
     last = min(k + self._section.staleness, self._section.steps - 1)
     while k + len(self._ahead) <= last:
-      prompted, prompts = self._take()
-      rollout = self._sample(state, prompts, k + len(self._ahead))
-      self._ahead.append(self._made(k, prompted, rollout))
+      prompted, prompts = self.take()
+      rollout = self.sample(state, prompts, k + len(self._ahead))
+      self._ahead.append(self.made(k, prompted, rollout))
     return self._ahead.popleft()
 
   # What a checkpoint needs.
@@ -127,12 +133,12 @@ class Rollouts:
     """From `arrays`, after `restore`."""
     waiting = recording.nested(arrays)
     for i, at in enumerate(self._sampled_at):
-      prompted, prompts = self._take()
+      prompted, prompts = self.take()
       fields = waiting[str(i)]
       rollout = types.Rollout(
           prompts=prompts,
           completions=types.Completions(**fields.pop('completions')), **fields)
-      self._ahead.append(self._made(at, prompted, rollout))
+      self._ahead.append(self.made(at, prompted, rollout))
 
   # How a rollout is made.
 
@@ -140,7 +146,7 @@ class Rollouts:
     return {'turns': self._lanes.turns(), **self._lanes.breakage.state()}
 
   @phases.phase('data')
-  def _take(self) -> tuple[Prompted, types.Prompts]:
+  def take(self) -> tuple[Prompted, types.Prompts]:
     """The rows of this host; what was broken in those of the others too."""
     before = self._position()
     (pairs, broken), error = hosts.attempt(self._lanes.take, ([], []))
@@ -151,23 +157,24 @@ class Rollouts:
     taken = Prompted(pairs, tuple(
         max(sizes) for sizes in zip(*(one for _, part in every
                                       for one in part))), before)
-    return taken, self._layout.spread_own(self._shape.collate(
+    return taken, self._layout.spread_own(self.shape.collate(
         [encoded for _, encoded in pairs], needs=taken.needs),
                                           self._section.prompts_per_step)
 
   @phases.phase('sample', ready=lambda rollout: rollout.done)
-  def _sample(self, state: types.TrainState, prompts: types.Prompts,
+  def sample(self, state: types.TrainState, prompts: types.Prompts,
               k: int) -> types.Rollout:
     key = keys.step_key(
         self._ctx.config.seed, self._ctx.index(self._stage), k)
     sampler = self._ctx.sampler
     return sampler(
         sampler.publish(state.params['policy']), prompts, key,
-        self._plan.sampling, state.step,
+        self.plan.sampling, state.step,
         group=self._section.samples_per_prompt,
         length=self._section.max_new_tokens)
 
-  def _made(self, at: int, prompted: Prompted,
+  @phases.phase('score')
+  def made(self, at: int, prompted: Prompted,
             rollout: types.Rollout) -> Made:
     """Reads the samples, and has them scored."""
     n, g = self._section.prompts_per_step, self._section.samples_per_prompt
@@ -176,8 +183,8 @@ class Rollouts:
             if row in set(first)]
     samples = read_lib.read(host, mine, self._ctx.processor, first)
     scores = self._thread.submit(
-        hosts.attempt, lambda: self._plan.scorer.call(
-            samples, len(first), g, self._plan.objective.knobs), None)
+        hosts.attempt, lambda: self.plan.scorer.call(
+            samples, len(first), g, self.plan.objective.knobs), None)
     return Made(at, prompted, rollout, host, samples, scores)
 
   def scored(self, made: Made) -> score_lib.Scored:
@@ -185,4 +192,4 @@ class Rollouts:
     n, g = self._section.prompts_per_step, self._section.samples_per_prompt
     part, error = made.scores.result()
     every = hosts.share((self._layout.first_rows(n), part), error)
-    return self._plan.scorer.together(every, n, g)
+    return self.plan.scorer.together(every, n, g)

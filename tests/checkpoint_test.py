@@ -226,6 +226,36 @@ def test_m15_kill_while_saving(tmp_path):
     assert not leftover
 
 
+@pytest.mark.parametrize('background', [False, True])
+def test_m15_a_full_disk_loses_no_whole_checkpoint(tmp_path, background):
+  """No file may grow past 64 KB, as on a disk without room: the write fails,
+  says so, and the one before is there."""
+  script = textwrap.dedent(f"""
+      import resource, signal
+      import numpy as np
+      from mmr1 import checkpoint
+      c = checkpoint.Checkpoints({str(tmp_path)!r}, background={background})
+      c.save('s', 1, {{'a': np.full(1 << 10, 1.0)}}, {{}})
+      c.wait()
+      signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+      noise = np.random.default_rng(0).normal(size=1 << 16)
+      c.save('s', 2, {{'a': noise}}, {{}})
+      c.wait()
+      """)
+  ended = subprocess.run(
+      [sys.executable, '-c', script], capture_output=True, text=True,
+      cwd=pathlib.Path(__file__).parent.parent,
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+  assert ended.returncode == 1
+  last = ended.stderr.strip().splitlines()
+  said = next(line for line in reversed(last) if 'ValueError' in line)
+  assert 's_2 could not be written' in said
+  assert "Whole ones of 's': [1]" in said
+  again = checkpoint.Checkpoints(tmp_path).restore('s', {'a': np.zeros(1 << 10)})
+  assert again.step == 1 and (again.tree['a'] == 1).all()
+
+
 def test_keep_and_best(tmp_path):
   c = checkpoint.Checkpoints(tmp_path, keep=2)
   tree = {'a': jnp.ones(2)}

@@ -36,6 +36,15 @@ def parts(x):
   return x.addressable_shards[0].data.size / x.size
 
 
+def with_adapters(params):
+  """On every kernel of the decoder, no longer what changes nothing."""
+  params = lora.inject(params, jax.random.key(0), rank=2, alpha=4.0,
+                       targets=('language/layers/.*',))
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(
+          x.shape) / 8 if path[-1].key == lora.B else x, params)
+
+
 def run_on(sizes, layers, steps=2):
   """On this mesh: {what: value}, arrays as numpy."""
   from configs import common
@@ -82,6 +91,11 @@ def run_on(sizes, layers, steps=2):
                 length=4)
   grads, metrics = small.gradient(params, (block,), policy_=policy)
   chunked, _ = small.gradient(params, (block,), policy_=policy, chunks=2)
+  adapted = None
+  if count == 1 or layout.mesh.shape['tensor'] > 1:
+    adapted, _ = small.gradient(
+        layout.own(with_adapters(small.params(depth=1))), (block,),
+        policy_=policy)
   optimizer = optim.make(small.section(optimizer__lr=LR).optimizer, params, 10)
   state = layout.own(types.TrainState(
       step=jnp.int32(0), params={'policy': params},
@@ -101,7 +115,7 @@ def run_on(sizes, layers, steps=2):
           like=other.logp.sharding.is_equivalent_to(
               plain.logp.sharding, 3),
           refilled=refilled.completions.tokens, recompiled=counter.count,
-          grads=grads, chunked=chunked, metrics=metrics, updated=more,
+          grads=grads, chunked=chunked, adapted=adapted, metrics=metrics, updated=more,
           params=state.params['policy'],
           patches=parts(patches), sampled=parts(plain.logp),
           stored={name: parts(x) for name, x in named.items()
@@ -144,6 +158,17 @@ def test_m3_chunks_and_refilled_rows_change_nothing_on_any_mesh(found):
     close(one['chunked'], one['grads'])
     np.testing.assert_array_equal(one['refilled'], one['tokens'])
     assert one['recompiled'] == 0
+
+
+def test_m3_adapters_on_heads_in_parts(found):
+  """Gradients of adapters, whose factors are divided like their kernels."""
+  one = found[0]['adapted']
+  factors = [x for name, x in trees.named(one).items() if 'lora_' in name]
+  assert len(factors) >= 14 and all(np.any(x) for x in factors[::3])
+  others = [x['adapted'] for x in list(found.values())[1:] if x['adapted']]
+  assert others
+  for other in others:
+    close(other, one)
 
 
 def test_decoding_with_weights_in_other_parts_changes_nothing(found):

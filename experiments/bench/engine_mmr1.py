@@ -139,7 +139,7 @@ class Engine:
             temperature=1.0, max_new_tokens=self.workload['drawn']))
     self.trainer = rl.Trainer(self.ctx, _STAGE, config[_STAGE], plan)
     self.state = self.trainer.start.state
-    taken = self.trainer._take()
+    taken, _ = self.trainer.rollouts.take()
     pairs = taken.pairs[:n]
     self.taken = taken._replace(
         pairs=[x for x in pairs for _ in range(g)] if repeated else pairs)
@@ -156,12 +156,12 @@ class Engine:
 
   def prompts(self):
     """`types.Prompts` of a step, on the devices."""
-    return self.ctx.policy.layout.spread(self.trainer._shape.collate(
+    return self.ctx.policy.layout.spread(self.trainer.rollouts.shape.collate(
         [encoded for _, encoded in self.taken.pairs]))
 
   def knobs(self) -> dict:
     """The objective's traced numbers."""
-    plan = self.trainer._plan
+    plan = self.trainer.plan
     return training.traced(
         {**plan.objective.knobs, 'temperature': plan.temperature})
 
@@ -169,20 +169,20 @@ class Engine:
     """A new jitted update of `ctx.policy`, see `training.make_update`."""
     return training.make_update(
         self.ctx.policy, self.trainer.start.optimizer,
-        self.trainer._plan.objective.terms, chunks=1)
+        self.trainer.plan.objective.terms, chunks=1)
 
   def rollout(self):
     """One rollout, on the device."""
-    return jax.block_until_ready(
-        self.trainer._sample(self.state, self.taken, self.steps))
+    return jax.block_until_ready(self.trainer.rollouts.sample(
+        self.state, self.prompts(), self.steps))
 
   def assemble(self, rollout):
     """What the update reads, and the knobs; the reference pass is in it."""
-    host = read.to_host(rollout)
-    judged = self.trainer._judge(host, self.taken, self.steps)
-    knobs = self.trainer._knobs(judged, self.steps)
-    block = self.trainer._assemble(rollout, host, judged, knobs, self.state)
-    return jax.block_until_ready(block), knobs, host
+    made = self.trainer.rollouts.made(self.steps, self.taken, rollout)
+    judged = self.trainer.judge(made, self.steps)
+    knobs = self.trainer.knobs(judged, self.steps)
+    block = self.trainer.assemble(made, judged, knobs, self.state)
+    return jax.block_until_ready(block), knobs, made.host
 
   def step(self) -> dict:
     """A GRPO step: what `lines.Watch` reads, parts, tokens, raw."""
@@ -191,7 +191,7 @@ class Engine:
     sampled = watch.read()['seconds']
     block, knobs, host = self.assemble(rollout)
     assembled = watch.read()['seconds']
-    self.state, _ = self.trainer._learner.update(
+    self.state, _ = self.trainer.learner.update(
         self.state, (block,), knobs, self.steps)
     jax.block_until_ready(self.state)
     took = watch.read()

@@ -82,6 +82,18 @@ class Group(splash_mask.Mask):
     """The mask of queries and keys, for the inside of the kernel."""
     return self.sees
 
+  @property
+  def visits(self) -> int:
+    """Blocks of scores that the kernel does not skip, of one head."""
+    side, blocks = self.block, self.length // self.block
+    keys = self.prompt // side + (
+        blocks if self.causal else blocks * self.count)
+    return self.count * sum(
+        bool(not self.causal or self[
+            slice(row * side, (row + 1) * side),
+            slice(column * side, (column + 1) * side)].any())
+        for row in range(blocks) for column in range(keys))
+
   def sees(self, query: Any, key: Any) -> Any:
     """i32, i32 -> bool: a query of `q_sequence` and a key's index."""
     token = query & ((1 << _HALF) - 1)
@@ -216,7 +228,10 @@ def attend(query: Array, sources: Sequence[Any], *, scale: float,
 
     def local(query, *rest):
       kernel = _kernel(group, query.shape[1], cap, interpret)
-      return jax.vmap(kernel)(query, *rest)
+      # The name is for `mmr1.planning.costs`: the grid alone does not say it.
+      blocks = _visits(group) * query.shape[1]
+      with jax.named_scope(f'visits_{blocks}_blocks'):
+        return jax.vmap(kernel)(query, *rest)
     return partition_lib.kernel(local, partition, _NAMES, _NAMES[0])(*arrays)
 
   sight = own.visible
@@ -283,6 +298,11 @@ def _whole(size: int) -> int:
     if 4 * padded <= 5 * size:
       return padded
   return -(-size // _LANES) * _LANES
+
+
+@functools.lru_cache(maxsize=64)
+def _visits(group: Group) -> int:
+  return group.visits
 
 
 @functools.lru_cache(maxsize=64)

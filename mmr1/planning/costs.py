@@ -13,12 +13,17 @@ from typing import Any
 from jax.extend import core as extend_core
 
 
-def operations(jaxpr: Any, trips: int = 1) -> float:
+_VISITS = re.compile(r'visits_(\d+)_blocks')
+
+
+def operations(jaxpr: Any, trips: int = 1, visits: int | None = None) -> float:
   """Floating point operations of all matrix products, on all devices together.
 
   Args:
     jaxpr: open or closed.
     trips: of loops whose length is decided at run time.
+    visits: blocks of scores that a kernel of attention does not skip, all
+      heads together, where a scope around it says so ('visits_40_blocks').
 
   Of branches the dearest counts, but where the model says that it is taken in
   some of the turns only (a scope 'share_4_of_32').
@@ -26,26 +31,36 @@ def operations(jaxpr: Any, trips: int = 1) -> float:
   total = 0.0
   for equation in getattr(jaxpr, 'jaxpr', jaxpr).eqns:
     name, params = equation.primitive.name, equation.params
+    said = _VISITS.search(str(equation.source_info.name_stack))
+    inner = dict(trips=trips, visits=int(said[1]) if said else visits)
     if name == 'dot_general':
       total += _product(equation)
     elif name == 'scan':
-      total += params['length'] * operations(params['jaxpr'], trips)
+      total += params['length'] * operations(params['jaxpr'], **inner)
     elif name == 'while':
-      total += trips * operations(params['body_jaxpr'], trips)
+      total += trips * operations(params['body_jaxpr'], **inner)
     elif name == 'cond':
       total += of_branches(
-          [operations(branch, trips) for branch in params['branches']],
+          [operations(branch, **inner) for branch in params['branches']],
           str(equation.source_info.name_stack))
     elif name == 'pallas_call':
-      steps = math.prod(
-          n for n in params['grid_mapping'].grid if isinstance(n, int))
-      total += steps * operations(params['jaxpr'], trips)
+      total += _steps(params['grid_mapping'].grid, inner['visits']) * (
+          operations(params['jaxpr'], trips))
     elif name == 'shard_map':
-      total += params['mesh'].size * operations(params['jaxpr'], trips)
+      total += params['mesh'].size * operations(params['jaxpr'], **inner)
     else:
-      total += sum(operations(inner, trips)
-                   for inner in extend_core.jaxprs_in_params(params))
+      total += sum(operations(part, **inner)
+                   for part in extend_core.jaxprs_in_params(params))
   return total
+
+
+def _steps(grid: Sequence[Any], visits: int | None) -> int:
+  """Steps of a kernel's grid. One of attention is over heads, blocks of queries
+  and blocks of keys, in some order, below what it is mapped over."""
+  grid = [n for n in grid if isinstance(n, int)]
+  if visits is None:
+    return math.prod(grid)
+  return math.prod(grid[:-3]) * visits
 
 
 _SHARE = re.compile(r'share_(\d+)_of_(\d+)')

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
+import math
 import re
+import threading
 import time
 from typing import Any
 
@@ -16,9 +18,10 @@ from mmr1.planning import costs
 from mmr1.planning import hlo
 from mmr1.planning import programs as programs_lib
 from mmr1.planning import shapes
+from mmr1.planning import traffic
+from mmr1.planning import worker
 
 Note = Callable[[str], None]
-_TENSOR = (1, 2, 4, 8)
 SPARE = 0.1  # of the memory, that a plan leaves
 _USED = re.compile(r'Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
@@ -35,7 +38,7 @@ _KNOBS = {
 }
 
 
-def _silent(text: str) -> None:
+def silent(text: str) -> None:
   del text
 
 
@@ -72,7 +75,7 @@ def devices(topology: chips.Topology, slices: int = 1) -> list[Any]:
 
 def plan(config: resolve.Section, topology: chips.Topology, *,
          tensor: int | None = None, stages: Sequence[str] | None = None,
-         note: Note = _silent) -> dict[str, Any]:
+         until: float = -math.inf, note: Note = silent) -> dict[str, Any]:
   """A plan of a config on a topology, as JSON has it.
 
   Args:
@@ -80,13 +83,17 @@ def plan(config: resolve.Section, topology: chips.Topology, *,
     topology: what it is to run on.
     tensor: instead of the config's mesh.tensor.
     stages: which; None: all that train.
+    until: programs that leave less of the memory than this end the plan;
+      it is then without those that come after.
     note: called with what is being done.
 
   Raises:
     ValueError: the config cannot run there at all.
   """
-  layout, made = _stages(config, topology, tensor, stages)
-  found = {stage.name: _stage(stage, topology, note) for stage in made}
+  layout, made = stages_of(config, topology, tensor, stages)
+  rows = _rows(made, topology, until, note, dict(
+      config=config, topology=topology, tensor=tensor))
+  found = {stage.name: _stage(stage, rows, topology) for stage in made}
   return {
       'config': config.name, 'scale': config.scale, 'topology': topology.name,
       'chips': topology.count, 'mesh': dict(layout.mesh.shape),
@@ -97,7 +104,7 @@ def plan(config: resolve.Section, topology: chips.Topology, *,
                    for p in s['programs'].values())}
 
 
-def _stages(config, topology, tensor, stages):
+def stages_of(config, topology, tensor, stages):
   """The layout, and the stages that are planned."""
   mesh = config.mesh.as_dict()
   if tensor is not None:
@@ -110,102 +117,132 @@ def _stages(config, topology, tensor, stages):
   return layout, [stage for stage in made if stage is not None]
 
 
-def _by_formula(config, topology, tensor, stages) -> float:
-  """What is left of a chip's memory with arguments and nothing else."""
-  _, made = _stages(config, topology, tensor, stages)
-  needs = 0
-  for stage in made:
-    held = {name: shapes.bytes_on_one(tree) for name, tree in stage.held.items()}
-    for program in stage.programs:
-      own = sum(map(shapes.bytes_on_one, program.arguments.values()))
-      needs = max(needs, own + sum(
-          held.get(name, 0) for name in program.resident
-          if name not in program.arguments))
-  return 1 - needs / topology.chip.memory
+def traced(config: resolve.Section, topology: chips.Topology,
+           tensor: int | None, stage: str, program: str) -> tuple[Any, float]:
+  """(a program as jax traced it, its operations on one chip).
+
+  Operations of one turn of a loop without a known length, what is around the
+  loop included.
+  """
+  _, (found,) = stages_of(config, topology, tensor, (stage,))
+  one = next(one for one in found.programs if one.name == program)
+  made = one.trace()
+  return made, _operations(made, one, topology)
 
 
-def _stage(stage: programs_lib.Stage, topology: chips.Topology,
-           note: Note) -> dict[str, Any]:
-  held = {name: shapes.bytes_on_one(tree)
-          for name, tree in stage.held.items()}
+def _operations(made: Any, program: programs_lib.Program,
+                topology: chips.Topology) -> float:
+  return costs.operations(made.jaxpr, program.trips) / (
+      program.trips * topology.count)
+
+
+# What takes longest to compile comes first, so that no thread is left with it,
+# and what needs most, where a plan ends with what does not fit.
+_LONGEST = ('update', 'decode', 'reference', 'old', 'prefill')
+
+
+def _rows(stages: Sequence[programs_lib.Stage], topology: chips.Topology,
+          until: float, note: Note, job: dict[str, Any],
+          ) -> dict[tuple[str, str], dict[str, Any]]:
+  """{(stage, program): its row of the plan}."""
+  todo = sorted(
+      ((stage, program) for stage in stages for program in stage.programs),
+      key=lambda item: _LONGEST.index(item[1].name))
+  beside = {stage.name: held(stage) for stage in stages}
+  ended = threading.Event()
+
+  def one(item):
+    stage, program = item
+    if ended.is_set():
+      return None
+    began = time.perf_counter()
+    row = _program(program, beside[stage.name], topology, dict(
+        job, stage=stage.name, program=program.name))
+    if row['spare'] < until:
+      ended.set()
+    row['plan_seconds'] = time.perf_counter() - began
+    if row['compiled']:
+      note(f'{stage.name} {program.name}: {row["plan_seconds"]:.0f} s')
+    return (stage.name, program.name), row
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    made = list(pool.map(
-        lambda program: _program(program, held, topology, note, stage.name),
-        stage.programs))
-  programs = {program.name: one for program, one in zip(stage.programs, made)}
+    return dict(filter(None, pool.map(one, todo)))
+
+
+def held(stage: programs_lib.Stage) -> dict[str, int]:
+  return {name: shapes.bytes_on_one(tree)
+          for name, tree in stage.held.items()}
+
+
+def _stage(stage: programs_lib.Stage, rows: dict[tuple[str, str], Any],
+           topology: chips.Topology) -> dict[str, Any]:
+  programs = {program.name: rows[stage.name, program.name]
+              for program in stage.programs
+              if (stage.name, program.name) in rows}
   seconds = {name: one['seconds']['step'] for name, one in programs.items()}
   step = sum(seconds.values())
   rate = topology.count * topology.chip.flops
   return {
-      'kind': stage.kind, 'held': held, 'programs': programs,
+      'kind': stage.kind, 'held': held(stage), 'programs': programs,
+      'complete': len(programs) == len(stage.programs),
       'step_seconds': step, 'split': {
           name: one / step for name, one in seconds.items()},
-      'tokens': stage.tokens, 'mfu': stage.useful / (step * rate)}
+      'tokens': stage.tokens, 'mfu': stage.useful / (step * rate) if step else 0.0}
 
 
 def _program(program: programs_lib.Program, held: dict[str, int],
-             topology: chips.Topology, note: Note, stage: str,
-             ) -> dict[str, Any]:
+             topology: chips.Topology, job: dict[str, Any]) -> dict[str, Any]:
   """One row of the plan."""
-  began = time.perf_counter()
-  traced = program.trace()
-  # Of one turn of a loop that runs so often, what is around it included.
-  counted = costs.operations(traced.jaxpr, program.trips) / (
-      program.trips * topology.count)
   arguments = {name: shapes.bytes_on_one(tree)
                for name, tree in program.arguments.items()}
   beside = sum(held.get(name, 0) for name in program.resident
                if name not in arguments)
-  formula = sum(program.forward.values()) / topology.count
   row: dict[str, Any] = {
       'arguments_by_formula': arguments, 'beside': beside,
-      'flops': counted, 'flops_by_formula': formula,
+      'flops_by_formula': sum(program.forward.values()) / topology.count,
       'runs': program.runs, 'trips': program.trips}
-  if topology.chip.kind == 'tpu':
-    row |= _compiled(traced, program.trips)
-    note(f'{stage} {program.name}: {time.perf_counter() - began:.0f} s')
-  else:
-    row |= _estimated(program, arguments)
+  row |= (_compiled(job, program, arguments) if topology.chip.kind == 'tpu'
+          else _estimated(program, topology, arguments))
   total = row['needs'] + beside
   spare = 1 - total / topology.chip.memory
-  row |= {'total': total, 'spare': spare, 'fits': spare >= 0,
-          'plan_seconds': time.perf_counter() - began}
+  row |= {'total': total, 'spare': spare, 'fits': spare >= 0}
   if spare < SPARE:
     row['turn'] = _KNOBS[program.name]
   return row | {'seconds': _seconds(row, program, topology)}
 
 
-def _compiled(traced: Any, trips: int) -> dict[str, Any]:
+def _compiled(job: dict[str, Any], program: programs_lib.Program,
+              arguments: dict[str, int]) -> dict[str, Any]:
   """What the compiler says of a program."""
   try:
-    program = traced.lower().compile()
-  except Exception as error:
+    made = worker.decide(job)
+  except worker.Failed as error:
     used = _USED.search(str(error))
     if not used:
-      raise
+      raise RuntimeError(
+          f'plan: {job["stage"]} {job["program"]}: {error}') from error
     return {'needs': float(used[1]) * _UNITS[used[2]], 'compiled': False,
-            'said': used[0], 'moved': None, 'collectives': {}, 'sent': 0.0}
-  memory = program.memory_analysis()
-  moved = hlo.Module(program.as_text()).moved(trips)
-  return {
-      'compiled': True,
-      'arguments': memory.argument_size_in_bytes,
-      'outputs': memory.output_size_in_bytes,
-      'aliased': memory.alias_size_in_bytes,
-      'temporaries': memory.temp_size_in_bytes,
-      'needs': (memory.argument_size_in_bytes + memory.output_size_in_bytes
-                - memory.alias_size_in_bytes + memory.temp_size_in_bytes),
+            'said': used[0], 'flops': sum(program.forward.values()) / (
+                job['topology'].count),
+            'moved': float(sum(arguments.values())), 'collectives': {},
+            'sent': 0.0}
+  memory, trips = made.memory, program.trips
+  moved = traffic.moved(hlo.Module(made.text), trips)
+  return memory | {
+      'compiled': True, 'flops': made.flops,
+      'needs': (memory['arguments'] + memory['outputs'] - memory['aliased']
+                + memory['temporaries']),
       'moved': moved.bytes / trips, 'sent': moved.sent / trips,
       'collectives': {
           kind: {'count': count / trips, 'bytes': sent / trips}
           for kind, (count, sent) in moved.collectives.items()}}
 
 
-def _estimated(program: programs_lib.Program, arguments: dict[str, int],
-               ) -> dict[str, Any]:
+def _estimated(program: programs_lib.Program, topology: chips.Topology,
+               arguments: dict[str, int]) -> dict[str, Any]:
   """By formula: every argument is read once, and nothing else is held."""
   needs = sum(arguments.values())
   return {'compiled': False, 'needs': needs, 'moved': float(needs),
+          'flops': _operations(program.trace(), program, topology),
           'collectives': {}, 'sent': 0.0}
 
 
@@ -215,44 +252,8 @@ def _seconds(row: dict[str, Any], program: programs_lib.Program,
   its best and all at once."""
   chip = topology.chip
   parts = {'compute': row['flops'] / chip.flops,
-           'memory': (row['moved'] or 0.0) / chip.bandwidth,
+           'memory': row['moved'] / chip.bandwidth,
            'links': row['sent'] / chip.link}
   times = program.runs * program.trips
   return {name: times * one for name, one in parts.items()} | {
       'step': times * max(parts.values())}
-
-
-def smallest(config: resolve.Section, names: tuple[str, ...], *,
-             stages: Sequence[str] | None = None,
-             note: Note = _silent) -> list[dict[str, Any]]:
-  """Plans on ever larger slices, the last of which fits with some to spare.
-
-  On each with the smallest mesh.tensor with which the batch divides and the
-  arguments fit by formula, then with larger ones. What does not fit by formula
-  is not compiled.
-
-  Raises:
-    ValueError: not on one of them.
-  """
-  tried, refused = [], []
-  for topology in chips.slices(names):
-    for tensor in _TENSOR:
-      where = f'{topology.name}, mesh.tensor={tensor}'
-      try:
-        spare = _by_formula(config, topology, tensor, stages)
-      except ValueError as error:
-        refused.append(f'{where}: {error}')
-        continue
-      if spare < SPARE:
-        refused.append(f'{where}: arguments alone leave {spare:+.0%}')
-        note(refused[-1])
-        continue
-      tried.append(plan(config, topology, tensor=tensor, stages=stages,
-                        note=note))
-      note(f'{where}: {tried[-1]["spare"]:+.0%} of its memory to spare')
-      if tried[-1]['spare'] >= SPARE:
-        return tried
-  if not tried:
-    raise ValueError('plan: none of the listed slices will do.\n  '
-                     + '\n  '.join(refused[-8:]))
-  return tried

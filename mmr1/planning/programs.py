@@ -178,7 +178,8 @@ def _rl(config: Any, name: str, policy: forward.Policy, params: Any) -> Stage:
       policy, section, params, section.steps * updates)
   # The old pass reads the parameters of the state itself.
   held = {'state': state, 'moments': state.replace(params={})}
-  found = list(_sampling(config, section, policy, params))
+  found, unread = _sampling(config, section, policy, params)
+  held |= unread
   tree = policy.module.config
   whole = costs.forward(tree, make.work(n, g, t, n * g * t))
   block = make.block(n, g, t)
@@ -232,8 +233,9 @@ def _rl(config: Any, name: str, policy: forward.Policy, params: Any) -> Stage:
 
 
 def _sampling(config: Any, section: Any, policy: forward.Policy, params: Any,
-              ) -> list[Program]:
-  """Prefill, and decode with the largest cache."""
+              ) -> tuple[list[Program], dict[str, Any]]:
+  """Prefill, decode with the largest cache; what of the weights one of them
+  does not read, which is there all the same."""
   sampler = publish.make(config.sampler, policy)
   make = shapes_lib.Shapes(sampler.policy, config.data)
   n, g, t = (section.prompts_per_step, section.samples_per_prompt,
@@ -273,15 +275,26 @@ def _sampling(config: Any, section: Any, policy: forward.Policy, params: Any,
   count = shards * shape.rows
   token = costs.forward(c, costs.Work(
       prompts=count, group=1, length=1, prompt=0, patches=0, head=count))
-  token['scores'] = (4 * c.heads * c.head_width * c.depth * count
-                     * (make.prompt + shape.size))
+  # Rows of a prompt ask its keys together, in as many seats as it may have.
+  seats = count if schedule.whole else nobody.prompts.size * g
+  token['scores'] = 4 * c.heads * c.head_width * c.depth * (
+      seats * make.prompt + count * shape.size)
   waves = math.ceil(n * g / count)
-  return [
+  head = {'head': published['language'].get('head', {})}
+  tower = {'tower': published.get('visual', {})}
+  found = [
       Program('prefill', lambda: programs.prefill.trace(
           own, decoder, published, prompts, key, group=g),
-              {'published': published, 'prompts': prompts}, 1, 1, prefill,
-              ('state', 'reference')),
+              {'published': _without(published, 'head'), 'prompts': prompts},
+              1, 1, prefill, ('state', 'reference', 'head')),
       Program('decode', lambda: programs.decode.trace(*arguments),
-              {'published': read, 'prefix': asked, 'cache': kept.cache,
-               'found': kept.found}, waves, t, token,
-              ('state', 'reference', 'prompts'))]
+              {'published': {**read, 'visual': {}}, 'prefix': asked,
+               'cache': kept.cache, 'found': kept.found}, waves, t, token,
+              ('state', 'reference', 'prompts', 'tower'))]
+  return found, head | tower
+
+
+def _without(params: Any, leaf: str) -> Any:
+  """Parameters but for one of the decoder's."""
+  return {**params, 'language': {
+      name: x for name, x in params['language'].items() if name != leaf}}

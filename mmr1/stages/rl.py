@@ -66,17 +66,25 @@ class Judged(NamedTuple):
 
 
 class Trainer:
-  """The state of one rl stage around its jitted parts."""
+  """The state of one rl stage around its jitted parts.
+
+  Attributes:
+    plan: the stage's functions.
+    learner: makes the updates.
+    rollouts: makes what they read.
+    start: where the stage starts.
+    clock: of the phases.
+  """
 
   def __init__(
       self, ctx: context.Context, stage: str, section: Any,
       plan: rl_setup.Plan):
     self._ctx, self._stage = ctx, stage
-    self._section, self._plan = section, plan
+    self._section, self.plan = section, plan
     self._layout = ctx.policy.layout
-    self._learner = learner(ctx, stage, section)
-    self.start, self.clock = self._learner.start, self._learner.clock
-    self._rollouts = rollouts_lib.Rollouts(
+    self.learner = learner(ctx, stage, section)
+    self.start, self.clock = self.learner.start, self.learner.clock
+    self.rollouts = rollouts_lib.Rollouts(
         ctx, stage, section, plan, self.clock)
     self._host_state: dict[str, Any] = {
         'combine': {}, 'select': {}, 'hooks': {}}
@@ -85,17 +93,17 @@ class Trainer:
   # Host state that belongs to a checkpoint.
 
   def state(self) -> dict[str, Any]:
-    return {**self._rollouts.state(), 'host': self._host_state,
+    return {**self.rollouts.state(), 'host': self._host_state,
             'last_metrics': _numbers(self._last_metrics)}
 
   def arrays(self) -> dict[str, jax.Array]:
-    return self._rollouts.arrays()
+    return self.rollouts.arrays()
 
   def take_back(self, arrays: Mapping[str, jax.Array]) -> None:
-    self._rollouts.take_back(arrays)
+    self.rollouts.take_back(arrays)
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    self._rollouts.restore(state)
+    self.rollouts.restore(state)
     self._host_state = state['host']
     self._last_metrics = state['last_metrics']
 
@@ -103,11 +111,11 @@ class Trainer:
 
   def step(self, state: types.TrainState, k: int) -> loop.Step:
     """One rollout and its updates."""
-    made = self._rollouts.next(state, k)
-    judged = self._judge(made, k)
-    knobs = self._knobs(judged, k)
-    block = self._assemble(made, judged, knobs, state)
-    state, metrics = self._learner.update(state, (block,), knobs, k)
+    made = self.rollouts.next(state, k)
+    judged = self.judge(made, k)
+    knobs = self.knobs(judged, k)
+    block = self.assemble(made, judged, knobs, state)
+    state, metrics = self.learner.update(state, (block,), knobs, k)
     metrics = {**metrics, **self._report(made, judged, k)}
     self._last_metrics = metrics
     return loop.Step(
@@ -116,11 +124,11 @@ class Trainer:
         tokens=int(made.host.lengths.sum()), times=self.clock.take())
 
   @phases.phase('score')
-  def _judge(self, made: rollouts_lib.Made, k: int) -> Judged:
+  def judge(self, made: rollouts_lib.Made, k: int) -> Judged:
     """score, combine, advantage, select."""
-    plan, section, host = self._plan, self._section, made.host
+    plan, section, host = self.plan, self._section, made.host
     n, g = section.prompts_per_step, section.samples_per_prompt
-    scored = self._rollouts.scored(made)
+    scored = self.rollouts.scored(made)
     if scored.failures:
       first = scored.failures[0]
       self._ctx.logger.warn(
@@ -147,25 +155,25 @@ class Trainer:
     keep = keep & ~np.isnan(rewards).all(-1)
     return Judged(made.samples, scored, rewards, advantage, keep, counts)
 
-  def _knobs(self, judged: Judged, k: int) -> dict[str, Any]:
+  def knobs(self, judged: Judged, k: int) -> dict[str, Any]:
     """This step's numbers, after the hooks."""
-    knobs = dict(self._plan.objective.knobs)
-    last = _numbers(self._last_metrics) if self._plan.hooks else {}
-    for name, hook in self._plan.hooks.items():
+    knobs = dict(self.plan.objective.knobs)
+    last = _numbers(self._last_metrics) if self.plan.hooks else {}
+    for name, hook in self.plan.hooks.items():
       state = self._host_state['hooks'].get(name, {})
       knobs, self._host_state['hooks'][name] = hook(
           knobs, state, judged.scored.named(), last, k)
-    knobs['temperature'] = self._plan.temperature
+    knobs['temperature'] = self.plan.temperature
     return training.traced(knobs)
 
-  def _assemble(self, made: rollouts_lib.Made, judged: Judged,
+  def assemble(self, made: rollouts_lib.Made, judged: Judged,
                 knobs: Mapping[str, Any], state: types.TrainState,
                 ) -> types.Block:
     """The block of this step; old and reference log-probs where needed."""
     rollout = made.rollout
     mask, advantage = self._layout.spread(
         (made.host.sampled & judged.keep[..., None], judged.advantage))
-    return self._learner.scored(state, types.Block(
+    return self.learner.scored(state, types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
         advantage=advantage, extra={'sampler_logp': rollout.logp}), knobs)
 
@@ -189,7 +197,7 @@ class Trainer:
         'response_length/mean': lengths.mean(),
         'response_length/max': lengths.max(),
         'response_length/clip_frac': np.mean((lengths >= cap) & ~done),
-        'data/broken': self._rollouts.broken,
+        'data/broken': self.rollouts.broken,
         'sampler/staleness': k - made.at,
     }
 

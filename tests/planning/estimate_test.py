@@ -44,7 +44,7 @@ def test_sizes_are_the_published_ones(scale, parameters):
 def test_a_gpu_by_formula():
   """A 7B on 8 x 80 GB: float32 parameters and two moments in 8 parts are 12
   bytes each, the reference 2; what arguments come to is in the plan."""
-  made = estimate.plan(config(), chips.topology('h100:8'),
+  made = estimate.plan(config(sampler__rows=None), chips.topology('h100:8'),
                        stages=('think_short',))
   stage = made['stages']['think_short']
   count = 8_292_166_656
@@ -73,6 +73,7 @@ def test_rows_at_a_time_bound_the_cache():
   assert decode['arguments_by_formula']['cache'] == (
       64 * (4096 + 256) * 2 * 28 * 4 * 128 * 2)
   assert decode['runs'] == math.ceil(512 * 16 / 512)
+  assert decode['flops'] == pytest.approx(decode['flops_by_formula'], rel=.02)
 
 
 @pytest.mark.parametrize('changes, topology, said', [

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mmr1.planning import hlo
+from mmr1.planning import traffic
 
 # A loop of 7 turns: a slice [4] of a stack [7, 4], gathered from 2 devices,
 # added to a carry.
@@ -46,7 +47,7 @@ ENTRY %main (a: (s32[], f32[8], f32[7,4])) -> f32[8] {
 def test_a_loop_counts_as_often_as_it_runs():
   """Per turn: the fusion reads a slice of 4 and a carry of 8 and an index,
   writes 8 (16 + 32 + 4 + 32 bytes); the slice 2 * 16; the gather 16 + 32."""
-  moved = hlo.Module(TEXT).moved()
+  moved = traffic.moved(hlo.Module(TEXT))
   assert moved.bytes == 7 * ((16 + 4 + 32 + 32) + 2 * 16 + (16 + 32))
   # 16 bytes to the one other device of the group, 7 times.
   assert moved.collectives == {'all-gather': (7, 7 * 16)}
@@ -56,8 +57,62 @@ def test_a_loop_counts_as_often_as_it_runs():
 def test_a_loop_of_unknown_length_is_told():
   text = TEXT.replace(', backend_config={"known_trip_count":{"n":"7"}}', '')
   module = hlo.Module(text)
-  assert module.moved().unknown_loops == 1
-  assert module.moved(trips=5).bytes == 5 * module.moved().bytes
+  assert traffic.moved(module).unknown_loops == 1
+  assert traffic.moved(module, trips=5).bytes == 5 * traffic.moved(module).bytes
+
+
+def test_the_bound_of_a_loop_is_read_from_its_condition():
+  """What TPU programs have: i < 7 in the condition, also inside of a fusion."""
+  text = TEXT.replace(', backend_config={"known_trip_count":{"n":"7"}}', '')
+  plain = text.replace('ROOT %less = pred[] constant(true)', '''%j = s32[] get-tuple-element(%c.1), index=0
+  %n = s32[] constant(7)
+  ROOT %less = pred[] compare(%j, %n), direction=LT''')
+  fused = text.replace('ROOT %less = pred[] constant(true)', '''%j = s32[] get-tuple-element(%c.1), index=0
+  %n = s32[] constant(7)
+  ROOT %less = pred[] fusion(%n, %j), kind=kLoop, calls=%below''').replace(
+      '%cond (c', '''%below (p: s32[], q: s32[]) -> pred[] {
+  %p = s32[] parameter(0)
+  %q = s32[] parameter(1)
+  ROOT %lt = pred[] compare(%q, %p), direction=LT
+}
+
+%cond (c''')
+  for one in (plain, fused):
+    found = traffic.moved(hlo.Module(one))
+    assert found.unknown_loops == 0
+    assert found.collectives == {'all-gather': (7, 7 * 16)}
+  other = hlo.Module(plain.replace('direction=LT', 'direction=NE'))
+  assert traffic.moved(other).unknown_loops == 1
+
+
+def test_a_slice_is_cut_out_two_fusions_deep():
+  """A product that takes a layer of a stack: 4 of 28 values are read."""
+  text = '''
+%cut (s: f32[7,4], i: s32[]) -> f32[4] {
+  %s = f32[7,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %d = f32[1,4]{1,0} dynamic-slice(%s, %i, %z), dynamic_slice_sizes={1,4}
+  ROOT %b = f32[4]{0} bitcast(%d)
+}
+
+%product (s.1: f32[7,4], i.1: s32[], x: f32[4]) -> f32[4] {
+  %s.1 = f32[7,4]{1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  %x = f32[4]{0} parameter(2)
+  %layer = f32[4]{0} fusion(%s.1, %i.1), kind=kLoop, calls=%cut
+  ROOT %y = f32[4]{0} multiply(%layer, %x)
+}
+
+ENTRY %main (a: f32[7,4], b: s32[], c: f32[4]) -> f32[4] {
+  %a = f32[7,4]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[4]{0:T(128)S(1)} parameter(2)
+  ROOT %r = f32[4]{0} fusion(%a, %b, %c), kind=kOutput, calls=%product
+}
+'''
+  # The slice, the index, the result; c is on the chip.
+  assert traffic.moved(hlo.Module(text)).bytes == 16 + 4 + 16
 
 
 def test_shapes():
@@ -78,7 +133,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {{
   ROOT %r = f32[8]{{0}} {opcode}(%a), replica_groups={{{{0,1}},{{2,3}}}}, to_apply=%x
 }}
 '''
-  assert hlo.Module(text).moved().collectives == {kind: (1, sent)}
+  assert traffic.moved(hlo.Module(text)).collectives == {kind: (1, sent)}
 
 
 def test_a_real_program():
@@ -88,7 +143,7 @@ def test_a_real_program():
     return jax.lax.scan(lambda x, w: (x @ w, None), x, stack)[0]
   arguments = jnp.ones((8, 8)), jnp.ones((5, 8, 8))
   program = jax.jit(run).lower(*arguments).compile()
-  moved = hlo.Module(program.as_text()).moved()
+  moved = traffic.moved(hlo.Module(program.as_text()))
   matrix = 8 * 8 * 4
   assert 5 * 3 * matrix <= moved.bytes < 5 * 9 * matrix
   assert not moved.collectives and not moved.unknown_loops

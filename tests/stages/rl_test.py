@@ -172,7 +172,7 @@ def test_all_truncated_under_drop_truncated(trainer):
 
 def choose(one, fn):
   """Replaces the select function of a trainer."""
-  one._plan = dataclasses.replace(one._plan, select=fn)
+  one.plan = dataclasses.replace(one.plan, select=fn)
 
 
 def test_reward_calls_that_fail_are_named(trainer):
@@ -210,7 +210,7 @@ def test_m27_select_and_minibatches_draw_different_numbers(trainer):
     used.append(int(batch[0].prompts.uid[0]))
     return state, {'update/skipped': 0}
   choose(one, select)
-  one._learner._train_step = update
+  one.learner._train_step = update
   orders = []
   for k in range(3):
     used.clear()
@@ -236,8 +236,8 @@ def test_the_reference_is_where_the_stage_starts(trainer):
       0.1 * metrics[1]['kl'], rel=1e-4)
   assert blocks[0].ref is not None
   # Without a kl term there is no reference.
-  assert one._learner._reference is not None
-  assert trainer()._learner._reference is None
+  assert one.learner._reference is not None
+  assert trainer().learner._reference is None
 
 
 def test_m24_what_is_logged_is_what_was_used(trainer):
@@ -276,7 +276,7 @@ def report(rewards):
   rewards = np.asarray(rewards, np.float64)
   one = types.SimpleNamespace(
       _section=types.SimpleNamespace(max_new_tokens=8),
-      _rollouts=types.SimpleNamespace(broken=0))
+      rollouts=types.SimpleNamespace(broken=0))
   made = types.SimpleNamespace(at=0, host=types.SimpleNamespace(
       lengths=np.full(rewards.shape[:2], 3),
       done=np.ones(rewards.shape[:2], bool)))
@@ -351,12 +351,12 @@ def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
       length_buckets=(5,),
       chunks_per_minibatch=2, steps=20, optimizer__lr=1e-3,
       optimizer__warmup_steps=12)
-  base, state, rows, blocks = one._plan, one.start.state, [], []
+  base, state, rows, blocks = one.plan, one.start.state, [], []
 
   def step(knobs=(), **sampling):
     nonlocal state
     temperature = sampling.get('temperature', 1.0)
-    one._plan = one._rollouts._plan = dataclasses.replace(
+    one.plan = one.rollouts.plan = dataclasses.replace(
         base, temperature=temperature,
         sampling=base.sampling.replace(**{
             name: np.asarray(value, getattr(base.sampling, name).dtype)
@@ -372,7 +372,7 @@ def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
   step()
   step(temperature=0.5)  # from here on the state is a program's
   counter, programs = compiles.CompileCounter(), [
-      one._learner._train_step._cache_size(), learner.log_probs._cache_size()]
+      one.learner._train_step._cache_size(), learner.log_probs._cache_size()]
   assert step(temperature=0.1)['entropy'] < step(temperature=2.0)['entropy']
   for single in (dict(top_k=1), dict(top_p=1e-6)):  # one candidate is left
     step(**single)
@@ -387,7 +387,7 @@ def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
   step({'policy/eps_low': 0.1, 'policy/eps_high': 5.0})
   counter.close()
   assert counter.count == 0
-  assert programs == [one._learner._train_step._cache_size(),
+  assert programs == [one.learner._train_step._cache_size(),
                       learner.log_probs._cache_size()]
   # The learning rate was another one in each step of the warm-up.
   assert len({float(row['lr']) for row in rows}) == 12
@@ -477,8 +477,8 @@ def test_m15_staleness_goes_on_with_what_waits(trainer, tmp_path):
 def test_staleness_scores_while_the_next_is_sampled(trainer):
   """The rewards of step 0 are not there before step 1 was sampled."""
   one = trainer(old='sampler', staleness=1)
-  rollouts, order = one._rollouts, []
-  sample, call = rollouts._sample, rollouts._plan.scorer.call
+  rollouts, order = one.rollouts, []
+  sample, call = rollouts.sample, rollouts.plan.scorer.call
   sampled = threading.Event()
 
   def slow(*args):
@@ -492,7 +492,7 @@ def test_staleness_scores_while_the_next_is_sampled(trainer):
     if k == 1:
       sampled.set()
     return made
-  rollouts._sample, rollouts._plan.scorer.call = seen, slow
+  rollouts.sample, rollouts.plan.scorer.call = seen, slow
   one.step(one.start.state, 0)
   assert order[:2] == ['sample 0', 'sample 1'] and order[2] == 'score'
 
