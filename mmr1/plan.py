@@ -24,6 +24,8 @@ from typing import Any
 # jax is imported.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+# Nothing runs on a TPU: a plan may be made beside another one.
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 
 # pylint: disable=g-import-not-at-top
 from absl import flags
@@ -122,6 +124,8 @@ def main(argv: list[str]) -> None:
   try:
     config = resolve.finalise(
         _CONFIG.value, config_flags.get_override_values(_FLAGS['config']))
+    if _FLAGS.json:  # before minutes of work
+      pathlib.Path(_FLAGS.json).parent.mkdir(parents=True, exist_ok=True)
     kw = dict(stages=_FLAGS.stages, note=note)
     if _FLAGS.topology == 'auto':
       tried = search.smallest(config, tuple(_FLAGS.chips), **kw)

@@ -38,7 +38,7 @@ def test_rows_of_all_stages():
         rl__prompts_per_step=16, rl__minibatches_per_step=4,
         rl__old='recompute')),
     ('cold_start.rows_per_step: 20 prompts', dict(
-        rl__prompts_per_step=16, sft__rows_per_step=20))])
+        rl__prompts_per_step=16, cold_start__rows_per_step=20))])
 def test_what_does_not_divide_is_named(key, flat):
   made = config(mesh__data=1, mesh__fsdp=8, **flat)
   with pytest.raises(ValueError) as error:

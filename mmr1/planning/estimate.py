@@ -69,8 +69,7 @@ def devices(topology: chips.Topology, slices: int = 1) -> list[Any]:
     raise ValueError(
         f'plan: no TPU compiler for {topology.name}: {error}. It comes with '
         '`pip install libtpu` (the version that your jax asks for: '
-        '`pip install "jax[tpu]"`); only one process can use it at a time.'
-    ) from error
+        '`pip install "jax[tpu]"`).') from error
 
 
 def plan(config: resolve.Section, topology: chips.Topology, *,
