@@ -137,7 +137,8 @@ def main(argv: list[str]) -> None:
     sys.exit(f'mmr1: {error}')
   show(tried[-1], console)
   if _FLAGS.topology == 'auto' and tried[-1]['spare'] < estimate.SPARE:
-    console.print('None listed fits with some to spare; the largest is shown.')
+    console.print('None listed fits with some to spare; shown is what leaves '
+                  'most.')
   if _FLAGS.json:
     pathlib.Path(_FLAGS.json).write_text(json.dumps(tried[-1], indent=1) + '\n')
 

@@ -18,12 +18,11 @@ FLOORS = (
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
      'hooks'),
     # F2
-    ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim', 'checkpoint', 'workdir', 'log', 'progress',
-     'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
+    ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
+     'checkpoint', 'stored', 'workdir', 'log', 'progress', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
-     'watchdog',
-     'recording'),
+     'watchdog', 'recording', 'rollouts'),
     # F3
     ('papers',),
     # F4

@@ -45,25 +45,14 @@ def with_adapters(params):
           x.shape) / 8 if path[-1].key == lora.B else x, params)
 
 
-def run_on(sizes, layers, steps=2):
-  """On this mesh: {what: value}, arrays as numpy."""
+def sampled_on(policy, params, prompts, nobody):
+  """{what: value} of the sampler."""
   from configs import common
   from mmr1 import compiles
-  from mmr1 import optim
-  from mmr1 import training
-  from mmr1 import types
   from mmr1.sampling import keys
   from mmr1.sampling import publish
   from mmr1.sampling import sample
   from tests import small
-  count = math.prod(sizes.values())
-  layout = sharding.over(jax.devices()[:count], **sizes)
-  policy = small.policy(depth=1, layout=layout, layers=layers, remat='layer')
-  params = layout.own(small.params(depth=1))
-  prompts = layout.spread(small.prompts(
-      [small.MIXED[i % 4] for i in range(8)], uid=range(8)))
-  nobody = layout.spread(small.prompts([([], [], [])] * 8))
-  block = layout.spread(small.block(prompts, 2, 4))
   sampler = publish.Sampler(policy, sample.Decoding())
 
   def rollout(batch, step, cap=4, **decoding):
@@ -83,12 +72,35 @@ def run_on(sizes, layers, steps=2):
   counter.close()
   # Weights in other parts than in training, and prompts over the rest.
   section = common.get_base().sampler
-  section.tensor = min(4, count)
+  section.tensor = min(4, policy.layout.mesh.size)
   moved = publish.make(section, policy)
   published = moved.publish(params)
   other = moved(published, prompts, keys.step_key(0, 1, 2),
                 sample.knobs(max_new_tokens=4), jnp.int32(0), group=2,
                 length=4)
+  return dict(
+      tokens=plain.completions.tokens, logp=plain.logp,
+      sampled=parts(plain.logp), refilled=refilled.completions.tokens,
+      recompiled=counter.count, moved=other.completions.tokens,
+      published=parts(trees.named(published)[GATE]),
+      like=other.logp.sharding.is_equivalent_to(plain.logp.sharding, 3))
+
+
+def run_on(sizes, layers, steps=2):
+  """On this mesh: {what: value}, arrays as numpy."""
+  from mmr1 import optim
+  from mmr1 import training
+  from mmr1 import types
+  from tests import small
+  count = math.prod(sizes.values())
+  layout = sharding.over(jax.devices()[:count], **sizes)
+  policy = small.policy(depth=1, layout=layout, layers=layers, remat='layer')
+  params = layout.own(small.params(depth=1))
+  prompts = layout.spread(small.prompts(
+      [small.MIXED[i % 4] for i in range(8)], uid=range(8)))
+  nobody = layout.spread(small.prompts([([], [], [])] * 8))
+  block = layout.spread(small.block(prompts, 2, 4))
+  sampled = sampled_on(policy, params, prompts, nobody)
   grads, metrics = small.gradient(params, (block,), policy_=policy)
   chunked, _ = small.gradient(params, (block,), policy_=policy, chunks=2)
   adapted = None
@@ -109,15 +121,9 @@ def run_on(sizes, layers, steps=2):
   patches = prompts.media['vision'].patches
   return jax.tree.map(
       lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, dict(
-          tokens=plain.completions.tokens, logp=plain.logp,
-          moved=other.completions.tokens,
-          published=parts(trees.named(published)[GATE]),
-          like=other.logp.sharding.is_equivalent_to(
-              plain.logp.sharding, 3),
-          refilled=refilled.completions.tokens, recompiled=counter.count,
-          grads=grads, chunked=chunked, adapted=adapted, metrics=metrics, updated=more,
-          params=state.params['policy'],
-          patches=parts(patches), sampled=parts(plain.logp),
+          sampled, grads=grads, chunked=chunked, adapted=adapted,
+          metrics=metrics, updated=more, params=state.params['policy'],
+          patches=parts(patches),
           stored={name: parts(x) for name, x in named.items()
                   if x.size > 1 and parts(x) < 1},
           aliased=program.memory_analysis().alias_size_in_bytes))

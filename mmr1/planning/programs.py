@@ -176,10 +176,9 @@ def _rl(config: Any, name: str, policy: forward.Policy, params: Any) -> Stage:
   objective = rl_setup.objective_of(section, name, config)
   state, optimizer = state_of(
       policy, section, params, section.steps * updates)
-  # The old pass reads the parameters of the state itself.
-  held = {'state': state, 'moments': state.replace(params={})}
   found, unread = _sampling(config, section, policy, params)
-  held |= unread
+  # The old pass reads the parameters of the state itself.
+  held = {'state': state, 'moments': state.replace(params={}), **unread}
   tree = policy.module.config
   whole = costs.forward(tree, make.work(n, g, t, n * g * t))
   block = make.block(n, g, t)

@@ -18,12 +18,14 @@ def smallest(config: resolve.Section, names: tuple[str, ...], *,
 
   On each with the smallest mesh.tensor with which the batch divides and the
   arguments fit by formula, then with larger ones. What does not fit by formula
-  is not compiled.
+  is not compiled, and a plan ends with the first program that leaves too
+  little. If none leaves enough, the last is a whole plan of the one that
+  leaves most, whether it fits or not.
 
   Raises:
     ValueError: not on one of them.
   """
-  tried, refused = [], []
+  tried, refused, best = [], [], None
   for topology in chips.slices(names):
     for tensor in _TENSOR:
       where = f'{topology.name}, mesh.tensor={tensor}'
@@ -33,19 +35,24 @@ def smallest(config: resolve.Section, names: tuple[str, ...], *,
         refused.append(f'{where}: {error}')
         continue
       if spare < estimate.SPARE:
-        refused.append(f'{where}: arguments alone leave {spare:+.0%}')
+        missing = (estimate.SPARE - spare) * topology.chip.memory
+        refused.append(f'{where}: arguments alone leave {spare:+.0%}, '
+                       f'{missing / 1e9:.1f} GB too little')
         note(refused[-1])
         continue
+      kw = dict(tensor=tensor, stages=stages, note=note)
       tried.append(estimate.plan(
-          config, topology, tensor=tensor, stages=stages, until=estimate.SPARE,
-          note=note))
+          config, topology, until=estimate.SPARE, **kw))
+      if best is None or tried[-1]['spare'] > best[0]:
+        best = tried[-1]['spare'], topology, kw
       note(f'{where}: {tried[-1]["spare"]:+.0%} of its memory to spare')
       if tried[-1]['spare'] >= estimate.SPARE:
         return tried
   if not tried:
     raise ValueError('plan: none of the listed slices will do.\n  '
                      + '\n  '.join(refused[-8:]))
-  return tried
+  _, topology, kw = best
+  return [*tried, estimate.plan(config, topology, **kw)]
 
 
 def _by_formula(config, topology, tensor, stages) -> float:

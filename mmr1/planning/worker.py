@@ -7,7 +7,7 @@ in between (`--xla_dump_to`). So each program is compiled in a process of its
 own, which is ended when they are there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import os
 import pathlib
@@ -25,8 +25,8 @@ _ASSIGNED = 'after_optimizations-buffer-assignment.txt'
 # The last file before machine code: those before it are whole.
 _DECIDED = 'after_optimizations_after_buffer_assignment.txt'
 _POLL_S, _LIMIT_S = 0.1, 1800
-_MAIN = ('import sys; from mmr1.planning import worker; '
-         'worker.work(sys.argv[1])')
+_MAIN = ('import sys; from mmr1.planning import estimate, worker; '
+         'worker.work(sys.argv[1], estimate.traced)')
 
 
 class Decided(NamedTuple):
@@ -50,7 +50,7 @@ def decide(job: Mapping[str, Any]) -> Decided:
   """Compiles a program in a process of its own.
 
   Args:
-    job: what `estimate.traced` takes.
+    job: keywords of `estimate.traced`.
 
   Raises:
     Failed: it cannot be compiled.
@@ -142,13 +142,16 @@ def memory(text: str) -> dict[str, int]:
   return found
 
 
-def work(name: str) -> None:
-  """The other process: traces, and compiles until it is ended."""
+def work(name: str, trace: Callable[..., tuple[Any, float]]) -> None:
+  """The other process: traces, and compiles until it is ended.
+
+  Args:
+    name: of the folder with the job.
+    trace: (**job) -> the traced program, its operations.
+  """
   folder = pathlib.Path(name)
-  from mmr1.planning import estimate  # pylint: disable=g-import-not-at-top
   try:
-    traced, flops = estimate.traced(
-        **pickle.loads((folder / _JOB).read_bytes()))
+    traced, flops = trace(**pickle.loads((folder / _JOB).read_bytes()))
     lowered = traced.lower()
     (folder / _TRACED).write_text(json.dumps({'flops': flops}))
     lowered.compile()
