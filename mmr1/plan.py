@@ -14,6 +14,7 @@ the smallest of --chips that fits; gpu:8, h200:1 and cpu are estimates without
 compiling, by formula.
 """
 
+from importlib import metadata
 import json
 import os
 import pathlib
@@ -115,6 +116,18 @@ def _show_stage(name: str, stage: dict[str, Any],
       f'at the cap: {split}; MFU {stage["mfu"]:.0%} at most')
 
 
+def _origin(argv: list[str]) -> dict[str, Any]:
+  """The command, and the versions that a plan depends on."""
+  versions = {}
+  for name in ('jax', 'libtpu'):
+    try:
+      versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      versions[name] = None
+  return {'command': ' '.join(['python -m mmr1.plan', *argv[1:]]),
+          'versions': versions}
+
+
 def main(argv: list[str]) -> None:
   if not main_lib.own_flags(_FLAGS, argv, __doc__, {
       'config': 'file', 'topology': 'v5p:4x4x4'}):
@@ -140,7 +153,8 @@ def main(argv: list[str]) -> None:
     console.print('None listed fits with some to spare; shown is what leaves '
                   'most.')
   if _FLAGS.json:
-    pathlib.Path(_FLAGS.json).write_text(json.dumps(tried[-1], indent=1) + '\n')
+    pathlib.Path(_FLAGS.json).write_text(json.dumps(
+        {**_origin(argv), **tried[-1]}, indent=1) + '\n')
 
 
 if __name__ == '__main__':
