@@ -23,7 +23,10 @@ from mmr1.planning import worker
 
 Note = Callable[[str], None]
 SPARE = 0.1  # of the memory, that a plan leaves
-_USED = re.compile(r'Used ([\d.]+)([GMK]) of ([\d.]+)([GMK]) hbm')
+# What the compiler says where there is no room: of everything, or of what is
+# besides arguments.
+_USED = re.compile(r'Used ([\d.]+)([GMK]) of [\d.]+[GMK] hbm')
+_TEMPORARIES = re.compile(r'HLO temporaries \(([\d.]+)([GMK])\) exceeds')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 # What to turn if a program does not fit.
 _KNOBS = {
@@ -215,13 +218,12 @@ def _compiled(job: dict[str, Any], program: programs_lib.Program,
   try:
     made = worker.decide(job)
   except worker.Failed as error:
-    used = _USED.search(str(error))
-    if not used:
+    needs = no_room(str(error), sum(arguments.values()))
+    if needs is None:
       raise RuntimeError(
           f'plan: {job["stage"]} {job["program"]}: {error}') from error
-    return {'needs': float(used[1]) * _UNITS[used[2]], 'compiled': False,
-            'said': used[0], 'flops': sum(program.forward.values()) / (
-                job['topology'].count),
+    return {'needs': needs, 'compiled': False, 'said': str(error)[:200],
+            'flops': sum(program.forward.values()) / job['topology'].count,
             'moved': float(sum(arguments.values())), 'collectives': {},
             'sent': 0.0}
   memory, trips = made.memory, program.trips
@@ -234,6 +236,17 @@ def _compiled(job: dict[str, Any], program: programs_lib.Program,
       'collectives': {
           kind: {'count': count / trips, 'bytes': sent / trips}
           for kind, (count, sent) in moved.collectives.items()}}
+
+
+def no_room(said: str, arguments: float) -> float | None:
+  """Bytes that a program needs, if the compiler says that it has no room."""
+  found = _USED.search(said)
+  if found:
+    return float(found[1]) * _UNITS[found[2]]
+  found = _TEMPORARIES.search(said)
+  if found:
+    return float(found[1]) * _UNITS[found[2]] + arguments
+  return None
 
 
 def _estimated(program: programs_lib.Program, topology: chips.Topology,

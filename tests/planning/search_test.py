@@ -60,6 +60,18 @@ def test_if_no_arguments_fit_that_is_said(tried):
   assert '8 does not divide 28 heads' in str(e.value)
 
 
+def test_what_a_compiler_says_where_there_is_no_room():
+  """As libtpu 0.0.42 words it."""
+  assert estimate.no_room(
+      'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in '
+      'memory space hbm. Used 40.50G of 31.25G hbm.', 1e9) == 40.5 * 2**30
+  assert estimate.no_room(
+      'JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total '
+      'memory required for HLO temporaries (98.22G) exceeds available HBM '
+      '(95.74G).', 1e9) == 98.22 * 2**30 + 1e9
+  assert estimate.no_room('INTERNAL: a mistake', 1e9) is None
+
+
 def test_a_plan_ends_with_what_leaves_too_little():
   """Decode of the 7B does not fit 8 GPUs: what comes after is not looked at."""
   c = vision_r1.get_config('qwen2_5_vl_7b')
