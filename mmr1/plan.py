@@ -116,16 +116,19 @@ def _show_stage(name: str, stage: dict[str, Any],
       f'at the cap: {split}; MFU {stage["mfu"]:.0%} at most')
 
 
-def _origin(argv: list[str]) -> dict[str, Any]:
-  """The command, and the versions that a plan depends on."""
+def _keep(argv: list[str], made: dict[str, Any]) -> None:
+  """Writes a plan, its command and the versions that it depends on."""
+  if not _FLAGS.json:
+    return
   versions = {}
   for name in ('jax', 'libtpu'):
     try:
       versions[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
       versions[name] = None
-  return {'command': ' '.join(['python -m mmr1.plan', *argv[1:]]),
-          'versions': versions}
+  pathlib.Path(_FLAGS.json).write_text(json.dumps(
+      {'command': ' '.join(['python -m mmr1.plan', *argv[1:]]),
+       'versions': versions, **made}, indent=1) + '\n')
 
 
 def main(argv: list[str]) -> None:
@@ -145,6 +148,8 @@ def main(argv: list[str]) -> None:
     else:
       tried = [estimate.plan(config, chips.topology(_FLAGS.topology), **kw)]
   except ValueError as error:
+    if isinstance(error, search.NoneWillDo):
+      _keep(argv, {'fits': False, 'refused': error.refused})
     if not main_lib.is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
@@ -152,9 +157,7 @@ def main(argv: list[str]) -> None:
   if _FLAGS.topology == 'auto' and tried[-1]['spare'] < estimate.SPARE:
     console.print('None listed fits with some to spare; shown is what leaves '
                   'most.')
-  if _FLAGS.json:
-    pathlib.Path(_FLAGS.json).write_text(json.dumps(
-        {**_origin(argv), **tried[-1]}, indent=1) + '\n')
+  _keep(argv, tried[-1])
 
 
 if __name__ == '__main__':

@@ -11,6 +11,19 @@ from mmr1.planning import shapes
 _TENSOR = (1, 2, 4, 8)
 
 
+class NoneWillDo(ValueError):
+  """No listed slice holds what is there before anything is computed.
+
+  Attributes:
+    refused: why, slice by slice.
+  """
+
+  def __init__(self, refused: list[str]):
+    super().__init__('plan: none of the listed slices will do.\n  '
+                     + '\n  '.join(refused[-8:]))
+    self.refused = refused
+
+
 def smallest(config: resolve.Section, names: tuple[str, ...], *,
              stages: Sequence[str] | None = None,
              note: estimate.Note = estimate.silent) -> list[dict[str, Any]]:
@@ -23,7 +36,7 @@ def smallest(config: resolve.Section, names: tuple[str, ...], *,
   leaves most, whether it fits or not.
 
   Raises:
-    ValueError: not on one of them.
+    NoneWillDo: the arguments fit on none of them.
   """
   tried, refused, best = [], [], None
   for topology in chips.slices(names):
@@ -49,8 +62,7 @@ def smallest(config: resolve.Section, names: tuple[str, ...], *,
       if tried[-1]['spare'] >= estimate.SPARE:
         return tried
   if not tried:
-    raise ValueError('plan: none of the listed slices will do.\n  '
-                     + '\n  '.join(refused[-8:]))
+    raise NoneWillDo(refused)
   _, topology, kw = best
   return [*tried, estimate.plan(config, topology, **kw)]
 

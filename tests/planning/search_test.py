@@ -1,5 +1,8 @@
 """The search for the smallest slice, and plans that end early."""
 
+import json
+import pathlib
+
 import pytest
 
 from configs import vision_r1
@@ -81,3 +84,20 @@ def test_a_plan_ends_with_what_leaves_too_little():
   stage = made['stages']['think_long']
   assert not made['fits'] and not stage['complete']
   assert 'decode' in stage['programs'] and 'prefill' not in stage['programs']
+
+
+def test_the_file_says_why_none_will_do(monkeypatch, tmp_path):
+  from mmr1 import plan
+
+  def none(config, names, **_):
+    raise search.NoneWillDo(['v5e:1x1, mesh.tensor=1: too little'])
+  monkeypatch.setattr(search, 'smallest', none)
+  root = pathlib.Path(__file__).parents[2]
+  argv = ['plan', f'--config={root}/configs/vision_r1.py:qwen2_5_vl_72b',
+          '--topology=auto', '--chips=v5e', f'--json={tmp_path}/new/plan.json']
+  with pytest.raises(search.NoneWillDo):
+    plan.main(argv)
+  kept = json.loads((tmp_path / 'new' / 'plan.json').read_text())
+  assert kept['refused'] == ['v5e:1x1, mesh.tensor=1: too little']
+  assert not kept['fits'] and kept['command'].endswith(' '.join(argv[1:]))
+  assert 'jax' in kept['versions']
