@@ -134,6 +134,46 @@ def _all(layers):
   return {i: run_on(MESHES[i], layers) for i in RUNS[layers]}
 
 
+def _restored(folder):
+  """A state of eight devices, on others: {mesh: (bits are equal, part that the
+  first device has of a kernel and of its moments)}."""
+  mesh.cpu_devices(8)
+  from mmr1 import checkpoint
+  from tests import small
+  params = small.params(depth=1)
+  tree = {'params': {'policy': params}, 'opt': {'policy': jax.tree.map(
+      lambda x: x * 2, params)}, 'step': jnp.int32(3)}
+  saved = sharding.over(jax.devices(), data=2, fsdp=2, tensor=2).own(tree)
+  store = checkpoint.Checkpoints(folder, background=True)
+  store.save('s', 3, saved, {})
+  found = {}
+  for sizes in (ONE, dict(data=2), dict(fsdp=2), dict(fsdp=2, tensor=2),
+                dict(data=4, fsdp=2)):
+    count = math.prod(sizes.values())
+    layout = sharding.over(jax.devices()[:count], **sizes)
+    target = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree, layout.state(tree))
+    got = trees.named(store.restore('s', target).tree)
+    same = all(np.array_equal(x, got[name])
+               for name, x in trees.named(tree).items())
+    found[str(sizes)] = same, *(
+        parts(got[f'{part}/policy/{GATE}']) for part in ('params', 'opt'))
+  store.close()
+  return found
+
+
+def test_m15_a_checkpoint_of_eight_devices_is_read_by_others(tmp_path):
+  spawn = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    found = pool.submit(_restored, str(tmp_path)).result()
+  assert found == {
+      "{'data': 1}": (True, 1, 1), "{'data': 2}": (True, 1, 1),
+      "{'fsdp': 2}": (True, 1 / 2, 1 / 2),
+      "{'fsdp': 2, 'tensor': 2}": (True, 1 / 4, 1 / 4),
+      "{'data': 4, 'fsdp': 2}": (True, 1 / 2, 1 / 2)}
+
+
 @pytest.fixture(scope='module', params=[
     pytest.param('unrolled', marks=pytest.mark.slow), 'scan'])
 def found(request):
