@@ -6,7 +6,7 @@ The mesh has four axes, whose names are here and in `mmr1.mesh` only:
   data    copies of the parameters that see other prompts
   fsdp    other prompts too; parameters, their gradients and moments are stored
           in parts and gathered layer by layer
-  tensor  the same prompts; heads, the MLP and the vocabulary are divided
+  tensor  the same prompts; heads, MLP, vocabulary and, between layers, tokens
 
 N, the number of prompts, is divided over slice x data x fsdp. A group never
 straddles a shard. `jit` partitions prefill, decode and update by the shardings
@@ -35,6 +35,7 @@ P = jax.sharding.PartitionSpec
 TABLE = (
     _Axis('rows', _BATCH, _BATCH),  # N
     _Axis('images', _BATCH + _TENSOR, _BATCH + _TENSOR),  # N of a tower
+    _Axis('tokens', _TENSOR, _TENSOR),  # of a row
     _Axis('heads', _TENSOR, _TENSOR),  # heads, or all their values
     _Axis('kv_heads', _TENSOR, _TENSOR),
     _Axis('mlp', _TENSOR, _TENSOR),

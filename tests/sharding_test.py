@@ -332,6 +332,16 @@ def test_every_parameter_has_exactly_one_rule():
     some.parameter(GATE, (4,))
 
 
+def test_tokens_are_divided_between_layers_where_there_are_several():
+  """Of completions and prompts; a token that is decoded stays whole."""
+  some = _partition(fsdp=2, tensor=2)
+  P = jax.P
+  lie = lambda *shape: some.spec(('rows', None, 'tokens'), shape)
+  assert lie(8, 4, 16, 32) == P(('slice', 'data', 'fsdp'), None, ('tensor',))
+  assert lie(8, 4, 1, 32) == lie(8, 4, 15, 32) == P(
+      ('slice', 'data', 'fsdp'), None, ())
+
+
 def test_parts_go_where_they_divide():
   """[3 layers, 6, 8] over fsdp=4: 6 does not divide, so 8 is."""
   some = _partition(fsdp=4, tensor=2)

@@ -95,11 +95,11 @@ class DecoderBlock(nn.Module):
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.heads * c.head_width))
     x = lie(x + (self._norm('attention_out_norm')(hidden) if c.out_norms
-                 else hidden), 'rows')
+                 else hidden), 'rows', None, 'tokens')
     hidden = _MLPS[c.activation](
         c.mlp_width, bias=False, name='mlp', **kw)(self._norm('post_norm')(x))
     x = lie(x + (self._norm('mlp_out_norm')(hidden) if c.out_norms
-                 else hidden), 'rows')
+                 else hidden), 'rows', None, 'tokens')
     return x, own
 
 
