@@ -282,8 +282,7 @@ def check(layout: Layout, config: Any, key: str = 'mesh.tensor') -> None:
   """Refuses a mesh that the model's heads do not divide over.
 
   Args:
-    layout: of the run.
-    config: of the model's decoder.
+    layout: of the run; config: of the model's decoder.
     key: of the config, for the message.
 
   Raises:
