@@ -9,9 +9,9 @@ per chip what they need of its memory, what they compute, move and send, and a
 bound of how long a step takes. Needs `pip install libtpu`, and of the model
 only its config.json; sizes of the scales of configs/common.py are known.
 
---topology: v5e:8x8, v5p:4x4x4, v6e:8x8 (mmr1/planning/chips.py lists them); 'auto' takes
-the smallest of --chips that fits; gpu:8, h200:1 and cpu are estimates without
-compiling, by formula.
+--topology: v5e:8x8, v5p:4x4x4, v6e:8x8 (mmr1/planning/chips.py lists them);
+'auto' takes the smallest of --chips that fits; gpu:8, h200:1 and cpu are
+estimates without compiling, by formula.
 """
 
 from importlib import metadata

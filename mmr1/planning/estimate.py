@@ -188,7 +188,8 @@ def _stage(stage: programs_lib.Stage, rows: dict[tuple[str, str], Any],
       'complete': len(programs) == len(stage.programs),
       'step_seconds': step, 'split': {
           name: one / step for name, one in seconds.items()},
-      'tokens': stage.tokens, 'mfu': stage.useful / (step * rate) if step else 0.0}
+      'tokens': stage.tokens,
+      'mfu': stage.useful / (step * rate) if step else 0.0}
 
 
 def _program(program: programs_lib.Program, held: dict[str, int],

@@ -102,7 +102,8 @@ def _dumped(folder: pathlib.Path) -> Decided | None:
   if not last:
     return None
   text = last[0].read_text()
-  if not text.endswith('}\n\n') and not text.rstrip().endswith('}'):
+  # The entry comes last: a file that is still being written has no end of it.
+  if '\nENTRY ' not in text or not text.rstrip().endswith('}'):
     return None
   buffers = last[0].with_name(last[0].name.replace(_DECIDED, _ASSIGNED))
   flops = json.loads((folder / _TRACED).read_text())['flops']
