@@ -181,6 +181,28 @@ def _sft() -> ConfigDict:
   ))
 
 
+def _sockets() -> dict:
+  """Keys of rl that only some papers set."""
+  return dict(
+      # More terms, sections of `terms`; weights on tokens of the policy term,
+      # sections of `weights`; columns made of a look, sections of `probes`.
+      terms=(),
+      weights=(),
+      probes=(),
+      # Views that rollouts are sampled from, a group for each; (): the images
+      # as they are. And looks that nothing reads, to be logged.
+      branches=(),
+      watch=(),
+      # Rollouts of a step at most, until `select` has enough groups.
+      rounds=1,
+      # How many of a group are traces of the data, in place of samples.
+      experts=0,
+      # An average of what trains: ema = decay * ema + (1 - decay) * params,
+      # every so many updates; decay None: none.
+      ema=dict(decay=placeholder(float), every=1),
+  )
+
+
 def _rl() -> ConfigDict:
   return ConfigDict(dict(
       kind='rl',
@@ -200,7 +222,7 @@ def _rl() -> ConfigDict:
       # Steps that completions may be older than the weights they train, made
       # while rewards are computed. Above 0 needs old='sampler'.
       staleness=0,
-      # 'init': the parameters this stage starts from. Or a stage, or a path.
+      # 'init': the parameters this stage starts from; 'ema'; a stage or a path.
       reference='init',
       # Where it waits between its passes: 'device' or 'host'.
       reference_memory='device',
@@ -230,6 +252,7 @@ def _rl() -> ConfigDict:
       # Names of sections of `hooks`, in order.
       hooks=(),
       reward_workers=1,
+      **_sockets(),
       **_training(),
   ))
 
@@ -283,6 +306,29 @@ def _rewards() -> ConfigDict:
   ))
 
 
+def view(fn: str, *, params: str = 'policy', when: str = 'rollout',
+         gradient: bool = False, divergence: str | None = None,
+         **kwargs) -> ConfigDict:
+  """A section of `views`: a second look at completions, see `mmr1.looks`.
+
+  Args:
+    fn: of mmr1/views.py, what it does to the images; `kwargs` are its own.
+    params: whose look: 'policy', 'reference' or 'ema'.
+    when: 'rollout' or 'update'; gradient: of an update's look.
+    divergence: of mmr1/losses/divergence.py, or None.
+  """
+  divergence_ = placeholder(str)
+  divergence_.set(divergence)
+  return ConfigDict(dict(
+      fn=fn, params=params, when=when, gradient=gradient,
+      divergence=divergence_, kwargs=kwargs))
+
+
+def term(fn: str, coefficient: float, **kwargs) -> ConfigDict:
+  """A section of `terms`: fn of mmr1/losses/terms.py, with its `kwargs`."""
+  return ConfigDict(dict(fn=fn, coefficient=coefficient, kwargs=kwargs))
+
+
 def get_base(arg: str | None = None) -> ConfigDict:
   """The base config at the scale named by `arg`.
 
@@ -311,6 +357,10 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.tasks = _tasks()
   c.rewards = _rewards()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
+  c.views = ConfigDict()  # name: view(...)
+  c.terms = ConfigDict()  # name: term(...)
+  c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
+  c.probes = ConfigDict()  # name: dict(fn=..., view=..., kwargs=dict())
   c.sft = _sft()
   c.rl = _rl()
   c.evaluate = ConfigDict(dict(

@@ -13,7 +13,7 @@ def rows(config: Any) -> dict[str, int]:
   for name in config.stages:
     section = config[name]
     if section.kind == 'rl':
-      n = section.prompts_per_step
+      n = section.prompts_per_step * max(1, len(section.branches))
       found[f'{name}.prompts_per_step'] = n
       found[f'{name}.minibatches_per_step'] = n // section.minibatches_per_step
     elif section.kind == 'sft':

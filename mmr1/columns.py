@@ -5,6 +5,7 @@ functions compute in the library and precision of what they get: NumPy float64
 on the host, where the stage calls them, or JAX arrays.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -23,12 +24,29 @@ class Tokens(NamedTuple):
       KL penalty, process rewards).
     values: f32[N, G, T], of the critic that was there when sampling.
     baseline: f32[N], reward of the greedy completion.
+    branch: int[N], number of the view that the row was sampled from.
+    logp: f32[N, G, T], of the policy that sampled.
+    looks: {name: Seen}, what the rollout's looks saw.
+    rng: np.random.Generator of this step, for what is drawn on the host.
   """
   mask: Array | None = None
   lengths: Array | None = None
   rewards: Array | None = None
   values: Array | None = None
   baseline: Array | None = None
+  branch: Array | None = None
+  logp: Array | None = None
+  looks: Mapping[str, Any] | None = None
+  rng: np.random.Generator | None = None
+
+
+def look(tokens: Tokens | None, view: str, name: str) -> Any:
+  """What the look `view` saw, or the error of an estimator that lacks it."""
+  looks = need(tokens, 'looks', name)
+  if view not in looks:
+    raise ValueError(f'advantage {name!r} reads the view {view!r}; there are '
+                     f'{sorted(looks)}.')
+  return looks[view]
 
 
 def need(tokens: Tokens | None, field: str, name: str) -> Array:

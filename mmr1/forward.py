@@ -6,12 +6,14 @@ a [.., T, V] array: logits exist for one chunk of tokens at a time, forward
 and backward.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mmr1.losses import divergence as divergences
+from mmr1 import looks as looks_lib
 from mmr1 import policy as policy_lib
 from mmr1 import types
 
@@ -106,6 +108,20 @@ def _statistics(
   return safe, chosen, entropy
 
 
+class TokenScores(NamedTuple):
+  """f32[N, G, T] each, 0 where masked.
+
+  Fields:
+    logp, entropy: of the policy.
+    pair: divergence of the policy from the other distribution, or None.
+    other: log-probability of the token under the other one, or None.
+  """
+  logp: Array
+  entropy: Array
+  pair: Array | None = None
+  other: Array | None = None
+
+
 def token_scores(
     policy: Policy,
     params: Any,
@@ -114,9 +130,10 @@ def token_scores(
     mask: Array,
     temperature: Array,
     *,
-    ref_params: Any = None,
-    ref_hidden: Array | None = None,
-) -> tuple[Array, Array, Array | None]:
+    other_params: Any = None,
+    other_hidden: Array | None = None,
+    divergence: divergences.Divergence = divergences.kl,
+) -> TokenScores:
   """Log-probability and entropy of each token, chunked over tokens.
 
   Args:
@@ -126,14 +143,12 @@ def token_scores(
     tokens: i32[N, G, T].
     mask: bool[N, G, T]; results are 0 where False.
     temperature: f32[], logits are divided by it.
-    ref_params, ref_hidden: the reference's parameters and hidden states, for
-      the sum over V in KL(policy || reference).
-
-  Returns:
-    logp f32[N, G, T], entropy f32[N, G, T], kl f32[N, G, T] or None.
+    other_params, other_hidden: parameters and hidden states of a second
+      distribution (a reference, another view of the prompt), or None.
+    divergence: of the first from the second, a sum over V.
   """
   n, g, t = tokens.shape
-  params, ref_params = map(policy.gathered, (params, ref_params))
+  params, other_params = map(policy.gathered, (params, other_params))
   # Chunks run along G x T and keep N whole: where N is divided over devices
   # each of them makes the logits of its own prompts, and of no others.
   size = policy.head_chunk * policy.layout.shards(n) // n
@@ -149,20 +164,19 @@ def token_scores(
   # A masked token may be any id, a banned one included: its log-probability
   # would be -inf and its gradient NaN, so it is read at eos and then dropped.
   inputs = [rows(hidden), rows(jnp.where(mask, tokens, policy.eos_id))]
-  if ref_hidden is not None:
-    inputs.append(rows(ref_hidden))
+  if other_hidden is not None:
+    inputs.append(rows(other_hidden))
 
   divided = policy.layout.divides_vocabulary
 
   def one(inputs):
     logits = policy.logits(params, inputs[0], temperature)
     logp, chosen, entropy = _statistics(logits, inputs[1], divided)
-    if ref_hidden is None:
+    if other_hidden is None:
       return chosen, entropy
-    ref = policy.logits(ref_params, inputs[2], temperature)
-    ref_logp = _statistics(ref, inputs[1], divided)[0]
-    kl = jnp.sum(jnp.exp(logp) * (logp - ref_logp), -1)
-    return chosen, entropy, kl
+    other = policy.logits(other_params, inputs[2], temperature)
+    other_logp, other_chosen, _ = _statistics(other, inputs[1], divided)
+    return chosen, entropy, divergence(logp, other_logp), other_chosen
 
   # The checkpoint makes the backward pass rebuild a chunk's logits instead of
   # keeping all of them.
@@ -177,8 +191,7 @@ def token_scores(
     x = jnp.moveaxis(x, 0, 1).reshape(n, -1)[:, :g * t]
     return jnp.where(mask, x.reshape(n, g, t), 0.0)
 
-  outputs = [back(x) for x in outputs]
-  return outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None
+  return TokenScores(*map(back, outputs))
 
 
 def score(
@@ -189,25 +202,51 @@ def score(
     temperature: Array,
     *,
     ref_params: Any = None,
+    looks: Sequence[tuple[looks_lib.Look, types.Prefix]] = (),
 ) -> types.Scores:
   """Scores of a block under `params`, given its prompts' prefix.
 
   With `ref_params` and `block.ref_hidden`, `pairs['kl_ref']` holds the exact
   KL(policy || reference) of every token. `value` is there if the model has
   that head: entry t is the state's value before token t is chosen.
+
+  Args:
+    policy: the model and its constants.
+    params: all parameters.
+    prefix: of the block's prompts.
+    block: reads prompts, completions, mask, ref_hidden.
+    temperature: f32[].
+    ref_params: see above.
+    looks: other views of the prompts with their prefixes: `views[name]`, and
+      `pairs[name]` where they have a divergence.
   """
   hidden = hidden_states(
       policy, params, prefix, block.prompts, block.completions)
-  logp, entropy, kl = token_scores(
-      policy, params, hidden, block.completions.tokens, block.mask,
-      temperature, ref_params=ref_params, ref_hidden=block.ref_hidden)
-  pairs: Mapping[str, Array] = {} if kl is None else {'kl_ref': kl}
+  tokens, mask = block.completions.tokens, block.mask
+  own = token_scores(
+      policy, params, hidden, tokens, mask, temperature,
+      other_params=ref_params, other_hidden=block.ref_hidden)
+  pairs = {} if own.pair is None else {'kl_ref': own.pair}
+  views: dict[str, Array] = {}
+  for look, look_prefix in looks:
+    seen = params if look.gradient else jax.lax.stop_gradient(params)
+    states = hidden_states(
+        policy, seen, look_prefix, block.prompts, block.completions)
+    if look.divergence is None:
+      views[look.name] = token_scores(
+          policy, seen, states, tokens, mask, temperature).logp
+    else:
+      both = token_scores(
+          policy, params, hidden, tokens, mask, temperature,
+          other_params=seen, other_hidden=states, divergence=look.divergence)
+      views[look.name], pairs[look.name] = both.other, both.pair
   value = None
   if 'value' in policy.module.config.scalars:
     value = policy.apply(params, hidden, 'value', method='scalar')
-    value = jnp.where(block.mask, value, 0.0)
+    value = jnp.where(mask, value, 0.0)
   return types.Scores(
-      logp=logp, entropy=entropy, pairs=dict(pairs), value=value)
+      logp=own.logp, entropy=own.entropy, views=views, pairs=pairs,
+      value=value)
 
 
 def reward(
@@ -245,6 +284,6 @@ def logp_and_hidden(
   """
   prefix = policy.prompt_pass(params, prompts)
   hidden = hidden_states(policy, params, prefix, prompts, completions)
-  logp, _, _ = token_scores(
-      policy, params, hidden, completions.tokens, mask, temperature)
+  logp = token_scores(
+      policy, params, hidden, completions.tokens, mask, temperature).logp
   return jax.lax.stop_gradient((logp, hidden))

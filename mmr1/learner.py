@@ -12,12 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmr1 import average
 from mmr1 import context
+from mmr1 import forward
+from mmr1 import looks as looks_lib
 from mmr1 import objective as objective_lib
+from mmr1 import passes
 from mmr1 import phases
+from mmr1 import sockets
 from mmr1 import training
 from mmr1 import types
 from mmr1 import update as update_lib
+from mmr1 import weighing
 
 Update = tuple[types.TrainState, Mapping[str, Any]]
 
@@ -32,7 +38,8 @@ class Learner:
 
   def __init__(
       self, ctx: context.Context, stage: str, section: Any,
-      terms: tuple[update_lib.Term, ...], *, updates: int, chunks: int):
+      terms: tuple[update_lib.Term, ...], *, updates: int, chunks: int,
+      looks: update_lib.Looks = ()):
     """Starts a stage.
 
     Args:
@@ -42,6 +49,7 @@ class Learner:
       terms: the objective.
       updates: optimiser updates in the stage.
       chunks: pieces that a batch's gradient is made in.
+      looks: those of every update.
     """
     self._ctx, self._stage, self._section = ctx, stage, section
     self._chunks = chunks
@@ -50,7 +58,7 @@ class Learner:
     self.start = training.start(ctx, stage, section, updates)
     self._train_step = training.make_update(
         ctx.policy, self.start.optimizer, terms, chunks=chunks,
-        buckets=tuple(section.length_buckets))
+        buckets=tuple(section.length_buckets), looks=looks)
 
   @phases.phase('update', ready=lambda result: result[1])
   def update(
@@ -65,22 +73,73 @@ class Learner:
 
 
 class GroupLearner(Learner):
-  """Old and reference log-probs, then epochs of minibatches (rl)."""
+  """Looks, old and reference log-probs, then epochs of minibatches (rl)."""
 
   def __init__(
       self, ctx: context.Context, stage: str, section: Any,
       objective: objective_lib.Objective):
+    looks = sockets.looks(
+        section, stage, ctx.config,
+        sockets.requested(section, ctx.config, objective),
+        ctx.processor.patch_pixels)
+    self.looks = tuple(x for x in looks if x.when == 'rollout')
     self._updates = section.epochs_per_step * section.minibatches_per_step
     super().__init__(
         ctx, stage, section, objective.terms,
         updates=section.steps * self._updates,
-        chunks=section.chunks_per_minibatch)
+        chunks=section.chunks_per_minibatch,
+        looks=tuple(x for x in looks if x.when == 'update'))
     self._objective = objective
-    self._reference = (
-        training.reference(ctx, self.start, section.reference,
-                           whole=objective.reference_hidden,
-                           memory=section.reference_memory)
-        if objective.reference else None)
+    self._average = average.Average(section.ema, section.reference_memory)
+    self.start = self._average.begin(self.start, ctx.policy.layout)
+    self._params = {name: training.reference(
+        ctx, self.start, section.reference if name == 'reference' else name,
+        whole=objective.reference_hidden, memory=section.reference_memory)
+                    for name in self._others()}
+    self._weigh = weighing.Weighing(
+        ctx, stage, section, sockets.weights(
+            ctx.config, dict.fromkeys((*section.weights, *objective.weights))),
+        objective.weights)
+
+  def _others(self) -> set[str]:
+    """Whose parameters are read besides the policy's."""
+    found = {look.params for look in self.looks} - {'policy'}
+    return found | ({'reference'} if self._objective.reference else set())
+
+  @phases.phase('look', ready=lambda seen: seen)
+  def look(
+      self, state: types.TrainState, rollout: types.Rollout,
+      asked: types.Prompts, temperature: jax.Array,
+  ) -> dict[str, types.Seen]:
+    """What the looks of a rollout see, before anything is made of it.
+
+    Args:
+      state: the policy that made it.
+      rollout: its prompts are as they were sampled from.
+      asked: the prompts with the images of the data.
+      temperature: f32[].
+    """
+    if not self.looks:
+      return {}
+    mask = forward.completion_mask(rollout.completions)
+    block = types.Block(
+        prompts=rollout.prompts, completions=rollout.completions, mask=mask,
+        advantage=jnp.zeros((*mask.shape[:2], 1), jnp.float32))
+    return {look.name: self._seen(look, state, block, asked, temperature)
+            for look in self.looks}
+
+  def _seen(self, look, state, block, asked, temperature) -> types.Seen:
+    given = dict(temperature=temperature, chunks=self._chunks,
+                 buckets=tuple(self._section.length_buckets))
+    params = (state.params['policy'] if look.params == 'policy'
+              else self._params[look.params](state))
+    shown = _shown(look, asked)
+    if look.divergence is not None:
+      return pair(self._ctx.policy, params, block, shown,
+                  divergence=look.divergence, **given)
+    logp, _ = log_probs(self._ctx.policy, params,
+                        block.replace(prompts=shown), hidden=False, **given)
+    return types.Seen(logp=logp)
 
   @phases.phase('reference', ready=lambda block: (block.old, block.ref))
   def scored(
@@ -100,32 +159,36 @@ class GroupLearner(Learner):
       old = block.extra['sampler_logp']
     elif self._section.old == 'recompute':
       old, _ = score(state.params['policy'], block, hidden=False)
-    if self._reference is not None:
+    if self._objective.reference:
       ref, ref_hidden = score(
-          self._reference(state), block,
+          self._params['reference'](state), block,
           hidden=self._objective.reference_hidden)
     return block.replace(old=old, ref=ref, ref_hidden=ref_hidden)
 
   def _step(self, state, batch, knobs, k) -> Update:
     """Epochs of minibatches; metrics as `combine` makes them."""
     (block,), section, seen = batch, self._section, []
-    size = section.prompts_per_step // section.minibatches_per_step
-    ref = (self._reference(state) if self._objective.reference_hidden
-           else None)
+    rows = len(block.mask)
+    size = rows // section.minibatches_per_step
+    ref = (self._params['reference'](state)
+           if self._objective.reference_hidden else None)
     for epoch in range(section.epochs_per_step):
-      order = np.arange(section.prompts_per_step)
+      order = np.arange(rows)
       if self._updates > 1:
         # 1 + epoch: a trailing 0 seeds what select had (M27).
         order = np.random.default_rng([
             self._ctx.config.seed, self._ctx.index(self._stage), k, 1 + epoch
         ]).permutation(order)
-      for start in range(0, section.prompts_per_step, size):
+      for start in range(0, rows, size):
         part = block
         if section.minibatches_per_step > 1:
           part = self._ctx.policy.layout.spread(
               _rows(block, jnp.asarray(order[start:start + size])))
-        state, metrics = self._train_step(state, (part,), knobs, ref)
-        seen.append(metrics)
+        done = k * self._updates + len(seen)
+        part, weighed = self._weigh(state, part, knobs, done)
+        state, metrics = self._average.after(
+            self._train_step, state, (part,), knobs, ref, done + 1)
+        seen.append({**metrics, **weighed})
     metrics = combine(seen)
     if 'ratio/max' in metrics:
       metrics['ratio/first'] = seen[0]['ratio/max']
@@ -166,8 +229,15 @@ def combine(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return result
 
 
-log_probs = jax.jit(update_lib.log_probs, static_argnames=(
+log_probs = jax.jit(passes.log_probs, static_argnames=(
     'policy', 'chunks', 'buckets', 'hidden'))
+pair = jax.jit(passes.pair, static_argnames=(
+    'policy', 'divergence', 'chunks', 'buckets'))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _shown(look: looks_lib.Look, prompts: types.Prompts) -> types.Prompts:
+  return look.shown(prompts)
 
 
 @jax.jit

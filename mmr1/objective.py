@@ -1,14 +1,19 @@
-"""From the `policy`, `kl` and `entropy` sections to the terms of an objective.
+"""From the sections of an rl stage to the terms of its objective.
 
-Objective = sum over terms of coefficient x reduce(term). Numbers of a config
-become knobs: traced values, so that changing them between steps compiles
-nothing (M28). Knob names: 'coef/<term>', '<term>/<keyword>'.
+Objective = sum over terms of coefficient x reduce(term): `policy`, `kl` and
+`entropy`, which every stage has, and those of the library `terms` that it
+names. Numbers of a config become knobs: traced values, so that changing them
+between steps compiles nothing (M28). Knob names: 'coef/<term>',
+'<term>/<keyword>'.
 """
 
 from collections.abc import Mapping
 import functools
+import inspect
 import math
 from typing import Any, NamedTuple
+
+import jax
 
 from mmr1.losses import ratio
 from mmr1.losses import reduce
@@ -26,14 +31,18 @@ class Objective(NamedTuple):
     reference: True if a term reads the reference's log-probs.
     reference_hidden: True if a term needs the reference over the whole
       vocabulary.
+    views: names of the looks that terms of the library read.
+    weights: names of the weights that they read.
   """
   terms: tuple[update.Term, ...]
   knobs: dict[str, float]
   reference: bool
   reference_hidden: bool
+  views: frozenset[str] = frozenset()
+  weights: frozenset[str] = frozenset()
 
 
-def _split(kwargs: Mapping[str, Any], term: str):
+def split(kwargs: Mapping[str, Any], term: str):
   """(keywords to trace as {knob: value}, their names, keywords to bind)."""
   traced = {k: float(v) for k, v in kwargs.items()
             if isinstance(v, (int, float)) and not isinstance(v, bool)}
@@ -79,13 +88,15 @@ def _reduction(policy: Any, max_new_tokens: int) -> dict[str, Any]:
 
 
 def build(
-    section: Any, hooked: frozenset[str] = frozenset()) -> Objective:
+    section: Any, hooked: frozenset[str] = frozenset(),
+    library: Any = None) -> Objective:
   """Reads the sections of an rl stage.
 
   Args:
-    section: has policy, kl, entropy, max_new_tokens.
+    section: has policy, kl, entropy, terms, max_new_tokens.
     hooked: knobs that a hook moves; their terms stay although they start at
       0.
+    library: the sections `terms` of the config.
 
   Raises:
     ValueError: an unknown name or value.
@@ -94,16 +105,54 @@ def build(
   made, knobs = [_policy(section.policy, reduction)], {}
   made.append(_kl(section.kl, reduction))
   made.append(_entropy(section.entropy, reduction))
-  kept = []
+  for name in section.terms:
+    if name in ('policy', 'kl', 'entropy') or name in section.terms[
+        :section.terms.index(name)]:
+      raise ValueError(
+          f'{section.where}.terms: {name!r} is there already; give the section '
+          'of `terms` another name.')
+    made.append(_named(name, library[name], reduction))
+  kept, reads = [], set()
   for term, coefficient, values in made:
     name = f'coef/{term.name}'
     if coefficient == 0 and name not in hooked:
       continue
     kept.append(term)
     knobs.update({name: coefficient, **values})
+    if term.name in section.terms:
+      reads |= _read(library[term.name])
   kl_on = any(term.name == 'kl' for term in kept)
-  full = kl_on and section.kl.estimator == 'full'
-  return Objective(tuple(kept), knobs, kl_on, full)
+  return Objective(
+      tuple(kept), knobs, kl_on or ('target', 'ref') in reads,
+      kl_on and section.kl.estimator == 'full',
+      views=frozenset(x for key, x in reads if key == 'view'),
+      weights=frozenset(x for key, x in reads if key == 'weight'))
+
+
+def _read(section: Any) -> set[tuple[str, str]]:
+  """(keyword, name) of what a term of the library asks the stage for."""
+  fn = resolve.function(section.fn, 'mmr1.losses.terms')
+  defaults = inspect.signature(fn).parameters
+  given = {key: defaults[key].default for key in ('view', 'weight', 'target')
+           if key in defaults} | section.kwargs.as_dict()
+  return {(key, x) for key, x in given.items()
+          if key in ('view', 'weight', 'target') and isinstance(x, str)}
+
+
+def _named(name: str, section: Any, reduction: Mapping[str, Any]):
+  """A term of the library."""
+  fn = resolve.function(section.fn, 'mmr1.losses.terms')
+  kwargs = section.kwargs.as_dict()
+  resolve.check_kwargs(fn, kwargs, f'{section.where}.kwargs', ('reduction',))
+  values, names, static = split(kwargs, name)
+  if 'reduction' in inspect.signature(fn).parameters:
+    static = {**static, 'reduction': reduction}
+  term = _with_knobs(fn, name, names, **static)
+
+  def metrics(scores, block, knobs):
+    total, count = term(jax.lax.stop_gradient(scores), block, knobs)
+    return {f'term/{name}': (total, count)}, {}
+  return update.Term(name, term, metrics), section.coefficient, values
 
 
 def _policy(section: Any, reduction: Mapping[str, Any]):
@@ -122,7 +171,7 @@ def _policy(section: Any, reduction: Mapping[str, Any]):
   surrogate = resolve.function(section.surrogate, 'mmr1.losses.surrogate')
   kwargs = section.kwargs.as_dict()
   resolve.check_kwargs(surrogate, kwargs, f'{section.where}.kwargs')
-  values, names, static = _split(kwargs, 'policy')
+  values, names, static = split(kwargs, 'policy')
   shared = dict(
       surrogate=surrogate, level=section.ratio, sequence=section.sequence,
       clamp=None if math.isinf(section.clamp) else section.clamp, **static)
@@ -150,7 +199,7 @@ def _kl(section: Any, reduction: Mapping[str, Any]):
           f'{section.where}.kwargs.bias_correction: got {bias!r}; allowed are '
           'True (the estimate times the ratio pi / pi_old) and False.')
     resolve.check_kwargs(estimator, kwargs, f'{section.where}.kwargs')
-    values, names, static = _split(kwargs, 'kl')
+    values, names, static = split(kwargs, 'kl')
     fn = functools.partial(
         terms.kl, estimator=estimator, bias_correction=bias,
         reduction=reduction)

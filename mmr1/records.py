@@ -119,12 +119,16 @@ class Sample:
     text: decoded completion, special tokens removed.
     tokens: token ids, pad removed, the closing eos included when sampled.
     kinds: provenance of each token (`mmr1.types` KIND_*), same length.
-    length: number of sampled tokens.
+    length: number of sampled tokens, or of an expert's.
     truncated: True when the completion ended by the length cap, not by eos.
     example: the problem it answers.
     uid: `example.uid`; group: row of the prompt in the batch; slot: index
       inside the group.
     turns: the completion split by speaker; one assistant turn if single-turn.
+    pieces: text of each token by itself, special tokens as ''; only where
+      something asks for spans of tokens. Characters of several tokens show as
+      replacement characters, and a tokenizer may drop a space in front, so
+      their sum need not be `text`.
   """
   text: str
   tokens: tuple[int, ...]
@@ -136,3 +140,4 @@ class Sample:
   group: int
   slot: int
   turns: Sequence[Turn] = ()
+  pieces: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Set-up of an rl stage: its section becomes functions before it runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
 import inspect
@@ -8,24 +8,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from mmr1 import average
 from mmr1 import context
 from mmr1 import objective as objective_lib
 from mmr1 import resolve
+from mmr1 import rl_checks
+from mmr1 import sockets
+from mmr1 import training
+from mmr1.losses import reading
 from mmr1.rewards import score as score_lib
 from mmr1.sampling import sample as sample_lib
-from mmr1 import training
-
-OLD = ('self', 'recompute', 'sampler')
-MEMORIES = ('device', 'host')
-# Advantages that compare the samples of a group need two of them.
-_NEED_GROUP = frozenset({
-    *(f'mmr1.advantages.{name}' for name in (
-        'grpo', 'dr_grpo', 'rloo', 'pass_at_k', 'opo', 'gpg',
-        'normalize_then_sum')),
-    'mmr1.returns.reinforce_pp_baseline'})
-# And those that need what this stage does not make.
-_LACK = {'mmr1.returns.remax': 'the reward of a greedy completion (baseline)',
-         'mmr1.returns.gae': "a critic's values"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +29,33 @@ class Plan:
     sampling: traced settings of the sampler.
     temperature: of the sampler, and of every log-prob (law 5).
     scorer: the rewards.
-    combine: (columns, names, knobs, state) -> (rewards, state).
+    probes: columns made of looks.
+    combine: (columns, names, knobs, state) -> (rewards, metrics, state).
     advantage: (rewards, tokens) -> [N, G, 1 or T].
     select: (columns, advantage, meta, state, rng) -> keep, counts, more, state.
     hooks: {name: (knobs, state, columns, metrics, step) -> knobs, state}.
+    host_knobs: numbers of combine, advantage and select.
   """
   objective: objective_lib.Objective
   sampling: sample_lib.Knobs
   temperature: float
   scorer: score_lib.Scorer
-  combine: Callable[..., Any]
-  advantage: Callable[..., Any]
-  select: Callable[..., Any]
+  probes: Mapping[str, sockets.Probe]
+  combine: sockets.Bound
+  advantage: sockets.Bound
+  select: sockets.Bound
   hooks: Mapping[str, Callable[..., Any]]
+  host_knobs: Mapping[str, float]
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """Of every column; those of probes are there to be combined by name."""
+    return {**self.scorer.weights, **dict.fromkeys(self.probes, 0.0)}
+
+  @property
+  def knobs(self) -> dict[str, float]:
+    """{name: float}, where everything that a hook may move starts."""
+    return {**self.objective.knobs, **self.host_knobs}
 
 
 def setup(section: Any, stage: str, config: Any) -> Plan:
@@ -60,23 +66,19 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       that contradict each other (M22).
   """
   training.check(section, stage, config)
-  _check_shapes(section, stage)
-  _check_staleness(section, stage)
-  _check_advantage(section, stage)
-  if section.data != 'train':
-    raise ValueError(
-        f"{stage}.data: got {section.data!r}; rl reads 'train', the mixture "
-        'or file of the data section.')
+  rl_checks.check(section, stage, config)
   reference = section.reference
-  if reference != 'init':
+  if reference not in ('init', average.NAME):
     context.check_init(reference, stage, config, 'reference')
   hooks = {name: _bound(config.hooks[name], 'mmr1.hooks', f'hooks.{name}')
            for name in section.hooks}
   objective = objective_of(section, stage, config)
-  for knob in sorted(_moved(section, config) - {'', *objective.knobs}):
+  moved, host_knobs = _moved(section, config), sockets.host_knobs(section)
+  for knob in sorted(moved - {'', *objective.knobs, *host_knobs}):
     raise ValueError(
         f'{stage}.hooks: there is no knob {knob!r}. '
-        f'{resolve.nearest(knob, objective.knobs)}')
+        f'{resolve.nearest(knob, {**objective.knobs, **host_knobs})}')
+  rl_checks.check_sockets(section, stage, config, objective)
   scorer = _scorer(section, stage, config)
   if not 0 < section.temperature:
     raise ValueError(
@@ -92,11 +94,15 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       objective=objective,
       sampling=sampling,
       temperature=section.temperature, scorer=scorer,
-      combine=_combine(section, stage, scorer),
-      advantage=_bound(
-          section.advantage, 'mmr1.advantages', f'{stage}.advantage'),
-      select=_bound(section.select, 'mmr1.select', f'{stage}.select'),
-      hooks=hooks)
+      probes=sockets.probes(section, config),
+      combine=sockets.bind(
+          section.combine, 'mmr1.rewards', f'{stage}.combine', moved,
+          ('weights',)),
+      advantage=sockets.bind(
+          section.advantage, 'mmr1.advantages', f'{stage}.advantage', moved),
+      select=sockets.bind(
+          section.select, 'mmr1.select', f'{stage}.select', moved),
+      hooks=hooks, host_knobs=host_knobs)
 
 
 def objective_of(
@@ -106,11 +112,13 @@ def objective_of(
   Raises:
     ValueError: an unknown name or value; nothing to optimise.
   """
-  objective = objective_lib.build(section, _moved(section, config))
+  objective = objective_lib.build(
+      section, _moved(section, config), config.terms)
   if not objective.terms:
     raise ValueError(
         f'{stage}: every coefficient is 0, so there is nothing to optimise.')
-  return _with_sampler_metrics(objective)
+  return _with_sampler_metrics(
+      objective, sockets.requested(section, config, objective))
 
 
 def _moved(section: Any, config: Any) -> frozenset[str]:
@@ -118,67 +126,6 @@ def _moved(section: Any, config: Any) -> frozenset[str]:
   return frozenset(
       config.hooks[name].kwargs.as_dict().get('knob', '')
       for name in section.hooks)
-
-
-def _check_shapes(section: Any, stage: str) -> None:
-  for key in ('prompts_per_step', 'samples_per_prompt', 'epochs_per_step',
-              'minibatches_per_step', 'chunks_per_minibatch', 'log_every',
-              'reward_workers'):
-    if section[key] < 1:
-      raise ValueError(
-          f'{stage}.{key}: got {section[key]}; allowed: at least 1.')
-  n, parts = section.prompts_per_step, section.minibatches_per_step
-  if n % parts:
-    raise ValueError(
-        f'{stage}.minibatches_per_step: {n} prompts do not split into {parts} '
-        'minibatches.')
-  g, chunks = section.samples_per_prompt, section.chunks_per_minibatch
-  if g % chunks:
-    raise ValueError(
-        f'{stage}.chunks_per_minibatch: {g} samples per prompt do not split '
-        f'into {chunks} chunks.')
-  if section.old not in OLD:
-    raise ValueError(
-        f'{stage}.old: got {section.old!r}; allowed are {OLD}.')
-  if section.reference_memory not in MEMORIES:
-    raise ValueError(
-        f'{stage}.reference_memory: got {section.reference_memory!r}; allowed '
-        f'are {MEMORIES}.')
-  updates = section.epochs_per_step * parts
-  if section.old == 'self' and updates > 1:
-    raise ValueError(
-        f"{stage}.old: 'self' with {updates} updates per rollout: every ratio "
-        "would be 1 and nothing would be clipped. Set old to 'recompute' (a "
-        "pass before the first update) or 'sampler'.")
-
-
-def _check_staleness(section: Any, stage: str) -> None:
-  k = section.staleness
-  if k < 0:
-    raise ValueError(f'{stage}.staleness: got {k}; allowed: 0 (on-policy) or '
-                     'more steps.')
-  if k and section.old != 'sampler':
-    raise ValueError(
-        f'{stage}.staleness: got {k} with old={section.old!r}: completions are '
-        'then of older weights, and no ratio would correct for that. Set '
-        f"{stage}.old to 'sampler'.")
-
-
-def _check_advantage(section: Any, stage: str) -> None:
-  name = section.advantage.fn
-  fn = resolve.function(name, 'mmr1.advantages')
-  path = f'{fn.__module__}.{fn.__name__}'
-  if section.samples_per_prompt == 1 and path in _NEED_GROUP:
-    raise ValueError(
-        f'{stage}: samples_per_prompt=1 with the group advantage {name!r}: a '
-        'group of one has advantage 0, so nothing would train. Take at least '
-        '2 samples.')
-  if path in _LACK:
-    raise ValueError(
-        f'{stage}.advantage.fn: {name!r} needs {_LACK[path]}, which the rl '
-        'stage does not make. Without it there are those of mmr1.advantages '
-        "and 'mmr1.returns:reinforce_pp', 'mmr1.returns:reinforce_pp_baseline'."
-    )
 
 
 def _bound(section: Any, root: str, where: str) -> Callable[..., Any]:
@@ -241,27 +188,24 @@ def check_prefilled(config: Any, prefilled: bool) -> None:
             f'.kwargs = dict(prefilled={prefilled}).')
 
 
-def _combine(
-    section: Any, stage: str, scorer: score_lib.Scorer,
-) -> Callable[..., Any]:
-  fn = resolve.function(section.combine.fn, 'mmr1.rewards')
-  kwargs = section.combine.kwargs.as_dict()
-  resolve.check_kwargs(fn, kwargs, f'{stage}.combine.kwargs', ('weights',))
-  return functools.partial(fn, weights=scorer.weights, **kwargs)
-
-
 def _with_sampler_metrics(
-    objective: objective_lib.Objective) -> objective_lib.Objective:
-  """Adds |trainer - sampler| log-prob differences to the first term."""
+    objective: objective_lib.Objective, views: Iterable[str],
+) -> objective_lib.Objective:
+  """Adds to the first term's metrics what compares passes: |trainer - sampler|
+  and, per look, log pi - log pi(look), both over sampled tokens."""
   first = objective.terms[0]
 
   def metrics(scores, block, knobs):
     means, tops = ({}, {}) if first.metrics is None else first.metrics(
         scores, block, knobs)
+    mask = reading.sampled(block).mask
     gap = jnp.abs(scores.logp - block.extra['sampler_logp'])
-    gap = jnp.where(block.mask, gap, 0.0)
-    count = jnp.sum(block.mask.astype(jnp.float32))
-    return ({**means, 'sampler/logp_diff_mean': (jnp.sum(gap), count)},
+    gap = jnp.where(mask, gap, 0.0)
+    count = jnp.sum(mask.astype(jnp.float32))
+    drops = {name: jnp.where(mask, scores.logp - reading.look(
+        scores, block, name), 0.0) for name in views}
+    return ({**means, 'sampler/logp_diff_mean': (jnp.sum(gap), count), **{
+        f'view/{name}/drop': (jnp.sum(x), count) for name, x in drops.items()}},
             {**tops, 'sampler/logp_diff_max': jnp.max(gap)})
   return objective._replace(terms=(
       dataclasses.replace(first, metrics=metrics), *objective.terms[1:]))

@@ -11,24 +11,33 @@ part of it. With staleness 0 each is sampled, scored and used before the next.
 import collections
 from collections.abc import Mapping
 from concurrent import futures
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from mmr1 import asking
 from mmr1 import context
-from mmr1.data import datasets
-from mmr1.data import lanes
-from mmr1.data import pipeline
 from mmr1 import hosts
 from mmr1 import phases
-from mmr1 import records
+from mmr1 import probing
 from mmr1 import recording
+from mmr1 import records
 from mmr1 import rl_setup
+from mmr1 import sockets
+from mmr1 import trees
+from mmr1 import types
+from mmr1.data import datasets
+from mmr1.data import encode
+from mmr1.data import lanes
+from mmr1.data import pipeline
+from mmr1.data import sources
 from mmr1.rewards import score as score_lib
 from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
-from mmr1 import trees
-from mmr1 import types
+
+_LOOK = 0x100c  # in the key law: what no sampler draws from
 
 
 class Prompted(NamedTuple):
@@ -49,15 +58,21 @@ class Made(NamedTuple):
   """A rollout, whose rewards are on their way.
 
   Fields:
-    at: the step, from 0, before which it was sampled.
+    at: the step, from 0, before which it was sampled; step: that it is for.
     prompted: its prompts.
+    asked: the prompts with the images of the data, one for every row of the
+      rollout, whose own prompts have those that it was sampled from.
+    branch: i32[N], number of the view that a row was sampled from.
     rollout: on the devices.
     host: what the host needs of it.
     samples: of this host's rows, group after group.
     scores: (part of this host's rows or None, what went wrong or None), later.
   """
   at: int
+  step: int
   prompted: Prompted
+  asked: types.Prompts
+  branch: np.ndarray
   rollout: types.Rollout
   host: read_lib.Host
   samples: list[records.Sample]
@@ -78,17 +93,21 @@ class Rollouts:
       plan: rl_setup.Plan, clock: phases.Clock):
     self._ctx, self._stage, self._section = ctx, stage, section
     self.plan, self.clock = plan, clock
-    self.shape, self._layout = ctx.shape(), ctx.policy.layout
+    self.shape = dataclasses.replace(
+        ctx.shape(), completions=section.experts,
+        completion_tokens=section.max_new_tokens if section.experts else None)
+    self._layout = ctx.policy.layout
+    self._branches = sockets.looks(
+        section, stage, ctx.config, section.branches,
+        ctx.processor.patch_pixels)
     n = section.prompts_per_step
     self._rows = self._layout.own_rows(n)
     self._lanes = lanes.Lanes(
-        # Stages do not see the same prompts first: each has its own order.
-        datasets.open_split(ctx.config, 'train', order=ctx.index(stage)),
-        self.shape, n, self._rows,
+        self._mixture(), self.shape, n, self._rows,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
     self._ahead: collections.deque[Made] = collections.deque()
-    self._sampled_at: tuple[int, ...] = ()  # of what a checkpoint had waiting
+    self._sampled_at: tuple[tuple[int, int], ...] = ()  # of what a checkpoint had waiting
     # Rollouts are scored one after the other; `scorer` has threads of its own.
     self._thread = futures.ThreadPoolExecutor(1, 'score')
 
@@ -101,10 +120,20 @@ class Rollouts:
     """The rollout of step k, from 0; later ones are sampled from `state`."""
     last = min(k + self._section.staleness, self._section.steps - 1)
     while k + len(self._ahead) <= last:
-      prompted, prompts = self.take()
-      rollout = self.sample(state, prompts, k + len(self._ahead))
-      self._ahead.append(self.made(k, prompted, rollout))
+      self._ahead.append(self._make(state, k, k + len(self._ahead)))
     return self._ahead.popleft()
+
+  def again(self, state: types.TrainState, k: int, round_: int) -> Made:
+    """One more rollout for step k, of the next prompts."""
+    return self._make(state, k, k, round_)
+
+  def _make(self, state, at: int, step: int, round_: int = 0) -> Made:
+    prompted, prompts = self.take()
+    asked = self.asked(prompts, step, round_)
+    shown = self._shown(asked)
+    rollout = self.sample(state, shown, step, round_)
+    return self.made(at, step, prompted, asked, self.attached(
+        rollout, prompted))
 
   # What a checkpoint needs.
 
@@ -116,7 +145,7 @@ class Rollouts:
              for lane, turn in part.items()}
     return {'stream': {**before, 'turns': [
         turns[lane] for lane in range(self._section.prompts_per_step)]},
-            'sampled_at': [made.at for made in self._ahead]}
+            'sampled_at': [[made.at, made.step] for made in self._ahead]}
 
   def arrays(self) -> dict[str, jax.Array]:
     """What waits, without the prompts: these are read again."""
@@ -132,13 +161,14 @@ class Rollouts:
   def take_back(self, arrays: Mapping[str, jax.Array]) -> None:
     """From `arrays`, after `restore`."""
     waiting = recording.nested(arrays)
-    for i, at in enumerate(self._sampled_at):
+    for i, (at, step) in enumerate(self._sampled_at):
       prompted, prompts = self.take()
+      asked = self.asked(prompts, step)
       fields = waiting[str(i)]
       rollout = types.Rollout(
-          prompts=prompts,
+          prompts=self._shown(asked),
           completions=types.Completions(**fields.pop('completions')), **fields)
-      self._ahead.append(self.made(at, prompted, rollout))
+      self._ahead.append(self.made(at, step, prompted, asked, rollout))
 
   # How a rollout is made.
 
@@ -157,39 +187,109 @@ class Rollouts:
     taken = Prompted(pairs, tuple(
         max(sizes) for sizes in zip(*(one for _, part in every
                                       for one in part))), before)
-    return taken, self._layout.spread_own(self.shape.collate(
-        [encoded for _, encoded in pairs], needs=taken.needs),
-                                          self._section.prompts_per_step)
+    # Rows of several rollouts become one batch: all have the full shape then.
+    needs = (taken.needs if self._section.rounds == 1
+             else (self.shape.prompt_length, self.shape.patches))
+    return taken, self._layout.spread_own(
+        self.shape.collate([encoded for _, encoded in pairs], needs=needs),
+        self._section.prompts_per_step)
+
+  def asked(self, prompts: types.Prompts, step: int,
+            round_: int = 0) -> types.Prompts:
+    """A row for every branch of a prompt, with what its views draw from."""
+    config = self._ctx.config
+    if not config.views:
+      return prompts
+    key = keys.step_key(config.seed, self._ctx.index(self._stage), step,
+                        round_=round_, view=_LOOK)
+    return asking.repeated(prompts, key, max(1, len(self._branches)))
+
+  def _shown(self, asked: types.Prompts) -> types.Prompts:
+    """The images that each row is sampled from."""
+    if not self._branches:
+      return asked
+    return asking.branched(asked, self._branches)
 
   @phases.phase('sample', ready=lambda rollout: rollout.done)
   def sample(self, state: types.TrainState, prompts: types.Prompts,
-              k: int) -> types.Rollout:
+             k: int, round_: int = 0) -> types.Rollout:
     key = keys.step_key(
-        self._ctx.config.seed, self._ctx.index(self._stage), k)
+        self._ctx.config.seed, self._ctx.index(self._stage), k, round_=round_)
     sampler = self._ctx.sampler
     return sampler(
         sampler.publish(state.params['policy']), prompts, key,
         self.plan.sampling, state.step,
-        group=self._section.samples_per_prompt,
+        group=self._section.samples_per_prompt - self._section.experts,
         length=self._section.max_new_tokens)
 
+  def attached(self, rollout: types.Rollout,
+               prompted: Prompted) -> types.Rollout:
+    """With the traces of the data as the last of every group."""
+    experts = self._section.experts
+    if not experts:
+      return rollout
+    texts = [example.completions[:experts] for example, _ in prompted.pairs]
+    ids = [[encode.encode_completion(text, self._ctx.processor) for text in row]
+           for row in texts]
+    tokens, kind = asking.traces(
+        ids, self._section.max_new_tokens, self._ctx.processor.pad_id)
+    return asking.attached(rollout, *self._layout.spread_own(
+        (tokens, kind), self._section.prompts_per_step))
+
   @phases.phase('score')
-  def made(self, at: int, prompted: Prompted,
-            rollout: types.Rollout) -> Made:
+  def made(self, at: int, step: int, prompted: Prompted,
+           asked: types.Prompts, rollout: types.Rollout) -> Made:
     """Reads the samples, and has them scored."""
-    n, g = self._section.prompts_per_step, self._section.samples_per_prompt
+    branches = max(1, len(self._branches))
+    n = self._section.prompts_per_step * branches
+    g = self._section.samples_per_prompt
     host, first = read_lib.to_host(rollout), self._layout.first_rows(n)
-    mine = [example for row, (example, _) in zip(self._rows, prompted.pairs)
-            if row in set(first)]
-    samples = read_lib.read(host, mine, self._ctx.processor, first)
+    of = dict(zip(self._rows, (example for example, _ in prompted.pairs)))
+    mine = [of[row // branches] for row in first]
+    samples = read_lib.read(host, mine, self._ctx.processor, first,
+                            pieces=bool(self.plan.probes))
     scores = self._thread.submit(
         hosts.attempt, lambda: self.plan.scorer.call(
             samples, len(first), g, self.plan.objective.knobs), None)
-    return Made(at, prompted, rollout, host, samples, scores)
+    return Made(at, step, prompted, asked, np.arange(n) % branches, rollout,
+                host, samples, scores)
 
   def scored(self, made: Made) -> score_lib.Scored:
     """The scores of all hosts' samples. A collective."""
-    n, g = self._section.prompts_per_step, self._section.samples_per_prompt
+    n, g, _ = made.host.tokens.shape
     part, error = made.scores.result()
     every = hosts.share((self._layout.first_rows(n), part), error)
     return self.plan.scorer.together(every, n, g)
+
+  def probed(self, made: Made, scored: score_lib.Scored,
+             looks: Mapping[str, np.ndarray]) -> score_lib.Scored:
+    """With the columns of the stage's probes. A collective if there are any.
+
+    Args:
+      made: whose samples.
+      scored: their rewards.
+      looks: {view: f32[N, G, T]} on every host.
+    """
+    if not self.plan.probes:
+      return scored
+    n, g, _ = made.host.tokens.shape
+    first = self._layout.first_rows(n)
+    part, error = hosts.attempt(
+        lambda: probing.columns(self.plan.probes, made.samples, first, looks),
+        None)
+    columns = np.full((n, g, len(self.plan.probes)), np.nan)
+    for rows, values in hosts.share((first, part), error):
+      columns[list(rows)] = values
+    return probing.beside(scored, tuple(self.plan.probes), columns)
+
+  def _mixture(self) -> sources.Mixture:
+    """What the stage reads."""
+    ctx, data = self._ctx, self._section.data
+    if data in ctx.files:
+      return datasets.open_completions(
+          ctx.files[data], ctx.config.seed, order=ctx.index(self._stage))
+    if self._section.experts:
+      return datasets.open_expert(ctx.config, order=ctx.index(self._stage))
+    # Stages do not see the same prompts first: each has its own order.
+    return datasets.open_split(
+        ctx.config, 'train', order=ctx.index(self._stage))

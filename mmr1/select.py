@@ -10,9 +10,10 @@
   rng: np.random.Generator of this step and round, for random choices.
   keep: bool[N, G], False takes a completion out of every term.
   counts: {metric name: int}, what was dropped and why.
-  more: True says that fewer groups are kept than wanted. A step of the rl
-    stage is one rollout: it fetches no others, trains on what is kept and
-    counts the step as 'select/short'.
+  more: True says that fewer groups are kept than wanted. A stage then makes
+    another rollout, whose good groups take the places of those in which nothing
+    is kept, `rounds` times at most; a step that stays short is trained on and
+    counted as 'select/short'.
 """
 
 from collections.abc import Mapping
@@ -44,13 +45,14 @@ def drop_zero_std(
 
   arXiv:2503.14476, eq. 11. EasyR1's form also asks low < mean < high (0.01,
   0.99). With `groups`, at most that many are kept, the surplus, latest first,
-  is dropped, and fewer are reported as `more`. The batch is not refilled.
+  is dropped. Fewer than wanted are reported as `more`: with `rounds` above 1
+  the stage resamples until the batch is full (verl 10 rounds, EasyR1 20).
 
   Args:
     columns, advantage, meta, state, rng: see the module.
     column: the reward that must vary, for example the accuracy.
     low, high: bounds on the mean of the column in its group; None: no bound.
-    groups: number of groups wanted; None: whatever is left.
+    groups: number of groups wanted; None: all of the batch.
 
   Returns:
     See the module. A group without any value counts as not varying.
@@ -90,7 +92,7 @@ def drop_zero_std(
       'select/out_of_range_groups': int((varies & ~inside).sum()),
       'select/surplus_groups': int((good & ~kept).sum()),
   }
-  more = groups is not None and int(good.sum()) < groups
+  more = int(good.sum()) < (len(good) if groups is None else groups)
   keep = np.broadcast_to(kept[:, None], value.shape).copy()
   return keep, counts, more, state
 

@@ -211,13 +211,17 @@ def reference(
   Args:
     ctx: the run.
     begun: the stage's start.
-    name: 'init' or what `Context.params` knows.
+    name: 'init', 'ema' (`state.slow`) or what `Context.params` knows.
     whole: in buffers of its own; else what does not train is the state's.
     memory: where it waits, 'device' or 'host': then every call copies it to
       the devices, where it is gone when nothing reads it any more.
   """
   hold, fetch = (arrays.in_host, arrays.on_device) if (
       memory == 'host') else (lambda x: x, lambda x: x)
+  if name == 'ema':
+    return lambda state: trees.merge(
+        fetch(state.slow['ema']),
+        trees.partition(state.params['policy'], begun.mask)[1])
   if name != 'init':
     params = hold(_only_read(ctx, ctx.params(name)))
     return lambda state: fetch(params)
@@ -254,12 +258,13 @@ def make_update(
     *,
     chunks: int,
     buckets: tuple[int, ...] = (),
+    looks: update_lib.Looks = (),
 ):
   """A jitted (state, batch, knobs, ref_params) -> (state, metrics).
 
   The state is donated. Frozen parameters are not differentiated (M21); a
-  non-finite update is skipped and counted (M8). `chunks` and `buckets` as in
-  `update.gradient`.
+  non-finite update is skipped and counted (M8). `chunks`, `buckets` and
+  `looks` as in `update.gradient`.
   """
   def update(state, batch, knobs, ref_params):
     params = state.params['policy']
@@ -267,7 +272,8 @@ def make_update(
     with jax.named_scope('gradient'):
       grads, metrics = update_lib.gradient(
           policy, trainable, lambda t: trees.merge(t, frozen), batch, terms,
-          knobs, ref_params=ref_params, chunks=chunks, buckets=buckets)
+          knobs, ref_params=ref_params, chunks=chunks, buckets=buckets,
+          looks=looks)
     with jax.named_scope('optimizer'):
       trainable, opt, guard, more = optim.guarded_update(
           optimizer, grads, metrics['loss'], state.opt['policy'], trainable,

@@ -72,6 +72,7 @@ class Prompts:
       two and three tokens under P = 7: [0, 0, 1, 1, 2, 2, 2]. A token sees its
       own prompt only, and positions start anew in each. `next_position` and
       `uid` are then those of the last.
+    noise: u32[N, 2] | None, what views of the row's images draw from.
     ends: i32[N, E] | None, with `segment`: where the last token of prompt 1, 2
       ... is, [3, 6] above; any index for those the row does not have.
   """
@@ -83,6 +84,7 @@ class Prompts:
   uid: Array
   segment: Array | None = None
   ends: Array | None = None
+  noise: Array | None = None
 
 
 @flax.struct.dataclass
@@ -152,9 +154,9 @@ class Scores:
   Fields:
     logp: f32[N, G, T].
     entropy: f32[N, G, T], nats.
-    views: {name: f32[N, G, T]} log-probs under other views of the prompt.
-    pairs: {name: f32[N, G, T]} sums over V of two distributions, such as
-      'kl_ref' = KL(policy || reference), made inside the head's chunk loop.
+    views: {name: f32[N, G, T]} log-probs of an update's looks (`mmr1.looks`).
+    pairs: {name: f32[N, G, T]} sums over V of two distributions, made inside
+      the head's chunk loop: 'kl_ref' = KL(policy || reference), or of a look.
     value: f32[N, G, T] | None.
     hidden: [N, G, T, D] | None.
   """
@@ -164,6 +166,20 @@ class Scores:
   pairs: dict[str, Array] = flax.struct.field(default_factory=dict)
   value: Array | None = None
   hidden: Array | None = None
+
+
+@flax.struct.dataclass
+class Seen:
+  """What a rollout's look yields, f32[N, G, T], 0 where masked.
+
+  Fields:
+    logp: of the tokens.
+    pair: the look's divergence | None.
+    entropy: of the completions' own distribution, where there is a pair.
+  """
+  logp: Array
+  pair: Array | None = None
+  entropy: Array | None = None
 
 
 @flax.struct.dataclass
@@ -180,7 +196,9 @@ class Block:
     ref_hidden: [N, G, T, D] | None, the reference's hidden states aligned to
       the token they predict (only for KL over the whole vocabulary).
     weight: f32[N, G, T] | None, a factor without gradient.
-    extra: {name: array}.
+    extra: {name: array [N, G, 1 or T]}: 'sampler_logp', of a rollout's looks
+      'view/<name>', 'pair/<name>' and 'entropy/<name>' (`Seen`), weights that
+      terms name 'weight/<name>', and what an advantage hands to its terms.
   """
   prompts: Prompts
   completions: Completions

@@ -19,10 +19,12 @@ import jax.numpy as jnp
 
 from mmr1 import buckets as buckets_lib
 from mmr1 import forward
+from mmr1 import looks as looks_lib
 from mmr1 import types
 
 Array = jax.Array
 Metrics = dict[str, Array]
+Looks = tuple[looks_lib.Look, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +46,23 @@ def coefficient(knobs: Mapping[str, Array], term: Term) -> Array:
   return knobs[f'coef/{term.name}']
 
 
-def _blank_scores(block: types.Block) -> types.Scores:
+def _blank_scores(block: types.Block, looks: Looks) -> types.Scores:
   """Scores of the right shapes: counts must not depend on their values."""
   zeros = jnp.zeros(block.mask.shape, jnp.float32)
   pairs = {} if block.ref_hidden is None else {'kl_ref': zeros}
-  return types.Scores(logp=zeros, entropy=zeros, pairs=pairs)
+  pairs |= {look.name: zeros for look in looks if look.divergence is not None}
+  return types.Scores(logp=zeros, entropy=zeros, pairs=pairs, value=zeros,
+                      views={look.name: zeros for look in looks})
 
 
 def denominators(
     terms: tuple[Term, ...], batch: types.Batch, knobs: Mapping[str, Array],
+    looks: Looks = (),
 ) -> dict[str, Array]:
   """Global count of each term over all blocks, at least one."""
   totals = {}
   for term in terms:
-    counts = [term.fn(_blank_scores(b), b, knobs)[1] for b in batch]
+    counts = [term.fn(_blank_scores(b, looks), b, knobs)[1] for b in batch]
     total = sum(counts[1:], counts[0])
     # An all-masked batch has sum 0 and must have loss 0, not 0 / 0 (M9).
     totals[term.name] = jnp.where(total > 0, total, 1.0)
@@ -135,6 +140,7 @@ def block_gradient(
     *,
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
+    looks: Looks = (),
 ) -> tuple[Any, Any]:
   """Gradient of `loss` over one block, and its auxiliary output.
 
@@ -143,28 +149,36 @@ def block_gradient(
     params: the trainable parameters.
     join: trainable parameters -> all parameters (adds the frozen ones).
     block: N prompts, G completions each.
-    loss: (all params, prefix, block) -> (f32[], (sums, maxima)).
+    loss: (all params, prefixes, block) -> (f32[], (sums, maxima)); the
+      prefixes of the block's prompts and of every look's.
     chunks: pieces that each group is processed in, or the rows where a group
       is one completion; memory falls with it, the result stays the same.
     buckets: lengths below T that a piece may be cut to, ascending.
+    looks: of an update.
   """
   if chunks > 1 and block.mask.shape[1] == 1:
     return _accumulate(
         lambda piece: block_gradient(
-            policy, params, join, piece, loss, buckets=buckets),
+            policy, params, join, piece, loss, buckets=buckets, looks=looks),
         split_rows(buckets_lib.ordered_rows(
             block, chunks, buckets, policy.layout.shards(len(block.mask))),
                    chunks))
   prompts = block.prompts
-  prefix, pull = jax.vjp(
-      lambda p: policy.prompt_pass(join(p), prompts), params)
+
+  def prefixes_of(p):
+    every = join(p)
+    return (policy.prompt_pass(every, prompts), *(
+        policy.prompt_pass(every if look.gradient else
+                           jax.lax.stop_gradient(every), look.shown(prompts))
+        for look in looks))
+  prefixes, pull = jax.vjp(prefixes_of, params)
 
   def cut_gradient(piece):
     piece = piece.replace(prompts=prompts)
-    def value(p, prefix):
-      return loss(join(p), prefix, piece)
+    def value(p, prefixes):
+      return loss(join(p), prefixes, piece)
     (_, aux), grads = jax.value_and_grad(
-        value, argnums=(0, 1), has_aux=True)(params, prefix)
+        value, argnums=(0, 1), has_aux=True)(params, prefixes)
     return (policy.layout.keep(grads[0]), grads[1]), aux
 
   def piece_gradient(piece):
@@ -175,58 +189,6 @@ def block_gradient(
       else _accumulate(piece_gradient, split(
           buckets_lib.ordered(block, buckets)[0], chunks)))
   return _add(grads, policy.layout.keep(pull(prefix_grads)[0])), aux
-
-
-def log_probs(
-    policy: forward.Policy,
-    params: Any,
-    block: types.Block,
-    temperature: Array,
-    *,
-    chunks: int = 1,
-    buckets: tuple[int, ...] = (),
-    hidden: bool = False,
-) -> tuple[Array, Array | None]:
-  """A pass without gradient over the kept tokens: old, or the reference.
-
-  Args:
-    policy: the model and its constants.
-    params: all parameters.
-    block: N prompts, G completions each; reads completions and mask.
-    temperature: f32[].
-    chunks, buckets: as in `gradient`.
-    hidden: return the hidden states too.
-
-  Returns:
-    f32[N, G, T], 0 where masked, and the hidden states [N, G, T, D], aligned
-    to the token they predict, or None. Past a chunk's bucket both are 0.
-  """
-  if chunks == 1 and not buckets:
-    logp, states = forward.logp_and_hidden(
-        policy, params, block.prompts, block.completions, block.mask,
-        temperature)
-    return logp, states if hidden else None
-  prefix = policy.prompt_pass(params, block.prompts)
-
-  def cut(piece):
-    states = forward.hidden_states(
-        policy, params, prefix, block.prompts, piece.completions)
-    logp, _, _ = forward.token_scores(
-        policy, params, states, piece.completions.tokens, piece.mask,
-        temperature)
-    return jax.lax.stop_gradient(jax.tree.map(
-        lambda x: buckets_lib.pad(x, block.mask.shape[2]),
-        (logp, states if hidden else None)))
-
-  def one(piece):
-    return buckets_lib.at_length(cut, piece, buckets)
-
-  if chunks == 1:
-    return one(block)
-  block, undo = buckets_lib.ordered(block, buckets)
-  return undo(jax.tree.map(
-      lambda x: jnp.moveaxis(x, 0, 1).reshape(block.mask.shape + x.shape[4:]),
-      jax.lax.map(one, split(block, chunks))))
 
 
 def gradient(
@@ -240,6 +202,7 @@ def gradient(
     ref_params: Any = None,
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
+    looks: Looks = (),
 ) -> tuple[Any, Metrics]:
   """Gradient of the objective over a batch, and its metrics.
 
@@ -255,17 +218,18 @@ def gradient(
     chunks: pieces per block, see `block_gradient`.
     buckets: lengths below T, ascending; each piece is cut to the smallest that
       holds its longest completion, and pieces have completions of like length.
+    looks: those that are made at every update.
 
   Returns:
     Gradient tree like `params`, and metrics: 'loss', 'loss/<term>' (what was
     added, coefficient included), 'entropy', and the terms' own.
   """
-  totals = denominators(terms, batch, knobs)
+  totals = denominators(terms, batch, knobs, looks)
 
-  def loss(all_params, prefix, block):
+  def loss(all_params, prefixes, block):
     scores = forward.score(
-        policy, all_params, prefix, block, knobs['temperature'],
-        ref_params=ref_params)
+        policy, all_params, prefixes[0], block, knobs['temperature'],
+        ref_params=ref_params, looks=tuple(zip(looks, prefixes[1:])))
     total, sums, maxima = jnp.float32(0.0), {}, {}
     for term in terms:
       value, _ = term.fn(scores, block, knobs)
@@ -284,7 +248,8 @@ def gradient(
   grads, aux = None, None
   for block in batch:
     new, new_aux = block_gradient(
-        policy, params, join, block, loss, chunks=chunks, buckets=buckets)
+        policy, params, join, block, loss, chunks=chunks, buckets=buckets,
+        looks=looks)
     grads = new if grads is None else _add(grads, new)
     aux = new_aux if aux is None else _merge(*aux, *new_aux)
   sums, maxima = aux

@@ -11,6 +11,7 @@ from mmr1 import buckets
 from mmr1 import compiles
 from mmr1 import forward
 from mmr1 import objective
+from mmr1 import passes
 from mmr1 import update
 from tests import small
 
@@ -183,7 +184,7 @@ def test_m3_old_and_reference_in_buckets(params):
   """Their own order and shape, 0 where masked; the same log-probs."""
   block = blocks()
   bare = block.replace(old=None, ref=None)
-  run = jax.jit(update.log_probs, static_argnames=(
+  run = jax.jit(passes.log_probs, static_argnames=(
       'policy', 'chunks', 'hidden', 'buckets'))
   want, states = small.logp(
       policy(), params, block.prompts, block.completions, block.mask, 0.9)

@@ -13,16 +13,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     # F0
     ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
-     'resolve', 'overlays', 'sections', 'boxes'),
+     'resolve', 'overlays', 'sections', 'boxes', 'pixels'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
-     'hooks'),
+     'hooks', 'views'),
     # F2
     ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
      'checkpoint', 'stored', 'workdir', 'log', 'progress', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
-     'watchdog', 'recording', 'rollouts'),
+     'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
+     'average', 'weighing', 'judged', 'probing', 'asking', 'rl_checks'),
     # F3
     ('papers',),
     # F4
@@ -35,7 +36,7 @@ FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # Packages of this floor never know each other.
 APART = 1
 
-NO_JAX = ('records', 'text', 'positions', 'boxes', 'rewards', 'select', 'resolve',
+NO_JAX = ('records', 'text', 'positions', 'pixels', 'boxes', 'rewards', 'select', 'resolve',
           'overlays', 'sections', 'data.tasks')
 JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'chex'}
 DEVICE = ('losses', 'advantages', 'returns', 'models')

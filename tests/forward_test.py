@@ -142,8 +142,8 @@ def test_m3_chunks_of_the_head_change_nothing(params, block, head_chunk):
   def scores(params, ref):
     return forward.token_scores(
         dataclasses.replace(policy, head_chunk=head_chunk), params, hidden,
-        block.completions.tokens, mask, jnp.float32(1), ref_params=ref,
-        ref_hidden=hidden)
+        block.completions.tokens, mask, jnp.float32(1), other_params=ref,
+        other_hidden=hidden)
   got = scores(params, small.params(1))
   expected = exact(params, hidden, small.params(1), hidden, block, mask)
   for a, b in zip(got, expected):
@@ -162,7 +162,7 @@ def test_gradient_through_the_chunks_of_the_head(params, block, head_chunk):
   def chunked(params, hidden):
     return forward.token_scores(
         policy, params, hidden, tokens, mask, jnp.float32(0.7),
-        ref_params=ref, ref_hidden=states)
+        other_params=ref, other_hidden=states)
 
   def dense(params, hidden):
     words = np.setdiff1d(np.arange(small.VOCAB), small.BANNED)
@@ -216,7 +216,8 @@ def test_kl_over_the_vocabulary(params, block):
   def kl(ref_params, ref_hidden):
     return forward.token_scores(
         policy, params, hidden, block.completions.tokens, mask,
-        jnp.float32(1), ref_params=ref_params, ref_hidden=ref_hidden)[2]
+        jnp.float32(1), other_params=ref_params,
+        other_hidden=ref_hidden).pair
   got = np.asarray(kl(ref, ref_hidden))
   np.testing.assert_allclose(
       got, exact(params, hidden, ref, ref_hidden, block, mask)[2], atol=2e-5)
@@ -235,9 +236,9 @@ def test_m2_masked_placeholders_leave_gradients_finite(params, block):
   @jax.jit
   def gradient(params, hidden):
     def loss(params, hidden):
-      logp, entropy, kl = forward.token_scores(
+      logp, entropy, kl, _ = forward.token_scores(
           policy, params, hidden, tokens, mask, jnp.float32(1),
-          ref_params=small.params(1), ref_hidden=hidden)
+          other_params=small.params(1), other_hidden=hidden)
       return logp.sum() + entropy.sum() + kl.sum()
     return jax.value_and_grad(loss, argnums=(0, 1))(params, hidden)
   value, (params_grad, hidden_grad) = gradient(params, hidden)

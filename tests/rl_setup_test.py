@@ -45,8 +45,9 @@ def test_weights_reach_the_combination():
     c.rl.rewards = ('result', 'format')
     c.rewards.format.weight = 0.25
   plan = setup(change)
-  rewards, _ = plan.combine(
-      np.asarray([[[1.0, 1.0], [0.0, 1.0]]]), plan.scorer.names, {}, {})
+  rewards, _, _ = plan.combine(
+      np.asarray([[[1.0, 1.0], [0.0, 1.0]]]), plan.scorer.names, {}, {},
+      weights=plan.weights)
   assert rewards[..., 0].tolist() == [[1.25, 0.25]]
 
 
@@ -153,7 +154,7 @@ def test_m22_unknown_functions_and_keywords_are_refused(change, said):
 def test_a_group_of_one_may_have_another_advantage():
   def change(c):
     c.rl.advantage.fn = 'math:floor'  # a user's own
-  assert setup(change, samples_per_prompt=1).advantage.func.__name__ == 'floor'
+  assert setup(change, samples_per_prompt=1).advantage.fn.__name__ == 'floor'
 
 
 def test_advantages_per_token_are_config_values():
@@ -205,7 +206,8 @@ def test_gdpo_normalises_each_reward_by_itself():
     c.rl.advantage.fn = 'normalize_then_sum'
   plan = setup(change)
   scored = np.asarray([[[1.0, 10.0], [0.0, 10.0], [1.0, 30.0], [0.0, 30.0]]])
-  rewards, _ = plan.combine(scored, plan.scorer.names, {}, {})
+  rewards, _, _ = plan.combine(scored, plan.scorer.names, {}, {},
+                               weights=plan.weights)
   np.testing.assert_array_equal(rewards, scored)
   # Both columns are +-sqrt(3)/2 by their group, whatever their scale: sums
   # 0, -sqrt(3), sqrt(3), 0 with mean 0 and unbiased deviation sqrt(2).
@@ -217,4 +219,4 @@ def test_gdpo_normalises_each_reward_by_itself():
       change(c)
       c.rewards.format.weight = 0.5
     plan = setup(weigh)
-    plan.combine(scored, plan.scorer.names, {}, {})
+    plan.combine(scored, plan.scorer.names, {}, {}, weights=plan.weights)

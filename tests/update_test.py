@@ -8,6 +8,7 @@ import pytest
 from mmr1 import compiles
 from mmr1 import forward
 from mmr1 import objective
+from mmr1 import passes
 from mmr1 import trees
 from mmr1 import types
 from mmr1 import update
@@ -148,7 +149,7 @@ def test_m3_chunks_of_completions_change_nothing(params, block, base):
 def test_m3_old_and_reference_in_chunks(params, block):
   """The same log-probs and hidden states; none of those unless asked for."""
   run = jax.jit(
-      update.log_probs, static_argnames=('policy', 'chunks', 'hidden'))
+      passes.log_probs, static_argnames=('policy', 'chunks', 'hidden'))
   bare = block.replace(old=None, ref=None)
   logp, states = run(small.policy(), params, bare, 1.0, chunks=2, hidden=True)
   want, expected = small.logp(
@@ -158,7 +159,7 @@ def test_m3_old_and_reference_in_chunks(params, block):
   np.testing.assert_allclose(states, expected, atol=1e-4)
   for chunks in (1, 2):
     logp, states = jax.eval_shape(
-        lambda p, b: update.log_probs(
+        lambda p, b: passes.log_probs(
             small.policy(), p, b, 1.0, chunks=chunks), params, bare)
     assert logp.shape == block.mask.shape and states is None
 

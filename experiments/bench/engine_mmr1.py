@@ -178,10 +178,14 @@ class Engine:
 
   def assemble(self, rollout):
     """What the update reads, and the knobs; the reference pass is in it."""
-    made = self.trainer.rollouts.made(self.steps, self.taken, rollout)
-    judged = self.trainer.judge(made, self.steps)
-    knobs = self.trainer.knobs(judged, self.steps)
-    block = self.trainer.assemble(made, judged, knobs, self.state)
+    k, trainer = self.steps, self.trainer
+    made = trainer.rollouts.made(k, k, self.taken, rollout.prompts, rollout)
+    looks = trainer.look(self.state, made)
+    scored = trainer.score(made, looks, k)
+    knobs = trainer.knobs(scored, k)
+    filled = trainer.judge(made, looks, scored, knobs, k)
+    knobs = training.traced(knobs)
+    block = trainer.assemble(filled, knobs, self.state)
     return jax.block_until_ready(block), knobs, made.host
 
   def step(self) -> dict:

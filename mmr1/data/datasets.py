@@ -174,18 +174,22 @@ def open_split(
   return sources.Mixture([source], seed=seed, order=order, shuffle=train)
 
 
-def open_completions(path: str, seed: int = 0) -> sources.Mixture:
+def open_completions(
+    path: str, seed: int = 0, *, order: int = 0) -> sources.Mixture:
   """A file of examples with completions, as `collect` writes it."""
   form = rows.RowFormat(require_answer=False, require_completion=True)
-  return sources.Mixture([files.open_path(path, form=form)], seed=seed)
+  return sources.Mixture(
+      [files.open_path(path, form=form)], seed=seed, order=order)
 
 
-def open_expert(config: Any, data: str = 'train') -> sources.Mixture:
-  """A file of examples with completions, for sft without collect.
+def open_expert(
+    config: Any, data: str = 'train', *, order: int = 0) -> sources.Mixture:
+  """A file of examples with completions, without collect.
 
   Args:
     config: says what the columns are called.
     data: the file; 'train' is `data.path`, without what is held out of it.
+    order: see `sources.Mixture`.
   """
   path = config.data.path if data == 'train' else data
   if path is None:
@@ -195,7 +199,7 @@ def open_expert(config: Any, data: str = 'train') -> sources.Mixture:
   source = files.open_path(path, form=_form(config.data, completions=True))
   if data == 'train' and config.data.eval_path is None:
     source, _ = sources.holdout(source, every=config.data.holdout)
-  return sources.Mixture([source], seed=config.seed)
+  return sources.Mixture([source], seed=config.seed, order=order)
 
 
 def is_file(data: str) -> bool:

@@ -43,8 +43,8 @@ class Shape:
       fit; every pair that occurs is one more compiled program. S = 0: no media
       at all, the tower is not run.
     prefix: start of the assistant's turn.
-    completions: items must have one that can be trained on, else they are
-      Broken.
+    completions: how many an item must have that can be trained on, else it is
+      Broken; completion_tokens: None, or what each may have at most.
   """
   processor: processor_lib.Processor
   template: template_lib.Template
@@ -53,7 +53,8 @@ class Shape:
   prompt_buckets: tuple[int, ...] = ()
   patch_buckets: tuple[int, ...] = ()
   prefix: str = ''
-  completions: bool = False
+  completions: int = 0
+  completion_tokens: int | None = None
 
   @property
   def prefilled(self) -> bool:
@@ -86,8 +87,7 @@ class Shape:
     try:
       encoded = encode.encode(
           item, self.processor, template=self.template, prefix=self.prefix)
-      if self.completions:
-        encode.encode_completion(item.completions[0], self.processor)
+      self._check_completions(item.completions)
     except ValueError as error:
       return records.Broken(where=where, reason=f'cannot encode: {error}')
     reason = collate.misfit(
@@ -95,6 +95,15 @@ class Shape:
     if reason:
       return records.Broken(where=where, reason=reason)
     return item, encoded
+
+  def _check_completions(self, texts: Sequence[str]) -> None:
+    if len(texts) < self.completions:
+      raise ValueError(f'{len(texts)} completions, {self.completions} needed')
+    for text in texts[:self.completions]:
+      count = len(encode.encode_completion(text, self.processor))
+      if self.completion_tokens is not None and count > self.completion_tokens:
+        raise ValueError(f'a completion of {count} tokens, allowed are '
+                         f'{self.completion_tokens}')
 
 
 @dataclasses.dataclass(frozen=True)

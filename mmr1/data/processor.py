@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from mmr1 import pixels as pixels_lib
 from mmr1 import positions
 from mmr1.data import checks
 from mmr1.data import template
@@ -86,6 +87,11 @@ class Processor:
     """Area (least, most) that an image is resized into."""
     return (self.codec.min_pixels, self.codec.max_pixels) if self.codec else (
         None)
+
+  @property
+  def patch_pixels(self) -> pixels_lib.Pixels | None:
+    """How patches are made of pixels; None without media."""
+    return self.codec.pixels_of_patch if self.codec else None
 
   @classmethod
   def open(

@@ -59,3 +59,15 @@ def k3_plus(
       logp, ref, difference_clamp=difference_clamp, value_clamp=value_clamp)
   slope = k2(logp, ref)
   return jax.lax.stop_gradient(value - slope) + slope
+
+
+def named(name: str) -> Estimator:
+  """The estimator of this module that a config calls `name`.
+
+  Raises:
+    ValueError: there is none.
+  """
+  known = {fn.__name__: fn for fn in (k1, absolute, k2, k3, k3_plus)}
+  if name not in known:
+    raise ValueError(f'kl estimator {name!r} is not one of {tuple(known)}.')
+  return known[name]

@@ -20,6 +20,7 @@ from mmr1 import masked
 from mmr1 import types
 from mmr1.losses import kl as estimators
 from mmr1.losses import ratio
+from mmr1.losses import reading
 from mmr1.losses import reduce
 from mmr1.losses import surrogate as surrogates
 
@@ -50,9 +51,12 @@ def policy(
   in value with the gradient of logp. `block.weight` multiplies the loss of a
   token and leaves the count alone.
 
+  It speaks about sampled tokens: an expert's (kind `KIND_EXPERT`) have no old
+  probability, and belong to a term of their own.
+
   Args:
     scores: of the policy; reads logp f32[N, G, T].
-    block: reads mask, advantage f32[N, G, 1 or T], old, weight.
+    block: reads mask, kind, advantage f32[N, G, 1 or T], old, weight.
     knobs: not read.
     surrogate: of `mmr1.losses.surrogate`, or of its signature.
     level, sequence, clamp: see `ratio.log_ratio`.
@@ -63,11 +67,12 @@ def policy(
     (sum f32[], count f32[]).
   """
   del knobs
+  block = reading.sampled(block)
   loss, _, _, _ = _policy(
       scores, block, surrogate, level, sequence, clamp, surrogate_kw)
   if block.weight is not None:
     loss = loss * block.weight
-  return _reduce(loss, block, reduction)
+  return reading.over_block(loss, block, reduction)
 
 
 def kl(
@@ -75,7 +80,7 @@ def kl(
     block: types.Block,
     knobs: Knobs,
     *,
-    estimator: Callable[[Array, Array], Array] = estimators.k3,
+    estimator: Callable[[Array, Array], Array] | str = estimators.k3,
     target: str = 'ref',
     weight: str | None = None,
     bias_correction: bool = False,
@@ -90,9 +95,10 @@ def kl(
     scores: of the policy; reads logp.
     block: reads mask, and ref or old.
     knobs: not read.
-    estimator: of `mmr1.losses.kl`.
+    estimator: of `mmr1.losses.kl`, or its name.
     target: 'ref' or 'old'.
-    weight: name of a factor f32[N, G, T] in `block.extra`; None: ones.
+    weight: name of a section of `weights`, whose values are a factor; None:
+      ones.
     bias_correction: multiplies the estimate by the token ratio pi / pi_old,
       with its gradient (DeepSeek-V3.2; TRL `use_bias_correction_kl`).
     reduction: see `reduce.reduce`.
@@ -107,6 +113,8 @@ def kl(
   del knobs
   if target not in TARGETS:
     raise ValueError(f'kl target {target!r} is not one of {TARGETS}.')
+  if isinstance(estimator, str):
+    estimator = estimators.named(estimator)
   other = block.ref if target == 'ref' else block.old
   if other is None:
     raise ValueError(
@@ -117,10 +125,10 @@ def kl(
   value = estimator(logp, masked.fill(other, block.mask), **estimator_kw)
   if bias_correction:
     value = value * jnp.exp(ratio.log_ratio(
-        logp, _old(scores, block), block.mask, clamp=None))
+        logp, reading.old(scores, block), block.mask, clamp=None))
   if weight is not None:
-    value = value * block.extra[weight]
-  return _reduce(value, block, reduction)
+    value = value * block.extra[f'weight/{weight}']
+  return reading.over_block(value, block, reduction)
 
 
 def kl_full(
@@ -137,7 +145,7 @@ def kl_full(
     raise ValueError(
         f'The kl_full term needs scores.pairs[{pair!r}], the forward made '
         f'{sorted(scores.pairs)}.')
-  return _reduce(scores.pairs[pair], block, reduction)
+  return reading.over_block(scores.pairs[pair], block, reduction)
 
 
 def entropy(
@@ -166,7 +174,7 @@ def entropy(
   if source not in ENTROPIES:
     raise ValueError(f'entropy source {source!r} is not one of {ENTROPIES}.')
   value = -scores.entropy if source == 'full' else scores.logp
-  return _reduce(value, block, reduction)
+  return reading.over_block(value, block, reduction)
 
 
 def nll(
@@ -181,7 +189,7 @@ def nll(
   value = -masked.fill(scores.logp, block.mask)
   if block.weight is not None:
     value = value * block.weight
-  return _reduce(value, block, reduction)
+  return reading.over_block(value, block, reduction)
 
 
 def critic(
@@ -204,7 +212,7 @@ def critic(
   near = jnp.clip(value, old - clip, old + clip)
   worst = jnp.maximum(
       jnp.square(value - returns), jnp.square(near - returns))
-  return _reduce(0.5 * worst, block, reduction)
+  return reading.over_block(0.5 * worst, block, reduction)
 
 
 def policy_metrics(
@@ -227,7 +235,7 @@ def policy_metrics(
     gradient.
   """
   del knobs
-  scores = jax.lax.stop_gradient(scores)
+  block, scores = reading.sampled(block), jax.lax.stop_gradient(scores)
   _, low, high, log_ratio = _policy(
       scores, block, surrogate, level, sequence, clamp, surrogate_kw)
   mask = block.mask
@@ -236,25 +244,13 @@ def policy_metrics(
       'ratio/mean': r,
       'clip_frac/low': low,
       'clip_frac/high': high,
-      'kl_old': (masked.fill(_old(scores, block), mask)
+      'kl_old': (masked.fill(reading.old(scores, block), mask)
                  - masked.fill(scores.logp, mask)),
   }
   means = {
       name: reduce.reduce(jnp.broadcast_to(x, mask.shape), mask)
       for name, x in means.items()}
   return means, {'ratio/max': masked.max(r, mask)}
-
-
-def _reduce(value: Array, block: types.Block, reduction: Mapping[str, Any]):
-  """Over the block's kept tokens; of packed rows every segment is a row."""
-  return reduce.reduce(
-      value, block.mask, segment=block.completions.segment, **reduction)
-
-
-def _old(scores: types.Scores, block: types.Block) -> Array:
-  if block.old is None:
-    return jax.lax.stop_gradient(scores.logp)
-  return block.old
 
 
 def _policy(scores, block, surrogate, level, sequence, clamp, surrogate_kw):
@@ -265,7 +261,7 @@ def _policy(scores, block, surrogate, level, sequence, clamp, surrogate_kw):
         "block hold several sequences. Do not pack them, or take 'token'.")
   logp = masked.fill(scores.logp, mask)
   log_ratio = ratio.log_ratio(
-      logp, _old(scores, block), mask, level=level, sequence=sequence,
+      logp, reading.old(scores, block), mask, level=level, sequence=sequence,
       clamp=clamp)
   advantage = block.advantage
   reduce.check_shape('block.advantage', advantage, mask)

@@ -1,9 +1,17 @@
-"""Combining reward columns into the one(s) that advantages are made of."""
+"""Combining reward columns into the one(s) that advantages are made of.
+
+The `combine` socket: `(columns, names, knobs, state, *, weights, ...) ->
+(rewards, metrics, state)`: columns f64[N, G, K] with nan for 'no value', their
+K names, this step's knobs, and what it kept from the step before; rewards
+f64[N, G, K'], {metric name: number} to be logged, and what it keeps.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+Combined = tuple[np.ndarray, dict[str, float], Any]
 
 
 def separate(
@@ -13,7 +21,7 @@ def separate(
     state: Any,
     *,
     weights: Mapping[str, float],
-) -> tuple[np.ndarray, Any]:
+) -> Combined:
   """The columns of non-zero weight as they are, K' of them.
 
   For advantages that normalise each reward by itself and are summed, or weigh
@@ -30,7 +38,7 @@ def separate(
         f'separate: got weights {dict(weights)}; allowed are 0 (logged only) '
         'and 1, one of them at least. Weights of normalised rewards belong to '
         'advantage.kwargs.weights.')
-  return columns[..., [weights[name] == 1 for name in names]], state
+  return columns[..., [weights[name] == 1 for name in names]], {}, state
 
 
 def weighted_sum(
@@ -40,7 +48,7 @@ def weighted_sum(
     state: Any,
     *,
     weights: Mapping[str, float],
-) -> tuple[np.ndarray, Any]:
+) -> Combined:
   """sum_k weight_k * column_k over the values that are present.
 
   A missing value (nan) is left out of its row's sum, 0.0 is a value. A row in
@@ -54,7 +62,7 @@ def weighted_sum(
     weights: one finite weight per name; 0 = logged only.
 
   Returns:
-    f64[N, G, 1] and the state.
+    f64[N, G, 1], no metrics, and the state.
 
   Raises:
     ValueError: names and weights differ, or shapes do not fit.
@@ -64,7 +72,17 @@ def weighted_sum(
   weight = np.asarray([weights[name] for name in names], np.float64)
   present = ~np.isnan(columns) & (weight != 0)
   total = np.where(present, columns * weight, 0.0).sum(-1, keepdims=True)
-  return np.where(present.any(-1, keepdims=True), total, np.nan), state
+  return np.where(present.any(-1, keepdims=True), total, np.nan), {}, state
+
+
+def means(columns: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+  """{'reward/<name>/mean': over present values} of columns [..., K]."""
+  found = {}
+  for k, name in enumerate(names):
+    present = columns[..., k][~np.isnan(columns[..., k])]
+    if present.size:
+      found[f'reward/{name}/mean'] = float(present.mean())
+  return found
 
 
 def _check(columns, names, weights):

@@ -28,6 +28,7 @@ import numpy as np
 
 from mmr1 import records
 from mmr1.rewards import checks
+from mmr1.rewards import combine
 from mmr1.rewards import pool
 
 _EXCERPT = 200  # characters of a sample's text in a message
@@ -216,11 +217,7 @@ class Scorer:
             f'The first failure:\n{first.message}')
 
   def _metrics(self, columns, failures, nones: int) -> dict[str, float]:
-    metrics = {}
-    for k, name in enumerate(self.names):
-      present = columns[~np.isnan(columns[:, k]), k]
-      if present.size:
-        metrics[f'reward/{name}/mean'] = float(present.mean())
+    metrics = combine.means(columns, self.names)
     for kind in ('error', 'timeout'):
       count = sum(size for failure, size in failures if failure.kind == kind)
       metrics[f'reward/{kind}_frac'] = count / columns.size

@@ -25,9 +25,19 @@ class Host(NamedTuple):
     return self.kind == types.KIND_SAMPLED
 
   @property
+  def spoken(self) -> np.ndarray:
+    """bool[N, G, T], tokens that were sampled or are an expert's."""
+    return self.sampled | (self.kind == types.KIND_EXPERT)
+
+  @property
+  def expert(self) -> np.ndarray:
+    """bool[N, G], traces of the data."""
+    return (self.kind == types.KIND_EXPERT).any(-1)
+
+  @property
   def lengths(self) -> np.ndarray:
-    """i64[N, G], sampled tokens of each completion."""
-    return self.sampled.sum(-1)
+    """i64[N, G], spoken tokens of each completion."""
+    return self.spoken.sum(-1)
 
 
 def to_host(rollout: types.Rollout) -> Host:
@@ -41,6 +51,8 @@ def read(
     examples: Sequence[records.Example],
     processor: processor_lib.Processor,
     rows: Sequence[int] | None = None,
+    *,
+    pieces: bool = False,
 ) -> list[records.Sample]:
   """Samples, group after group.
 
@@ -49,8 +61,13 @@ def read(
     examples: the prompts' examples, one per row.
     processor: decodes the ids.
     rows: whose examples they are; None: the first ones.
+    pieces: with the text of every token.
   """
-  samples = []
+  samples, known = [], {}
+  def piece(token):
+    if token not in known:
+      known[token] = encode.decode([token], processor)
+    return known[token]
   for row, example in zip(
       range(len(examples)) if rows is None else rows, examples):
     for slot in range(host.tokens.shape[1]):
@@ -63,5 +80,6 @@ def read(
           length=int(host.lengths[row, slot]),
           truncated=not bool(host.done[row, slot]), example=example,
           uid=example.uid, group=row, slot=slot,
+          pieces=tuple(map(piece, tokens)) if pieces else (),
           turns=(records.Turn('assistant', text),)))
   return samples

@@ -2,30 +2,34 @@
 
 The step is the design's line of data, in its order:
 
-  prompts -> sample -> read -> score -> advantage -> select -> assemble
-          -> update
+  repeat until full:  prompts -> sample -> read -> look -> score -> advantage
+                      -> select
+  then:               assemble -> update
 """
 
 from collections.abc import Mapping
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from mmr1 import arrays
 from mmr1 import columns as columns_lib
 from mmr1 import context
+from mmr1 import judged as judged_lib
 from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import phases
-from mmr1 import records
-from mmr1.rewards import score as score_lib
 from mmr1 import rl_setup
 from mmr1 import rollouts as rollouts_lib
 from mmr1 import training
 from mmr1 import types
+from mmr1.rewards import score as score_lib
 
 setup = rl_setup.setup
+Knobs = Mapping[str, float]
+Looks = Mapping[str, types.Seen]
 
 
 def learner(
@@ -44,25 +48,6 @@ def run(
   loop.train(
       ctx, stage, section, trainer.start.state, trainer, trainer.step,
       trainer.start.stored, waiting=trainer)
-
-
-class Judged(NamedTuple):
-  """What the host decides about a rollout.
-
-  Fields:
-    samples: of this host's rows, group after group.
-    scored: columns, names, metrics.
-    rewards: f64[N, G, K'], combined; nan: no value.
-    advantage: f32[N, G, 1 or T].
-    keep: bool[N, G].
-    counts: what select dropped, by name.
-  """
-  samples: list[records.Sample]
-  scored: score_lib.Scored
-  rewards: np.ndarray
-  advantage: np.ndarray
-  keep: np.ndarray
-  counts: Mapping[str, int]
 
 
 class Trainer:
@@ -99,8 +84,8 @@ class Trainer:
   def arrays(self) -> dict[str, jax.Array]:
     return self.rollouts.arrays()
 
-  def take_back(self, arrays: Mapping[str, jax.Array]) -> None:
-    self.rollouts.take_back(arrays)
+  def take_back(self, waiting: Mapping[str, jax.Array]) -> None:
+    self.rollouts.take_back(waiting)
 
   def restore(self, state: Mapping[str, Any]) -> None:
     self.rollouts.restore(state)
@@ -110,78 +95,139 @@ class Trainer:
   # The step.
 
   def step(self, state: types.TrainState, k: int) -> loop.Step:
-    """One rollout and its updates."""
+    """Rollouts until `select` is content, and the updates from them."""
     made = self.rollouts.next(state, k)
-    judged = self.judge(made, k)
-    knobs = self.knobs(judged, k)
-    block = self.assemble(made, judged, knobs, state)
-    state, metrics = self.learner.update(state, (block,), knobs, k)
-    metrics = {**metrics, **self._report(made, judged, k)}
+    looks = self.look(state, made)
+    scored = self.score(made, looks, k)
+    knobs = self.knobs(scored, k)
+    filled = self.judge(made, looks, scored, knobs, k)
+    while filled.short and filled.rounds < self._section.rounds:
+      again = self.rollouts.again(state, k, filled.rounds)
+      looks = self.look(state, again)
+      filled = filled.with_next(self.judge(
+          again, looks, self.score(again, looks, k), knobs, k, filled.rounds))
+    if filled.rounds > 1:
+      filled = self.together(filled, knobs, k)
+    traced = training.traced(knobs)
+    block = self.assemble(filled, traced, state)
+    state, metrics = self.learner.update(state, (block,), traced, k)
+    metrics = {**metrics, **self._report(filled, made.at, k)}
     self._last_metrics = metrics
     return loop.Step(
-        state, metrics, (block,), functools.partial(self._samples, judged),
-        given={'knobs': knobs, 'rewards': judged.scored.named()},
-        tokens=int(made.host.lengths.sum()), times=self.clock.take())
+        state, metrics, (block,),
+        functools.partial(self._samples, filled.judged),
+        given={'knobs': traced, 'rewards': filled.judged.scored.named()},
+        tokens=int(filled.arrays.lengths.sum()), times=self.clock.take())
+
+  def look(self, state: types.TrainState, made: rollouts_lib.Made) -> Looks:
+    """What the looks of a rollout see of its tokens."""
+    return self.learner.look(
+        state, made.rollout, made.asked, np.float32(self.plan.temperature))
 
   @phases.phase('score')
-  def judge(self, made: rollouts_lib.Made, k: int) -> Judged:
-    """score, combine, advantage, select."""
-    plan, section, host = self.plan, self._section, made.host
-    n, g = section.prompts_per_step, section.samples_per_prompt
-    scored = self.rollouts.scored(made)
+  def score(self, made: rollouts_lib.Made, looks: Looks,
+            k: int) -> score_lib.Scored:
+    """Rewards and probes."""
+    scored = self.rollouts.probed(
+        made, self.rollouts.scored(made),
+        {probe.view: arrays.fetch(looks[probe.view].logp)
+         for probe in self.plan.probes.values()})
     if scored.failures:
       first = scored.failures[0]
       self._ctx.logger.warn(
           f'{self._stage} step {k + 1}: {len(scored.failures)} reward calls '
           f'failed; the first, of {first.name!r} ({first.kind}): '
           f'{first.message}')
-    rewards, self._host_state['combine'] = plan.combine(
-        scored.columns, scored.names, plan.objective.knobs,
-        self._host_state['combine'])
-    tokens = columns_lib.Tokens(mask=host.sampled, lengths=host.lengths)
-    advantage = np.asarray(plan.advantage(rewards, tokens), np.float32)
-    rng = np.random.default_rng(
-        [self._ctx.config.seed, self._ctx.index(self._stage), k])
-    keep, counts, more, self._host_state['select'] = plan.select(
-        scored.named(), advantage, {'truncated': ~host.done},
-        self._host_state['select'], rng)
-    if keep.dtype != bool or keep.shape != (n, g):
-      raise ValueError(
-          f'{self._stage}.select: {section.select.fn!r} gave keep '
-          f'{keep.dtype}{list(keep.shape)}; needed is bool[{n}, {g}].')
-    if more:  # a step is one rollout: the wish is counted, not granted
-      counts = {**counts, 'select/short': 1}
-    # A sample without any reward has nothing to say.
-    keep = keep & ~np.isnan(rewards).all(-1)
-    return Judged(made.samples, scored, rewards, advantage, keep, counts)
+    return scored
 
-  def knobs(self, judged: Judged, k: int) -> dict[str, Any]:
+  def knobs(self, scored: score_lib.Scored, k: int) -> dict[str, float]:
     """This step's numbers, after the hooks."""
-    knobs = dict(self.plan.objective.knobs)
+    knobs = dict(self.plan.knobs)
     last = _numbers(self._last_metrics) if self.plan.hooks else {}
     for name, hook in self.plan.hooks.items():
       state = self._host_state['hooks'].get(name, {})
       knobs, self._host_state['hooks'][name] = hook(
-          knobs, state, judged.scored.named(), last, k)
-    knobs['temperature'] = self.plan.temperature
-    return training.traced(knobs)
+          knobs, state, scored.named(), last, k)
+    return {**knobs, 'temperature': self.plan.temperature}
 
-  def assemble(self, made: rollouts_lib.Made, judged: Judged,
-                knobs: Mapping[str, Any], state: types.TrainState,
-                ) -> types.Block:
+  @phases.phase('score')
+  def judge(self, made: rollouts_lib.Made, looks: Looks,
+            scored: score_lib.Scored, knobs: Knobs, k: int,
+            round_: int = 0) -> judged_lib.Filled:
+    """combine, advantage, select."""
+    plan, host = self.plan, made.host
+    rewards, says, self._host_state['combine'] = plan.combine(
+        scored.columns, scored.names, knobs, self._host_state['combine'],
+        weights=plan.weights, knobs=knobs)
+    facts = judged_lib.Arrays(
+        host.spoken, host.lengths, host.done, made.branch, host.expert)
+    advantage = self._advantage(
+        rewards, facts, made.rollout, looks, knobs, [k, round_, 1])
+    keep, counts, more, self._host_state['select'] = plan.select(
+        scored.named(), advantage,
+        {'truncated': ~host.done, 'branch': made.branch,
+         'expert': host.expert},
+        self._host_state['select'],
+        self._rng(k, round_, 2) if round_ else self._rng(k), knobs=knobs)
+    if keep.dtype != bool or keep.shape != rewards.shape[:2]:
+      n, g, _ = rewards.shape
+      raise ValueError(
+          f'{self._stage}.select: {self._section.select.fn!r} gave keep '
+          f'{keep.dtype}{list(keep.shape)}; needed is bool[{n}, {g}].')
+    # A sample without any reward has nothing to say.
+    keep = keep & ~np.isnan(rewards).all(-1)
+    return judged_lib.Filled(made.rollout, looks, facts, judged_lib.Judged(
+        made.samples, scored, rewards, advantage, keep, {**says, **counts},
+        more))
+
+  def together(self, filled: judged_lib.Filled, knobs: Knobs,
+               k: int) -> judged_lib.Filled:
+    """Advantages of what several rollouts filled a step with, as one batch.
+
+    Groups that were dropped and found no better one have no value in it.
+    """
+    judged = filled.judged
+    rewards = np.where(judged.good[:, None, None], judged.rewards, np.nan)
+    advantage = self._advantage(rewards, filled.arrays, filled.rollout,
+                                filled.looks, knobs, [k, filled.rounds, 1])
+    return judged_lib.replace(filled, rewards, advantage)
+
+  def _advantage(self, rewards, facts, rollout, looks, knobs, address):
+    """f32[N, G, 1 or T]."""
+    view = self.plan.advantage.kwargs.get('view')
+    tokens = columns_lib.Tokens(
+        mask=facts.spoken, lengths=facts.lengths, branch=facts.branch,
+        rng=self._rng(*address),
+        logp=None if view is None else arrays.fetch(rollout.logp),
+        looks={} if view is None else {view: arrays.fetch(looks[view])})
+    return np.asarray(
+        self.plan.advantage(rewards, tokens, knobs=knobs), np.float32)
+
+  def _rng(self, *address: int) -> np.random.Generator:
+    return np.random.default_rng([
+        self._ctx.config.seed, self._ctx.index(self._stage), *address])
+
+  def assemble(self, filled: judged_lib.Filled,
+               knobs: Mapping[str, jax.Array], state: types.TrainState,
+               ) -> types.Block:
     """The block of this step; old and reference log-probs where needed."""
-    rollout = made.rollout
+    rollout, judged = filled.rollout, filled.judged
     mask, advantage = self._layout.spread(
-        (made.host.sampled & judged.keep[..., None], judged.advantage))
+        (filled.arrays.spoken & judged.keep[..., None], judged.advantage))
+    extra = {'sampler_logp': rollout.logp}
+    for name, seen in filled.looks.items():
+      made = {'view': seen.logp, 'pair': seen.pair, 'entropy': seen.entropy}
+      extra |= {f'{key}/{name}': x for key, x in made.items() if x is not None}
     return self.learner.scored(state, types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
-        advantage=advantage, extra={'sampler_logp': rollout.logp}), knobs)
+        advantage=advantage, extra=extra), knobs)
 
   # What is logged.
 
-  def _report(self, made: rollouts_lib.Made, judged: Judged,
+  def _report(self, filled: judged_lib.Filled, at: int,
               k: int) -> dict[str, float]:
     """Host-side metrics: what was used, by the field's names."""
+    judged, facts = filled.judged, filled.arrays
     _, valid, values = columns_lib.split(judged.rewards)
     total = values.sum(-1)[valid.any(-1)]
     # Without any value there is none to log; 0.0 would be one (M13).
@@ -189,19 +235,24 @@ class Trainer:
               'reward/std': total.std()} if total.size else {}
     # As the advantage decides it.
     flat = columns_lib.flat(np, values, valid, 1).all(-1)
+    lengths, done = facts.lengths[~facts.expert], facts.done[~facts.expert]
     cap = self._section.max_new_tokens
-    lengths, done = made.host.lengths, made.host.done
+    rounds = {}
+    if self._section.rounds > 1:
+      rounds = {'select/rounds': filled.rounds}
+    if judged.more:  # a wish that was not granted
+      rounds['select/short'] = 1
     return {
-        **judged.scored.metrics, **judged.counts, **reward,
+        **judged.scored.metrics, **judged.counts, **rounds, **reward,
         'group/zero_std_frac': flat.mean(),
         'response_length/mean': lengths.mean(),
         'response_length/max': lengths.max(),
         'response_length/clip_frac': np.mean((lengths >= cap) & ~done),
         'data/broken': self.rollouts.broken,
-        'sampler/staleness': k - made.at,
+        'sampler/staleness': k - at,
     }
 
-  def _samples(self, judged: Judged) -> list[dict[str, Any]]:
+  def _samples(self, judged: judged_lib.Judged) -> list[dict[str, Any]]:
     """Two groups with their images, rewards and advantages."""
     g, rows = self._section.samples_per_prompt, []
     for s in judged.samples[:2 * g]:

@@ -199,7 +199,7 @@ def run(
   mixture = (datasets.open_completions(ctx.files[section.data], ctx.config.seed)
              if section.data in ctx.files
              else datasets.open_expert(ctx.config, section.data))
-  shape = dataclasses.replace(ctx.shape(), completions=True)
+  shape = dataclasses.replace(ctx.shape(), completions=1)
   handover.check(ctx, stage, mixture, section.max_new_tokens)
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,

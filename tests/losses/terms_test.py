@@ -190,7 +190,7 @@ def test_weight_scales_tokens_and_not_the_count():
     assert same == count
   # KL stays dense; it has a weight of its own.
   assert TERMS['kl'](scores, half)[0] == TERMS['kl'](scores, block)[0]
-  named = block.replace(extra={'few': jnp.full(block.mask.shape, 0.5)})
+  named = block.replace(extra={'weight/few': jnp.full(block.mask.shape, 0.5)})
   np.testing.assert_allclose(
       terms.kl(scores, named, {}, weight='few')[0],
       TERMS['kl'](scores, block)[0] / 2, rtol=1e-6)

@@ -71,13 +71,13 @@ def test_m13_zero_is_a_value_none_is_not(make):
 def test_m13_combine():
   nan = np.nan
   columns = np.array([[[1., 2.], [0., nan], [nan, nan], [nan, 0.]]])
-  got, state = combine.weighted_sum(
+  got, says, state = combine.weighted_sum(
       columns, ('a', 'b'), {}, 'state', weights={'a': 0.5, 'b': 2.0})
   # .5*1 + 2*2; .5*0 with b missing; nothing; 2*0 with a missing.
   np.testing.assert_array_equal(got, [[[4.5], [0.], [nan], [0.]]])
-  assert state == 'state'
+  assert state == 'state' and says == {}
   # A column of weight 0 is logged only: it neither counts nor rescues a row.
-  got, _ = combine.weighted_sum(
+  got, _, _ = combine.weighted_sum(
       columns, ('a', 'b'), {}, None, weights={'a': 1.0, 'b': 0.0})
   np.testing.assert_array_equal(got, [[[1.], [0.], [nan], [nan]]])
   with pytest.raises(ValueError, match='weights are for'):

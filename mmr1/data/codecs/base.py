@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmr1 import boxes
+from mmr1 import pixels as pixels_lib
 from mmr1 import positions
 from mmr1 import records
 
@@ -98,6 +99,11 @@ class Codec:
   max_pixels: int
   box_frame: str | None = None
 
+  @property
+  def pixels_of_patch(self) -> pixels_lib.Pixels:
+    """What the values of a patch are, see `pixels_of_patch` below."""
+    raise NotImplementedError
+
   def seen(self, height: int, width: int) -> boxes.Size:
     """What an image of this size is resized to, for boxes in that frame.
 
@@ -149,3 +155,41 @@ class Codec:
     """
     del spans
     return positions.counted(len(tokens))
+
+
+def pixels_of_patch(
+    image_processor: Any, patch: int, clips: Any = None, *, frames: int = 1,
+) -> pixels_lib.Pixels:
+  """What the values of a patch are that a `layout` here makes.
+
+  All families write them by colour, frame, row, column.
+
+  Args:
+    image_processor: a `transformers` image processor.
+    patch: pixels per patch side.
+    clips: has `mean` and `std` of the frames of videos; None: no videos.
+    frames: per patch.
+
+  Raises:
+    ValueError: pixels are not brought from 0..255 to 0..1 and normalised, or
+      those of videos otherwise than those of images: a patch does not tell
+      what it was cut from.
+  """
+  settings = {name: getattr(image_processor, name, default)
+              for name, default in (('do_rescale', True),
+                                    ('do_normalize', True),
+                                    ('rescale_factor', 1 / 255))}
+  if not all(settings.values()) or (
+      abs(255 * settings['rescale_factor'] - 1) > 1e-6):
+    raise ValueError(
+        f'preprocessor_config.json: {settings}: needed are true, true and '
+        '1/255 where the pixels of patches are to be changed.')
+  mean, std = (tuple(float(x) for x in values) for values in (
+      image_processor.image_mean, image_processor.image_std))
+  if clips is not None and not np.allclose(
+      [clips.mean, clips.std], [mean, std], rtol=0, atol=1e-6):
+    raise ValueError(
+        f'image_mean {mean} and image_std {std} of images but {clips.mean} and '
+        f'{clips.std} of videos: they must be equal where the pixels of '
+        'patches are to be changed.')
+  return pixels_lib.Pixels(mean=mean, std=std, patch=patch, frames=frames)

@@ -46,6 +46,10 @@ class Codec(base.Codec):
   patch: int
   cell: int
 
+  @property
+  def pixels_of_patch(self):
+    return base.pixels_of_patch(self.image_processor, self.patch)
+
   def image_span(self, height, width):
     del height, width  # resized to one size
     return base.Span(self.text, (self.window_patches // self.unit,))

@@ -49,6 +49,10 @@ class Codec(base.Codec):
     """Cells, and so tokens, of a tile."""
     return (self.tile // self.patch // self.merge)**2
 
+  @property
+  def pixels_of_patch(self):
+    return base.pixels_of_patch(self.image_processor, self.patch, self.clips)
+
   def tiles(self, height: int, width: int) -> int:
     """Tiles of an image of this size, the one that shows all of it too."""
     if min(height, width) < 1:

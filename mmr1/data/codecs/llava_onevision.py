@@ -58,6 +58,10 @@ class Codec(base.Codec):
     """Patches of a view's side."""
     return self.size // self.patch
 
+  @property
+  def pixels_of_patch(self):
+    return base.pixels_of_patch(self.image_processor, self.patch, self.clips)
+
   def image_spans(self, sizes):
     if len(sizes) != 1:
       return [base.Span(IMAGE, (self.side**2 + 1,))] * len(sizes)
@@ -70,10 +74,9 @@ class Codec(base.Codec):
     return base.Span(VIDEO, (count * pooled**2 + 1,))
 
   def image_pixels(self, images):
-    out = self.image_processor(
+    pixels = self.image_processor(
         images=[[video.rgb(image) for image in images]], return_tensors='np',
-        image_grid_pinpoints=[list(x) for x in self.pinpoints])
-    pixels = out['pixel_values']
+        image_grid_pinpoints=[list(x) for x in self.pinpoints])['pixel_values']
     if len(images) > 1:
       return [self.layout(x[:1], self.whole(), END) for x in pixels]
     height, width = video.frame_size(images[0])
@@ -81,8 +84,7 @@ class Codec(base.Codec):
     if len(pixels[0]) != 1 + rows * columns:
       raise ValueError(
           f'the image processor made {len(pixels[0])} views, expected '
-          f'{1 + rows * columns}: preprocessor_config.json cuts in another '
-          'way.')
+          f'{1 + rows * columns}: preprocessor_config.json cuts otherwise.')
     tokens = [self.whole()]
     for taps, weights in zip(*self.image_map(height, width)):
       tokens += [(taps, weights), END]

@@ -53,6 +53,11 @@ class Codec(base.Codec):
   position_rule: str
   sizes: bool = False
 
+  @property
+  def pixels_of_patch(self):
+    return base.pixels_of_patch(
+        self.image_processor, self.patch, self.video, frames=self.temporal)
+
   def image_grid(self, height: int, width: int) -> positions.Grid:
     """Grid (1, h, w) of an image of this size, without its pixels."""
     rows, columns = positions.smart_resize(

@@ -1,0 +1,147 @@
+"""What the host decides about a step's completions, from one rollout or more.
+
+A rollout is judged by itself; where `select` dropped groups of it, good groups
+of a later one take their places, until the step is full (`Filled.with_next`).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmr1 import records
+from mmr1 import types
+from mmr1.rewards import combine
+from mmr1.rewards import score as score_lib
+
+
+class Judged(NamedTuple):
+  """One rollout.
+
+  Fields:
+    samples: of this host's rows, group after group.
+    scored: columns, names, metrics; of rewards and probes.
+    rewards: f64[N, G, K'], combined; nan: no value.
+    advantage: f32[N, G, 1 or T].
+    keep: bool[N, G].
+    counts: what select dropped, and what combine says, by name.
+    more: whether select wants more groups.
+  """
+  samples: list[records.Sample]
+  scored: score_lib.Scored
+  rewards: np.ndarray
+  advantage: np.ndarray
+  keep: np.ndarray
+  counts: Mapping[str, float]
+  more: bool = False
+
+  @property
+  def good(self) -> np.ndarray:
+    """bool[N], groups of which something is kept."""
+    return self.keep.any(1)
+
+
+class Arrays(NamedTuple):
+  """A rollout's arrays on the host: bool, int [N, G, ...].
+
+  Fields:
+    spoken: bool[N, G, T], tokens that were sampled or are an expert's.
+    lengths: i64[N, G], how many; done: bool[N, G], ended by eos.
+    branch: i32[N], number of the view that the row was sampled from.
+    expert: bool[N, G], traces of the data.
+  """
+  spoken: np.ndarray
+  lengths: np.ndarray
+  done: np.ndarray
+  branch: np.ndarray
+  expert: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+  """A step's completions.
+
+  Fields:
+    rollout, looks: on the devices.
+    arrays, judged: on the host.
+    rounds: rollouts so far.
+  """
+  rollout: types.Rollout
+  looks: Mapping[str, types.Seen]
+  arrays: Arrays
+  judged: Judged
+  rounds: int = 1
+
+  @property
+  def short(self) -> bool:
+    """Whether another rollout would have a place here."""
+    return self.judged.more and not self.judged.good.all()
+
+  def with_next(self, other: 'Filled') -> 'Filled':
+    """Good groups of a later rollout in the places of dropped ones."""
+    free = np.flatnonzero(~self.judged.good)
+    found = np.flatnonzero(other.judged.good)[:len(free)]
+    source = np.arange(len(self.judged.keep))
+    source[free[:len(found)]] = found
+    take = np.zeros(len(source), bool)
+    take[free[:len(found)]] = True
+    version = self.rollout.version
+    rollout, looks = _taken(
+        (self.rollout.replace(version=None), dict(self.looks)),
+        (other.rollout.replace(version=None), dict(other.looks)),
+        source, take)
+    return Filled(
+        rollout.replace(version=version), looks,
+        Arrays(*(_mixed(a, b, source, take)
+                 for a, b in zip(self.arrays, other.arrays))),
+        _judged(self.judged, other.judged, source, take, self.rounds),
+        self.rounds + 1)
+
+
+@jax.jit
+def _taken(old: Any, new: Any, source: jax.Array, take: jax.Array) -> Any:
+  def one(a, b):
+    wide = take.reshape((-1,) + (1,) * (a.ndim - 1))
+    return jnp.where(wide, b[source], a)
+  return jax.tree.map(one, old, new)
+
+
+def _mixed(a: np.ndarray, b: np.ndarray, source: np.ndarray,
+           take: np.ndarray) -> np.ndarray:
+  return np.where(take.reshape((-1,) + (1,) * (a.ndim - 1)), b[source], a)
+
+
+def _judged(a: Judged, b: Judged, source: np.ndarray, take: np.ndarray,
+            rounds: int) -> Judged:
+  columns = _mixed(a.scored.columns, b.scored.columns, source, take)
+  place = {int(source[row]): int(row) for row in np.flatnonzero(take)}
+  samples = [s for s in a.samples if not take[s.group]] + [
+      dataclasses.replace(s, group=place[s.group]) for s in b.samples
+      if s.group in place]
+  # What failed is counted over all calls; means are of what is trained on.
+  metrics = {
+      name: (a.scored.metrics.get(name, 0.0) * rounds
+             + b.scored.metrics.get(name, 0.0)) / (rounds + 1)
+      for name in {**a.scored.metrics, **b.scored.metrics}}
+  metrics |= combine.means(columns, a.scored.names)
+  counts = {name: a.counts.get(name, 0) + b.counts.get(name, 0)
+            for name in {**a.counts, **b.counts}}
+  keep = _mixed(a.keep, b.keep, source, take)
+  return Judged(
+      sorted(samples, key=lambda s: (s.group, s.slot)),
+      dataclasses.replace(
+          a.scored, columns=columns, metrics=metrics,
+          failures=a.scored.failures + b.scored.failures),
+      _mixed(a.rewards, b.rewards, source, take),
+      _mixed(a.advantage, b.advantage, source, take),
+      keep, counts, b.more and not keep.any(1).all())
+
+
+def replace(filled: Filled, rewards: np.ndarray,
+            advantage: np.ndarray) -> Filled:
+  """With other rewards and advantages of the same completions."""
+  return dataclasses.replace(filled, judged=filled.judged._replace(
+      rewards=rewards, advantage=advantage))

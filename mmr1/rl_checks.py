@@ -1,0 +1,149 @@
+"""What an rl section may not ask for (M22)."""
+
+from typing import Any
+
+from mmr1 import average
+from mmr1 import objective as objective_lib
+from mmr1 import resolve
+from mmr1 import sockets
+
+OLD = ('self', 'recompute', 'sampler')
+MEMORIES = ('device', 'host')
+# Advantages that compare the samples of a group need two of them.
+_NEED_GROUP = frozenset({
+    *(f'mmr1.advantages.{name}' for name in (
+        'grpo', 'dr_grpo', 'rloo', 'pass_at_k', 'opo', 'gpg',
+        'normalize_then_sum')),
+    'mmr1.returns.reinforce_pp_baseline'})
+# And those that need what this stage does not make.
+_LACK = {'mmr1.returns.remax': 'the reward of a greedy completion (baseline)',
+         'mmr1.returns.gae': "a critic's values"}
+
+
+def check(section: Any, stage: str, config: Any) -> None:
+  """Refuses values out of range and settings that contradict each other.
+
+  Raises:
+    ValueError: names the key, what was got and what is allowed.
+  """
+  _check_shapes(section, stage)
+  _check_staleness(section, stage)
+  _check_advantage(section, stage)
+  _check_data(section, stage, config)
+  _check_rollouts(section, stage)
+  average.check(section, stage)
+
+
+def check_sockets(section: Any, stage: str, config: Any,
+                  objective: objective_lib.Objective) -> None:
+  """Refuses views and weights that cannot be.
+
+  Raises:
+    ValueError: as `check`.
+  """
+  names = sockets.requested(section, config, objective)
+  sockets.looks(section, stage, config, {*names, *section.branches})
+  sockets.weights(config, (*section.weights, *objective.weights))
+
+
+def _check_rollouts(section: Any, stage: str) -> None:
+  if len({*section.branches}) < len(section.branches):
+    raise ValueError(f'{stage}.branches: got {section.branches}; every view '
+                     'once.')
+  if section.rounds < 1:
+    raise ValueError(f'{stage}.rounds: got {section.rounds}; allowed: at least '
+                     '1 rollout a step.')
+  if section.rounds > 1 and section.staleness:
+    raise ValueError(
+        f'{stage}.rounds: got {section.rounds} with staleness='
+        f'{section.staleness}; later rollouts of a step cannot be made ahead. '
+        'Set one of both to its default.')
+  if section.branches and section.staleness:
+    raise ValueError(
+        f'{stage}.branches: got {section.branches} with staleness='
+        f'{section.staleness}; set one of both to its default.')
+  if not 0 <= section.experts < section.samples_per_prompt:
+    raise ValueError(
+        f'{stage}.experts: got {section.experts} of samples_per_prompt='
+        f'{section.samples_per_prompt}; allowed: 0 to one less.')
+  if section.experts and section.branches:
+    raise ValueError(f'{stage}.experts: got {section.experts} with branches='
+                     f'{section.branches}: a trace has no image it was sampled '
+                     'from. Set one of both to its default.')
+
+
+def _check_shapes(section: Any, stage: str) -> None:
+  for key in ('prompts_per_step', 'samples_per_prompt', 'epochs_per_step',
+              'minibatches_per_step', 'chunks_per_minibatch', 'log_every',
+              'reward_workers'):
+    if section[key] < 1:
+      raise ValueError(
+          f'{stage}.{key}: got {section[key]}; allowed: at least 1.')
+  n, parts = section.prompts_per_step, section.minibatches_per_step
+  if n % parts:
+    raise ValueError(
+        f'{stage}.minibatches_per_step: {n} prompts do not split into {parts} '
+        'minibatches.')
+  g, chunks = section.samples_per_prompt, section.chunks_per_minibatch
+  if g % chunks:
+    raise ValueError(
+        f'{stage}.chunks_per_minibatch: {g} samples per prompt do not split '
+        f'into {chunks} chunks.')
+  if section.old not in OLD:
+    raise ValueError(
+        f'{stage}.old: got {section.old!r}; allowed are {OLD}.')
+  if section.reference_memory not in MEMORIES:
+    raise ValueError(
+        f'{stage}.reference_memory: got {section.reference_memory!r}; allowed '
+        f'are {MEMORIES}.')
+  updates = section.epochs_per_step * parts
+  if section.old == 'self' and updates > 1:
+    raise ValueError(
+        f"{stage}.old: 'self' with {updates} updates per rollout: every ratio "
+        "would be 1 and nothing would be clipped. Set old to 'recompute' (a "
+        "pass before the first update) or 'sampler'.")
+
+
+def _check_data(section: Any, stage: str, config: Any) -> None:
+  """'train', or what a collect stage before wrote."""
+  before = config.stages[:config.stages.index(stage)]
+  collects = [name for name in before if config[name].kind == 'collect']
+  if section.data not in ('train', *collects):
+    raise ValueError(
+        f"{stage}.data: got {section.data!r}; rl reads 'train', the mixture "
+        'or file of the data section, or what a collect stage before it wrote: '
+        f'{collects}.')
+  if section.experts and section.data == 'train' and config.data.path is None:
+    raise ValueError(
+        f"{stage}.experts: got {section.experts} with data='train': the "
+        'procedural worlds have no traces. Set data.path to a file with '
+        f'completions, or {stage}.data to a collect stage.')
+
+
+def _check_staleness(section: Any, stage: str) -> None:
+  k = section.staleness
+  if k < 0:
+    raise ValueError(f'{stage}.staleness: got {k}; allowed: 0 (on-policy) or '
+                     'more steps.')
+  if k and section.old != 'sampler':
+    raise ValueError(
+        f'{stage}.staleness: got {k} with old={section.old!r}: completions are '
+        'then of older weights, and no ratio would correct for that. Set '
+        f"{stage}.old to 'sampler'.")
+
+
+def _check_advantage(section: Any, stage: str) -> None:
+  name = section.advantage.fn
+  fn = resolve.function(name, 'mmr1.advantages')
+  path = f'{fn.__module__}.{fn.__name__}'
+  if section.samples_per_prompt == 1 and path in _NEED_GROUP:
+    raise ValueError(
+        f'{stage}: samples_per_prompt=1 with the group advantage {name!r}: a '
+        'group of one has advantage 0, so nothing would train. Take at least '
+        '2 samples.')
+  if path in _LACK:
+    raise ValueError(
+        f'{stage}.advantage.fn: {name!r} needs {_LACK[path]}, which the rl '
+        'stage does not make. Without it there are those of mmr1.advantages '
+        "and 'mmr1.returns:reinforce_pp', 'mmr1.returns:reinforce_pp_baseline'."
+    )

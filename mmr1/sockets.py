@@ -1,0 +1,198 @@
+"""Sections of libraries that an rl stage names: views, weights, probes.
+
+Each is checked when the run is set up, and bound where the model is known.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from mmr1 import looks as looks_lib
+from mmr1 import objective as objective_lib
+from mmr1 import pixels as pixels_lib
+from mmr1 import resolve
+
+NO_PIXELS = pixels_lib.Pixels(mean=(0.0,), std=(1.0,), patch=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """A host function of a section {fn, kwargs}; hooks may move its numbers.
+
+  Fields:
+    fn: the function.
+    kwargs: its keywords.
+    moving: {keyword: knob} of those that a hook moves.
+  """
+  fn: Callable[..., Any]
+  kwargs: Mapping[str, Any]
+  moving: Mapping[str, str]
+
+  def __call__(self, *args: Any, knobs: Mapping[str, float] = {}, **more: Any):
+    return self.fn(*args, **{**self.kwargs, **more, **{
+        keyword: knobs[knob] for keyword, knob in self.moving.items()}})
+
+
+def bind(section: Any, root: str, where: str, moved: Iterable[str] = (),
+          provided: Iterable[str] = ()) -> Bound:
+  """The function of a section with its keywords.
+
+  Args:
+    section: fn, kwargs.
+    root: where names without a colon are looked up.
+    where: the key of the config; its last part names the knobs.
+    moved: knobs that hooks move.
+    provided: keywords that the caller adds.
+
+  Raises:
+    ValueError: no such function or keyword.
+  """
+  fn = resolve.function(section.fn, root)
+  kwargs = section.kwargs.as_dict()
+  resolve.check_kwargs(fn, kwargs, f'{where}.kwargs', provided)
+  socket, moved = where.rpartition('.')[2], set(moved)
+  numbers, _, _ = objective_lib.split(kwargs, socket)
+  return Bound(fn, kwargs, {
+      knob.partition('/')[2]: knob for knob in numbers if knob in moved})
+
+
+def host_knobs(section: Any) -> dict[str, float]:
+  """Numbers of the host's sockets that a hook may move."""
+  found = {}
+  for socket in ('combine', 'advantage', 'select'):
+    found |= objective_lib.split(section[socket].kwargs.as_dict(), socket)[0]
+  return found
+
+
+def requested(
+    section: Any, config: Any, objective: objective_lib.Objective,
+) -> frozenset[str]:
+  """Names of the looks that anything in a stage reads."""
+  asked = {section.advantage.kwargs.as_dict().get('view')}
+  asked |= {config.weights[name].kwargs.as_dict().get('view')
+            for name in (*section.weights, *objective.weights)}
+  asked |= {config.probes[name].view for name in section.probes}
+  return frozenset({*objective.views, *section.watch, *asked} - {None})
+
+
+def looks(
+    section: Any, stage: str, config: Any, names: Iterable[str],
+    pixels: pixels_lib.Pixels | None = None,
+) -> tuple[looks_lib.Look, ...]:
+  """The looks of these names, in alphabetical order.
+
+  Args:
+    section: of the stage.
+    stage: its name.
+    config: the resolved config.
+    names: sections of `views`.
+    pixels: of the model's patches; None: only checked, not to be used.
+
+  Raises:
+    ValueError: no such section, or one that contradicts the stage.
+  """
+  return tuple(_look(section, stage, config.views[name], name,
+                     pixels or NO_PIXELS) for name in sorted(names))
+
+
+def _look(section: Any, stage: str, asked: Any, name: str,
+          pixels: pixels_lib.Pixels) -> looks_lib.Look:
+  where = f'views.{name}'
+  fn = resolve.function(asked.fn, 'mmr1.views')
+  kwargs = asked.kwargs.as_dict()
+  resolve.check_kwargs(fn, kwargs, f'{where}.kwargs', ('pixels',))
+  for key, allowed in (('params', looks_lib.PARAMS), ('when', looks_lib.WHEN)):
+    if asked[key] not in allowed:
+      raise ValueError(f'{where}.{key}: got {asked[key]!r}; allowed are '
+                       f'{allowed}.')
+  divergence = asked.divergence and resolve.function(
+      asked.divergence, 'mmr1.losses.divergence')
+  look = looks_lib.Look(
+      name, functools.partial(fn, pixels=pixels, **kwargs), asked.params,
+      asked.when, asked.gradient, divergence or None)
+  _check_look(look, section, stage, where)
+  return look
+
+
+def _check_look(look: looks_lib.Look, section: Any, stage: str, where: str):
+  """What does not go together."""
+  if look.params == 'ema' and section.ema.decay is None:
+    raise ValueError(f"{where}.params: 'ema', and {stage}.ema.decay is None: "
+                     'there is no average. Set it, as in 0.995.')
+  if look.divergence is not None and look.params != 'policy':
+    raise ValueError(
+        f'{where}.divergence: of the policy under two views of the images; '
+        f'params is {look.params!r}. Leave one of both as it is.')
+  if look.when == 'update':
+    if look.params != 'policy' or section.branches:
+      raise ValueError(
+          f"{where}.when: 'update' is a look of the policy that trains, at the "
+          f'images it was asked with; params is {look.params!r} and '
+          f'{stage}.branches {section.branches}. Take \'rollout\'.')
+  elif look.gradient:
+    raise ValueError(f"{where}.gradient: a look has one only at every update: "
+                     "set when='update'.")
+  if section.staleness and look.when == 'rollout' and look.params == 'policy':
+    raise ValueError(
+        f'{where}: its look is one of the policy that made the rollout, which '
+        f'with {stage}.staleness={section.staleness} is an older one. Set '
+        'staleness to 0.')
+
+
+Weight = Callable[..., Any]  # (Scores | None, Block, key) -> f32[N, G, T]
+
+
+def weights(config: Any, names: Iterable[str]) -> dict[str, Weight]:
+  """{name: function} of sections of `weights`.
+
+  Raises:
+    ValueError: no such section, function or keyword.
+  """
+  found = {}
+  for name in names:
+    section = config.weights[name]
+    fn = resolve.function(section.fn, 'mmr1.losses.weights')
+    kwargs = section.kwargs.as_dict()
+    resolve.check_kwargs(fn, kwargs, f'weights.{name}.kwargs')
+    found[name] = functools.partial(fn, **kwargs)
+  return found
+
+
+def reads_scores(weight: Weight) -> bool:
+  """Whether a weight needs a pass of the policy that trains.
+
+  A function says so by its attribute; one that says nothing gets it.
+  """
+  return vars(weight.func).get('reads_scores', True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """A column made of what a look says of each token.
+
+  Fields:
+    fn: (Sample, f32[T] log-probs of the look) -> float or None.
+    view: the look.
+  """
+  fn: Callable[[Any, Any], float | None]
+  view: str
+
+
+def probes(section: Any, config: Any) -> dict[str, Probe]:
+  """The probes that an rl section names, in its order.
+
+  Raises:
+    ValueError: no such section, function or keyword; a name that is a reward.
+  """
+  found = {}
+  for name in section.probes:
+    asked = config.probes[name]
+    fn = resolve.function(asked.fn, 'mmr1.rewards')
+    kwargs = asked.kwargs.as_dict()
+    resolve.check_kwargs(fn, kwargs, f'probes.{name}.kwargs')
+    if name in section.rewards:
+      raise ValueError(f'probes.{name}: there is a reward of that name; both '
+                       'would be the same column.')
+    found[name] = Probe(functools.partial(fn, **kwargs), asked.view)
+  return found
