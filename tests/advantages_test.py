@@ -1,5 +1,7 @@
 """Group advantages: worked numbers, missing values, no variance, symmetries."""
 
+import statistics
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,12 +46,22 @@ def two_values(advantage, rewards=R):
     # One group: the batch is the group.
     (dict(std='batch', eps=1e-6), 1.207612, -0.724567),
     (dict(std='none'), 0.625, -0.375),
+    # verl's vectorized form: the floor of 1e-6 does not bind here.
+    (dict(eps=1e-6, var_floor=1e-6), 1.207612, -0.724567),
     # sigma = sqrt(max(.267857, 1)) = 1.
     (dict(var_floor=1.0, eps=0.0), 0.625, -0.375),
 ])
 def test_grpo_conventions(kw, one, zero):
   got = two_values(advantages.grpo(R, **kw))
   np.testing.assert_allclose(got, (one, zero), atol=6e-7)
+
+
+def test_vectorized_variance_floor():
+  # (.001, 0): variance 5e-7, below the floor of 1e-6; .0005 / (.001 + 1e-6).
+  r = np.array([1e-3, 0.0]).reshape(1, 2, 1)
+  np.testing.assert_allclose(
+      advantages.grpo(r, eps=1e-6, var_floor=1e-6)[0, :, 0],
+      [0.499500, -0.499500], atol=1e-6)
 
 
 def test_worked_numbers_of_the_others():
@@ -74,6 +86,91 @@ def test_pass_at_k_rewards_only_the_best():
       advantages.pass_at_k(r, eps=0.0)[0, :, 0], [2 / 2 ** 0.5, 0, 0, 0])
   np.testing.assert_allclose(
       advantages.pass_at_k(r, std='none')[0, :, 0], [2, 0, 0, 0])
+
+
+# (value, values of its group, their lengths, values of the batch) -> advantage,
+# of one column; values that are missing are not there.
+
+
+def naive_grpo(value, group, lengths, batch):
+  del lengths, batch
+  return (value - statistics.mean(group)) / (statistics.stdev(group) + 1e-6)
+
+
+def naive_grpo_batch(value, group, lengths, batch):
+  del lengths
+  return (value - statistics.mean(group)) / (statistics.stdev(batch) + 1e-6)
+
+
+def naive_vectorized(value, group, lengths, batch):
+  del lengths, batch
+  variance = max(statistics.variance(group), 1e-6)
+  return (value - statistics.mean(group)) / (variance ** 0.5 + 1e-6)
+
+
+def naive_dr_grpo(value, group, lengths, batch):
+  del lengths, batch
+  return value - statistics.mean(group)
+
+
+def naive_rloo(value, group, lengths, batch):
+  del lengths, batch
+  others = list(group)
+  others.remove(value)
+  return value - statistics.mean(others)
+
+
+def naive_opo(value, group, lengths, batch):
+  del batch
+  return value - sum(r * n for r, n in zip(group, lengths)) / sum(lengths)
+
+
+def naive_pass_at_k(value, group, lengths, batch):
+  del lengths, batch
+  *_, second, best = sorted(group)
+  if value < best:
+    return 0.0
+  return (best - second) / (statistics.stdev(group) + 1e-6)
+
+
+def naive_gpg(value, group, lengths, batch):
+  del lengths
+  alpha = len(batch) / max(1, sum(r != 0 for r in batch))
+  return alpha * (value - statistics.mean(group))
+
+
+NAIVE = {'grpo': naive_grpo, 'grpo_batch': naive_grpo_batch,
+         'vectorized': naive_vectorized, 'dr_grpo': naive_dr_grpo,
+         'rloo': naive_rloo, 'opo': naive_opo, 'pass_at_k': naive_pass_at_k,
+         'gpg': naive_gpg}
+
+
+def ragged(seed):
+  """Rewards with holes and zeros, one group without variance; lengths."""
+  rng = np.random.default_rng(seed)
+  r = rng.integers(-3, 4, (5, 6, 2)) / 3
+  r[rng.random(r.shape) > 0.8] = np.nan
+  r[0] = 0.9
+  r[1] *= 1e3
+  r[2, :, 0] = [1, np.nan, 0, 0, np.nan, 0]
+  return r, columns.Tokens(lengths=rng.integers(1, 30, (5, 6)))
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('name', NAIVE)
+def test_equals_a_loop_over_lists(name, seed):
+  r, tokens = ragged(seed)
+  want = np.zeros((*r.shape[:2], 1))
+  for g, i, k in np.argwhere(~np.isnan(r)):
+    here = ~np.isnan(r[g, :, k])
+    group, batch = r[g, here, k].tolist(), r[..., k].ravel()
+    if len(set(group)) > 1:  # else exactly 0, see the module
+      want[g, i, 0] += NAIVE[name](
+          float(r[g, i, k]), group, tokens.lengths[g, here].tolist(),
+          batch[~np.isnan(batch)].tolist())
+  got = ESTIMATORS[name](r, tokens)
+  np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+  assert not np.any(got[0]) and np.any(got[1])
 
 
 @pytest.mark.parametrize('group, ones, one, zero', [
@@ -168,6 +265,18 @@ def test_m13_missing_rows_equal_absent_rows(name):
   assert not np.any(got[:, [1, 5]])
 
 
+@pytest.mark.parametrize('name', ESTIMATORS)
+def test_m9_groups_without_values_equal_absent_groups(name):
+  r, tokens = ragged(7)
+  more = np.insert(r, [0, 3, 5], np.nan, axis=0)
+  got = ESTIMATORS[name](more, columns.Tokens(
+      lengths=np.insert(tokens.lengths, [0, 3, 5], 9, axis=0)))
+  np.testing.assert_allclose(
+      np.delete(got, [0, 4, 7], axis=0), ESTIMATORS[name](r, tokens),
+      rtol=1e-12)
+  assert not np.any(got[[0, 4, 7]])
+
+
 def test_missing_column_counts_in_the_other():
   # Column 0: (1, -, 0), mean .5; column 1: (0, 3, 0), mean 1.
   r = np.array([[[1.0, 0], [np.nan, 3], [0, 0]]])
@@ -188,9 +297,11 @@ def test_symmetries(name, seed):
   permuted = fn(r[:, order], columns.Tokens(lengths=tokens.lengths[:, order]))
   np.testing.assert_allclose(permuted, got[:, order], atol=1e-9)
   shift = rng.normal(size=(3, 1, 2))  # another constant for each group
-  # std='batch' sees between-group spread, the others no shift at all.
-  if name != 'grpo_batch':
-    np.testing.assert_allclose(fn(r + shift, tokens), got, atol=1e-9)
+  # std='batch' sees between-group spread, the others no shift at all (gpg
+  # only where it makes no reward 0).
+  if name == 'grpo_batch':
+    shift = shift[:1]
+  np.testing.assert_allclose(fn(r + shift, tokens), got, atol=1e-9)
   np.testing.assert_allclose(
       np.asarray(fn(jnp.asarray(r), tokens)), got, atol=2e-3)
 

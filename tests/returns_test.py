@@ -1,5 +1,9 @@
 """Advantages per token: worked numbers, holes in the mask, missing values."""
 
+import functools
+import statistics
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ def test_reinforce_pp():
   # .6 / .547723 = 1.095445, -.4 / .547723 = -.730297.
   np.testing.assert_allclose(
       returns.reinforce_pp(R, TOKENS)[0],
-      [[1.095445, 1.095445, 0], [-0.730297] * 3], atol=1e-5)
+      [[1.095445, 1.095445, 0], [-0.730297] * 3], atol=1e-6)
 
 
 def test_reinforce_pp_baseline():
@@ -26,7 +30,7 @@ def test_reinforce_pp_baseline():
   # again, with the same variance.
   np.testing.assert_allclose(
       returns.reinforce_pp_baseline(R, TOKENS)[0],
-      [[1.095445, 1.095445, 0], [-0.730297] * 3], atol=1e-5)
+      [[1.095445, 1.095445, 0], [-0.730297] * 3], atol=1e-6)
 
 
 def test_discount():
@@ -71,8 +75,8 @@ def test_gae():
   np.testing.assert_allclose(ret[0, 0], [0.9655, 0.99, 1], atol=1e-6)
   white = returns.gae(np.ones((1, 1, 1)), tokens, lam=0.95)
   # mean .485167; squares .078587 + .000023 + .081320 = .159930; / 2 =
-  # .079965, sigma .282781: .280333 / .282781 = .991343.
-  np.testing.assert_allclose(white[0, 0, 0], 0.991343, atol=1e-5)
+  # .079965, sigma .282781: .2803333 / .2827810 = .991344.
+  np.testing.assert_allclose(white[0, 0, 0], 0.991344, atol=1e-6)
 
 
 def test_m18_gae_steps_over_observations():
@@ -95,6 +99,159 @@ def all_estimators(r, mask):
   return [returns.reinforce_pp(r, tokens),
           returns.reinforce_pp_baseline(r, tokens),
           returns.remax(r, tokens), returns.gae(r, tokens)]
+
+
+# Random batches; every estimator is compiled once for their one shape.
+SHAPE = (3, 4, 8)
+GAMMA, LAM = 0.9, 0.95
+ESTIMATORS = {
+    'reinforce_pp': functools.partial(returns.reinforce_pp, gamma=GAMMA),
+    'reinforce_pp_reset': functools.partial(
+        returns.reinforce_pp, gamma=GAMMA, holes='reset'),
+    'reinforce_pp_undiscounted': returns.reinforce_pp,
+    'reinforce_pp_baseline': returns.reinforce_pp_baseline,
+    'remax': returns.remax,
+    'gae': functools.partial(returns.gae, gamma=GAMMA, lam=LAM),
+    'gae_undiscounted': functools.partial(returns.gae, lam=LAM),
+}
+every_estimator = pytest.mark.parametrize('name', ESTIMATORS)
+
+
+def batch(seed, dense=True):
+  """(rewards, tokens): holes in ragged rows, empty and missing ones."""
+  rng = np.random.default_rng(seed)
+  n, g, t = SHAPE
+  mask = np.arange(t) < rng.integers(2, t - 1, (n, g, 1))
+  mask &= rng.random(SHAPE) > 0.2
+  mask[0, 1] = False
+  r = rng.normal(size=(n, g, 2))
+  r[1, 2, 0] = np.nan
+  r[2, 3] = np.nan
+  r[1, 1] = r[1, 1].round()
+  return r, columns.Tokens(
+      mask=mask, values=rng.normal(size=SHAPE), baseline=rng.normal(size=n),
+      rewards=rng.normal(size=SHAPE) if dense else np.zeros(SHAPE))
+
+
+@functools.cache
+def compiled(name):
+  return jax.jit(ESTIMATORS[name])
+
+
+def estimate(name, r, tokens):
+  f32 = lambda x: x if x.dtype == bool else jnp.asarray(x, jnp.float32)
+  return np.asarray(compiled(name)(*jax.tree.map(f32, (r, tokens))))
+
+
+def spoil(tokens, seed=0):
+  """Garbage under the mask of all that is given by token."""
+  garbage = np.random.default_rng(seed).choice([np.nan, np.inf, 1e30], SHAPE)
+  fill = lambda x: np.where(tokens.mask, x, garbage)
+  return tokens._replace(
+      values=fill(tokens.values), rewards=fill(tokens.rewards))
+
+
+def naive_row(name, reward, value, mask, baseline):
+  """The raw advantage of every token of one row, None where masked."""
+  out, running, following = [None] * len(mask), 0.0, 0.0
+  gamma = GAMMA if name in ('reinforce_pp', 'reinforce_pp_reset', 'gae') else 1
+  for t in reversed(range(len(mask))):
+    if not mask[t]:
+      running = 0.0 if name == 'reinforce_pp_reset' else running
+    elif name.startswith('gae'):
+      delta = reward[t] + gamma * following - value[t]
+      running, following = delta + gamma * LAM * running, value[t]
+      out[t] = running
+    else:
+      running = reward[t] + gamma * running
+      out[t] = running - (baseline if name == 'remax' else 0.0)
+  return out
+
+
+def naive(name, r, tokens):
+  """The same estimators with loops over lists."""
+  raw = {}
+  for i, j in np.ndindex(*SHAPE[:2]):
+    kept = np.flatnonzero(tokens.mask[i, j])
+    if np.isnan(r[i, j]).all() or not len(kept):
+      continue
+    if name == 'reinforce_pp_baseline':
+      centred = sum(
+          r[i, j, k] - statistics.mean(r[i, ~np.isnan(r[i, :, k]), k].tolist())
+          for k in range(2) if not np.isnan(r[i, j, k]))
+      raw.update({(i, j, t): centred for t in kept})
+      continue
+    reward = tokens.rewards[i, j].copy()
+    reward[kept[-1]] += np.nansum(r[i, j])
+    row = naive_row(name, reward, tokens.values[i, j], tokens.mask[i, j],
+                    tokens.baseline[i])
+    raw.update({(i, j, t): row[t] for t in kept})
+  out = np.zeros(SHAPE)
+  for place, x in raw.items():
+    out[place] = x if name == 'remax' else (
+        x - statistics.mean(raw.values())) / (
+            statistics.variance(raw.values()) + 1e-8) ** 0.5
+  return out
+
+
+@every_estimator
+@pytest.mark.parametrize('seed', range(3))
+def test_equals_loops_over_lists(name, seed):
+  r, tokens = batch(seed)
+  got = estimate(name, r, spoil(tokens))
+  np.testing.assert_allclose(got, naive(name, r, tokens), atol=3e-6)
+
+
+@every_estimator
+def test_permuting_the_group_permutes_the_result(name):
+  r, tokens = batch(3)
+  order = [2, 0, 3, 1]
+  turned = tokens._replace(**{
+      k: getattr(tokens, k)[:, order] for k in ('mask', 'values', 'rewards')})
+  np.testing.assert_allclose(
+      estimate(name, r[:, order], turned),
+      estimate(name, r, tokens)[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize('name', [
+    'reinforce_pp_undiscounted', 'reinforce_pp_baseline', 'remax',
+    'gae_undiscounted'])
+def test_shifting_the_rewards_changes_nothing(name):
+  # What stands for the expected reward (value, greedy baseline) shifts along;
+  # a discount would make the shift differ by token.
+  r, tokens = batch(4)
+  r[1, 2, 0] = 0.0  # another constant where a column is missing
+  shifted = tokens._replace(
+      values=tokens.values + 2, baseline=tokens.baseline + 2)
+  np.testing.assert_allclose(
+      estimate(name, r + 1, shifted), estimate(name, r, tokens), atol=5e-6)
+
+
+@every_estimator
+def test_m9_padding_and_order_of_holes_change_nothing(name):
+  # Kept tokens move to the end of the row, padding and holes to its front.
+  r, tokens = batch(5)
+  if name == 'reinforce_pp_reset':  # reads holes, so let there be none
+    tokens.mask[:] = np.arange(SHAPE[-1]) < tokens.mask.sum(-1, keepdims=True)
+  place = np.argsort(tokens.mask, axis=-1, kind='stable')
+  move = lambda x: np.take_along_axis(x, place, -1)
+  moved = tokens._replace(
+      mask=move(tokens.mask), values=move(tokens.values),
+      rewards=move(tokens.rewards))
+  np.testing.assert_allclose(
+      estimate(name, r, spoil(moved)), move(estimate(name, r, tokens)),
+      atol=1e-6)
+
+
+@every_estimator
+def test_m9_masked_groups_equal_absent_groups(name):
+  r, tokens = batch(6)
+  tokens.mask[2] = False
+  got = estimate(name, r, spoil(tokens))
+  want = estimate(name, r[:2], columns.Tokens(**{
+      k: v[:2] for k, v in tokens._asdict().items() if v is not None}))
+  np.testing.assert_allclose(got[:2], want, atol=1e-6)
+  assert not np.any(got[2]) and not np.any(got[0, 1])
 
 
 def test_padding_changes_nothing():

@@ -7,6 +7,7 @@ with the attributes they read, whose forward pass returns given numbers.
 import ast
 import collections
 import inspect
+import math
 import textwrap
 import types as pytypes
 
@@ -40,24 +41,38 @@ def trl():
   return grpo_trainer
 
 
-@pytest.fixture(scope='module')
-def numbers():
-  """Random log-probs, advantages and ragged masks; one row is empty."""
-  rng = np.random.default_rng(0)
+@pytest.fixture(scope='module', params=[
+    # Seed, spread of the log-ratios.
+    (0, 0.4), (1, 0.4), (2, 4.0)], ids=['0', '1', 'extreme'])
+def numbers(request):
+  """Random log-probs, advantages and ragged masks.
+
+  One row is empty; after seed 0 a whole group is, and another one has no
+  variance. Multiples of 1/1024: fp32 has the differences exactly.
+  """
+  seed, spread = request.param
+  rng = np.random.default_rng(seed)
   n, g, t = SHAPE
   lengths = rng.integers(1, t + 1, (n, g))
   lengths[1, 2] = 0
-  logp = -np.abs(rng.normal(size=SHAPE))
-  return dict(
+  draw = lambda scale: np.round(
+      1024 * scale * rng.normal(size=SHAPE)).clip(-2**14, 2**14) / 1024
+  logp = -np.abs(draw(1.0))
+  x = dict(
       logp=logp,
-      old=logp + 0.4 * rng.normal(size=SHAPE),
-      ref=logp + 0.4 * rng.normal(size=SHAPE),
-      entropy=np.abs(rng.normal(size=SHAPE)),
-      advantage=rng.normal(size=(n, g, 1)),
+      old=logp + draw(spread),
+      ref=logp + draw(spread),
+      sampler=logp + draw(spread),
+      entropy=np.abs(draw(1.0)),
+      advantage=rng.normal(size=(n, g, 1)).astype(np.float32),
       mask=np.arange(t) < lengths[..., None])
+  if seed:
+    x['mask'][0] = False
+    x['advantage'][1] = 0.0
+  return x
 
 
-def theirs(trl, x, *, with_old=True, **settings):
+def theirs(trl, x, *, with_old=True, importance=None, **settings):
   """TRL's loss, its gradient in the log-probs, and its metrics."""
   rows = lambda a: torch.tensor(
       a.reshape(-1, a.shape[-1]).astype(np.float64))
@@ -70,7 +85,9 @@ def theirs(trl, x, *, with_old=True, **settings):
   trainer = pytypes.SimpleNamespace(**{**dict(
       aux_loss_enabled=False, top_entropy_quantile=1.0, beta=0.0,
       off_policy_mask_threshold=None, importance_sampling_level='token',
-      loss_type='grpo', epsilon_low=0.2, epsilon_high=0.2, use_vllm=False,
+      loss_type='grpo', epsilon_low=0.2, epsilon_high=0.2,
+      use_vllm=importance is not None,
+      vllm_importance_sampling_correction=True,
       max_completion_length=LENGTH, current_gradient_accumulation_steps=1,
       use_adaptive_entropy=False, entropy_coef=0.0,
       _entropy_bonus_enabled=settings.get('entropy_coef', 0) != 0,
@@ -94,6 +111,7 @@ def theirs(trl, x, *, with_old=True, **settings):
       advantages=rows(x['advantage'])[:, 0], num_items_in_batch=mask.sum())
   if with_old:
     inputs['old_per_token_logps'] = rows(x['old'])
+  inputs['importance_sampling_ratio'] = importance
   loss = trl.GRPOTrainer._compute_loss(trainer, None, inputs)
   loss.backward()
   return loss.item(), logp.grad.numpy().reshape(x['logp'].shape), (
@@ -125,6 +143,12 @@ def ours(x, *, beta=0.0, entropy_coef=0.0, reduction=GRPO, with_old=True,
   return float(value), np.asarray(gradient)
 
 
+def assert_equal(value, gradient, want, slope):
+  assert value == pytest.approx(want, abs=1e-6, rel=1e-6)
+  np.testing.assert_allclose(
+      gradient, slope, rtol=0, atol=1e-5 * max(1e-2, np.abs(slope).max()))
+
+
 CISPO = dict(surrogate=surrogate.cispo, ratio_high=1.3, reduction=TOKENS)
 CASES = {
     'grpo': (dict(), dict()),
@@ -151,24 +175,21 @@ CASES = {
 def test_loss_equals_trl(trl, numbers, their_kw, our_kw, beta):
   want, slope, _ = theirs(trl, numbers, beta=beta, **their_kw)
   got, gradient = ours(numbers, beta=beta, **our_kw)
-  assert got == pytest.approx(want, abs=1e-6, rel=1e-6)
-  np.testing.assert_allclose(gradient, slope, atol=1e-5 * np.abs(slope).max())
+  assert_equal(got, gradient, want, slope)
   assert np.any(slope)
 
 
 def test_one_update_per_rollout_equals_trl(trl, numbers):
   want, slope, _ = theirs(trl, numbers, with_old=False, beta=0.04)
   got, gradient = ours(numbers, with_old=False, beta=0.04)
-  assert got == pytest.approx(want, abs=1e-6, rel=1e-6)
-  np.testing.assert_allclose(gradient, slope, atol=1e-6)
+  assert_equal(got, gradient, want, slope)
 
 
 def test_bias_corrected_kl_equals_trl(trl, numbers):
   want, slope, _ = theirs(
       trl, numbers, beta=0.04, use_bias_correction_kl=True)
   got, gradient = ours(numbers, beta=0.04, bias_correction=True)
-  assert got == pytest.approx(want, abs=1e-6, rel=1e-6)
-  np.testing.assert_allclose(gradient, slope, atol=1e-6)
+  assert_equal(got, gradient, want, slope)
 
 
 def test_clip_metrics_equal_trl(trl, numbers):
@@ -197,11 +218,58 @@ def test_high_entropy_weight_equals_trl(trl, numbers):
   scores = types.Scores(
       logp=jnp.asarray(numbers['logp']),
       entropy=jnp.asarray(numbers['entropy'], jnp.float32))
-  weight = weights.high_entropy(scores, block, fraction=0.3)
+  weight = weights.high_entropy(
+      scores, block, jax.random.key(0), fraction=0.3)
   assert 0 < weight.sum() < 0.5 * numbers['mask'].sum()
   got, gradient = ours(numbers, beta=0.04, weight=weight)
-  assert got == pytest.approx(want, abs=1e-6, rel=1e-6)
-  np.testing.assert_allclose(gradient, slope, atol=1e-6)
+  assert_equal(got, gradient, want, slope)
+
+
+@pytest.fixture(scope='module')
+def trl_importance(trl):
+  """TRL's weights of the sampler's tokens: the statements of its source."""
+  source = textwrap.dedent(inspect.getsource(
+      trl.GRPOTrainer._generate_and_score_completions))
+  node, = [
+      node for node in ast.walk(ast.parse(source))
+      if isinstance(node, ast.If) and any(
+          ast.unparse(child).startswith('per_token_logps_diff =')
+          for child in node.body)]
+  code = compile(ast.Module(node.body, []), 'trl', 'exec')
+  def run(x, mode, cap):
+    rows = lambda a: torch.tensor(a.reshape(-1, a.shape[-1]) * 1.0)
+    names = dict(
+        torch=torch, math=math, tool_mask=None,
+        completion_mask=rows(x['mask']), old_per_token_logps=rows(x['old']),
+        sampling_per_token_logps=rows(x['sampler']),
+        self=pytypes.SimpleNamespace(
+            vllm_importance_sampling_mode=mode,
+            vllm_importance_sampling_clip_min=None,
+            vllm_importance_sampling_clip_max=cap))
+    exec(code, names)  # pylint: disable=exec-used
+    return names['vllm_importance_sampling_ratio']
+  return run
+
+
+@pytest.mark.parametrize('cap', [1.5, 3.0])
+@pytest.mark.parametrize('mode', weights.MODES)
+@pytest.mark.parametrize('level', weights.LEVELS)
+def test_importance_weight_equals_trl(
+    trl, trl_importance, numbers, level, mode, cap):
+  want = trl_importance(numbers, f'{level}_{mode}', cap)
+  block = types.Block(
+      prompts=None, completions=blocks.UNPACKED,
+      mask=jnp.asarray(numbers['mask']), advantage=None,
+      old=jnp.asarray(numbers['old']),
+      extra={'sampler_logp': jnp.asarray(numbers['sampler'])})
+  weight = weights.importance(
+      None, block, None, level=level, mode=mode, cap=cap)
+  shape = (*SHAPE[:-1], want.shape[-1])
+  np.testing.assert_allclose(weight, np.where(
+      numbers['mask'], want.numpy().reshape(shape), 0), rtol=2e-6, atol=1e-9)
+  loss, slope, _ = theirs(trl, numbers, importance=want, beta=0.04)
+  got, gradient = ours(numbers, weight=weight, beta=0.04)
+  assert_equal(got, gradient, loss, slope)
 
 
 @pytest.fixture(scope='module')
@@ -230,18 +298,20 @@ def trl_advantage(trl):
   return run
 
 
-def columns_with_holes():
-  rng = np.random.default_rng(3)
+def columns_with_holes(seed):
+  rng = np.random.default_rng(seed)
   rewards = rng.integers(0, 3, (6, 5, 2)).astype(float)
   rewards[0] = 1.0              # no variance
   rewards[1, 2] = np.nan        # unscorable
   rewards[2, 1, 0] = np.nan     # one reward does not apply
+  rewards[3] *= 1e4
   return rewards
 
 
+@pytest.mark.parametrize('seed', [3, 4, 5])
 @pytest.mark.parametrize('std', ['group', 'batch', 'none'])
-def test_advantage_equals_trl(trl_advantage, std):
-  rewards, weights = columns_with_holes(), [1.0, 0.5]
+def test_advantage_equals_trl(trl_advantage, std, seed):
+  rewards, weights = columns_with_holes(seed), [1.0, 0.5]
   want = trl_advantage(
       rewards, weights, scale_rewards=std,
       multi_objective_aggregation='sum_then_normalize')
@@ -251,8 +321,9 @@ def test_advantage_equals_trl(trl_advantage, std):
   np.testing.assert_allclose(got, want, atol=1e-12)
 
 
-def test_normalize_then_sum_equals_trl(trl_advantage):
-  rewards, weights = columns_with_holes(), [1.0, 0.5]
+@pytest.mark.parametrize('seed', [3, 4, 5])
+def test_normalize_then_sum_equals_trl(trl_advantage, seed):
+  rewards, weights = columns_with_holes(seed), [1.0, 0.5]
   want = trl_advantage(
       rewards, weights, scale_rewards='group',
       multi_objective_aggregation='normalize_then_sum')
