@@ -72,6 +72,9 @@ def test_worked_numbers_of_the_others():
   np.testing.assert_allclose(two_values(advantages.rloo(R)), (5 / 7, -3 / 7))
   # alpha = 8 / 3: .625 * 8 / 3 and -.375 * 8 / 3.
   np.testing.assert_allclose(two_values(advantages.gpg(R)), (5 / 3, -1))
+  # One value of four: alpha = 4, .75 * 4 and -.25 * 4.
+  lone = np.array([1.0, 0, 0, 0]).reshape(1, 4, 1)
+  np.testing.assert_allclose(two_values(advantages.gpg(lone), lone), (3, -1))
   # baseline (2 + 2 + 4) / 28 = 2 / 7.
   np.testing.assert_allclose(two_values(advantages.opo(R, TOKENS)),
                              (5 / 7, -2 / 7))
