@@ -248,7 +248,8 @@ def _rl() -> ConfigDict:
       # A coefficient fixed at 0 and moved by no hook removes its term, and
       # without a kl term there is no reference pass.
       kl=dict(coefficient=0.0, estimator='k3', kwargs=dict()),
-      entropy=dict(coefficient=0.0, source='full'),
+      # A bonus; reduce None: as the policy's.
+      entropy=dict(coefficient=0.0, source='full', reduce=placeholder(str)),
       # Names of sections of `hooks`, in order.
       hooks=(),
       reward_workers=1,
@@ -290,8 +291,13 @@ def _tasks() -> ConfigDict:
       digits=dict(
           fn='digits.digits', min_digits=2, max_digits=4,
           forms=('sum', 'minus_last', 'double_first', 'product_first')),
-      shapes=dict(fn='shapes.shapes'),
+      shapes=dict(
+          fn='shapes.shapes', grid=(4, 4), objects=(2, 7), form=(
+              'count_colour', 'count_kind', 'count_both', 'colour_of',
+              'kind_of', 'relation', 'compare', 'total', 'difference',
+              'cost')),
       geometry=dict(fn='geometry.geometry'),
+      motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
   ))
 
 
@@ -304,6 +310,28 @@ def _rewards() -> ConfigDict:
           fn='format.think_answer', weight=1.0, in_pool=False, limit_s=5.0,
           kwargs=dict()),
   ))
+
+
+def split(arg: str | None, options: tuple[str, ...], slug: str,
+          ) -> tuple[str | None, frozenset[str]]:
+  """(scale, options) of a config's argument, '<scale>,<option>,...'.
+
+  Raises:
+    ValueError: more than one scale, or an unknown word.
+  """
+  parts = [part for part in (arg or '').split(',') if part]
+  scales = [part for part in parts if part not in options]
+  if len(scales) > 1 or scales and scales[0] not in MODELS:
+    raise ValueError(
+        f'{slug}:{arg}: give at most one scale of {MODELS}, and any of '
+        f'{options}, joined by commas.')
+  return (scales or [None])[0], frozenset(parts) & frozenset(options)
+
+
+def reward(fn: str, weight: float = 1.0, **kwargs) -> ConfigDict:
+  """A section of `rewards`: fn of mmr1/rewards, with its `kwargs`."""
+  return ConfigDict(dict(
+      fn=fn, weight=weight, in_pool=False, limit_s=5.0, kwargs=kwargs))
 
 
 def view(fn: str, *, params: str = 'policy', when: str = 'rollout',
@@ -327,6 +355,43 @@ def view(fn: str, *, params: str = 'policy', when: str = 'rollout',
 def term(fn: str, coefficient: float, **kwargs) -> ConfigDict:
   """A section of `terms`: fn of mmr1/losses/terms.py, with its `kwargs`."""
   return ConfigDict(dict(fn=fn, coefficient=coefficient, kwargs=kwargs))
+
+
+def small_shapes(c: ConfigDict) -> None:
+  """The world of tiny runs about seeing: few shapes, text that says nothing.
+
+  A patch of the embedded model is 8 pixels, half of the side of a cell.
+  """
+  c.data.mixture, c.data.weights = ('shapes',), (1.0,)
+  c.tasks.shapes.form = ('count_colour', 'colour_of', 'kind_of')
+  c.tasks.shapes.grid, c.tasks.shapes.objects = (2, 2), (2, 3)
+  c.data.patches, c.evaluation.examples = 16, 256
+  c.rl.optimizer.lr = 1e-4
+  c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
+  c.rl.max_new_tokens = 48
+
+
+def boxed(c: ConfigDict) -> None:
+  r"""Answers in \boxed{} after a think block: EasyR1's mathematics."""
+  c.data.instruction = (
+      'Reason step by step inside <think> </think> first, then put the final '
+      'answer into \\boxed{}.')
+  c.rewards.format.fn = 'format.think_boxed'
+  c.rewards.result.kwargs = dict(strict=False)
+
+
+def cold_start(c: ConfigDict, *, steps: int = 24, size: int = 768,
+               max_new_tokens: int = 96, engine='mmr1.data.traces:solved',
+               **kwargs) -> tuple[str, str]:
+  """Two stages of the tiny runs: traces by the worlds' solver, and sft on them.
+
+  The embedded model does not write the tags of the answer by itself.
+  """
+  c.traces = overlay(c.collect, engine=engine, size=size, kwargs=kwargs)
+  c.cold_start = overlay(
+      c.sft, data='traces', steps=steps, max_new_tokens=max_new_tokens,
+      optimizer=dict(lr=3e-4, warmup_steps=5, lr_decay='cosine'))
+  return 'traces', 'cold_start'
 
 
 def get_base(arg: str | None = None) -> ConfigDict:

@@ -24,6 +24,7 @@ class Tokens(NamedTuple):
       KL penalty, process rewards).
     values: f32[N, G, T], of the critic that was there when sampling.
     baseline: f32[N], reward of the greedy completion.
+    expert: bool[N, G], traces of the data.
     branch: int[N], number of the view that the row was sampled from.
     logp: f32[N, G, T], of the policy that sampled.
     looks: {name: Seen}, what the rollout's looks saw.
@@ -34,6 +35,7 @@ class Tokens(NamedTuple):
   rewards: Array | None = None
   values: Array | None = None
   baseline: Array | None = None
+  expert: Array | None = None
   branch: Array | None = None
   logp: Array | None = None
   looks: Mapping[str, Any] | None = None

@@ -77,6 +77,19 @@ def max(  # pylint: disable=redefined-builtin
   return fill(largest, jnp.any(mask, axis=axis, keepdims=keepdims))
 
 
+def top_fraction(x: Array, mask: Array, fraction: float | Array) -> Array:
+  """True on the ceil(fraction * n) largest of each row's n kept entries.
+
+  Of equals the first. x f32[..., T], mask bool[..., T] -> bool[..., T].
+  """
+  known = fill(x, mask, -jnp.inf)
+  order = jnp.argsort(-known, axis=-1, stable=True)
+  rank = jnp.argsort(order, axis=-1, stable=True)
+  # 0.4 * 5 is 2.0000000298 in fp32, whose ceiling would be 3.
+  wanted = jnp.ceil(fraction * count(mask, -1, keepdims=True) - 1e-4)
+  return mask & (rank < wanted)
+
+
 def whiten(
     x: Array, mask: Array, *, ddof: int = 1, eps: float = 1e-8
 ) -> Array:

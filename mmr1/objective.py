@@ -216,6 +216,12 @@ def _entropy(section: Any, reduction: Mapping[str, Any]):
     raise ValueError(
         f'{section.where}.source: got {section.source!r}; allowed are '
         f'{terms.ENTROPIES}.')
+  if section.reduce is not None:
+    if section.reduce not in reduce.MODES or section.reduce == 'constant':
+      raise ValueError(
+          f'{section.where}.reduce: got {section.reduce!r}; allowed are '
+          'token_mean, seq_mean and seq_sum, or None for that of the policy.')
+    reduction = {'mode': section.reduce}
   term = functools.partial(
       terms.entropy, source=section.source, reduction=reduction)
   return update.Term('entropy', term), section.coefficient, {}

@@ -7,8 +7,12 @@ reasoner of Vision-R1's data engine.
 """
 
 from collections.abc import Sequence
+import dataclasses
+from typing import Any
 
 import numpy as np
+
+from mmr1 import records
 
 DOUBTS = (
     'Wait, let me check.',
@@ -67,3 +71,17 @@ def slip(step: str, rng: np.random.Generator) -> str:
   if not equals or not result.lstrip('-').isdigit():
     return step
   return f'{left}={int(result) + int(rng.choice([-2, -1, 1, 2]))}'
+
+
+def solved(
+    examples: Sequence[records.Example], ctx: Any, init: str,
+) -> tuple[list[records.Example], dict[str, int]]:
+  """Engine of a `collect` stage: the solver's concise trace of each example.
+
+  Of procedural worlds, whose meta has `facts` and `steps`; in the tags of
+  `template.think_answer`.
+  """
+  del ctx, init
+  return [dataclasses.replace(example, completions=(
+      f'<think>{concise(example.meta["facts"], example.meta["steps"])}</think> '
+      f'<answer>{example.answer}</answer>',)) for example in examples], {}

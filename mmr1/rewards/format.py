@@ -28,3 +28,32 @@ def think_answer(
 
 think_answer.range = (0.0, 1.0)
 think_answer.perfect = 1.0
+
+
+def think_boxed(
+    sample: records.Sample,
+    knobs: Mapping[str, float],
+    *,
+    prefilled: bool = False,
+) -> float:
+  r"""1 when a think block is followed by one boxed answer, else 0.
+
+  EasyR1's pattern `<think>.*</think>.*\boxed{.*}.*` over the whole response,
+  made strict: each tag once, both blocks with content, one box, after the think
+  block. A truncated completion may have all of that.
+
+  Args: as of `think_answer`.
+  """
+  del knobs
+  said = ('<think>' if prefilled else '') + sample.text.strip()
+  think, closed, rest = said.removeprefix('<think>').partition('</think>')
+  alone = '<think>' not in think + rest and '</think>' not in rest
+  boxed = text.last_boxed(rest)
+  return float(
+      said.startswith('<think>') and bool(closed) and alone
+      and bool(think.strip()) and '\\boxed' not in think
+      and rest.count('\\boxed{') == 1 and bool(boxed and boxed.strip()))
+
+
+think_boxed.range = (0.0, 1.0)
+think_boxed.perfect = 1.0

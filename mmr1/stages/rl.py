@@ -196,8 +196,8 @@ class Trainer:
     """f32[N, G, 1 or T]."""
     view = self.plan.advantage.kwargs.get('view')
     tokens = columns_lib.Tokens(
-        mask=facts.spoken, lengths=facts.lengths, branch=facts.branch,
-        rng=self._rng(*address),
+        mask=facts.spoken, lengths=facts.lengths, expert=facts.expert,
+        branch=facts.branch, rng=self._rng(*address),
         logp=None if view is None else arrays.fetch(rollout.logp),
         looks={} if view is None else {view: arrays.fetch(looks[view])})
     return np.asarray(

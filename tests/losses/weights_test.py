@@ -153,7 +153,7 @@ def test_kl_cov_by_hand():
       completions=blocks.UNPACKED,
       old=LOGP - jnp.log(jnp.array([[[2.0, 0.5, 1.0, 1.0]]])))
   block = block.replace(
-      extra={'top': weights.top_cov(scores, block, KEY)})
+      extra={'weight/top': weights.top_cov(scores, block, KEY)})
   policy = reduce.finish(*terms.policy(
       scores, block, {}, surrogate=surrogate.linear))
   penalty = reduce.finish(*terms.kl(

@@ -1,0 +1,94 @@
+r"""GRPO-CARE: Consistency-Aware Reinforcement Learning for Multimodal Reasoning.
+
+arXiv 2506.16141 (ACL Findings 2026). https://github.com/TencentARC/GRPO-CARE
+
+What is new: on top of accuracy a bonus for those right answers of a group whose
+likelihood, given their own reasoning and under a slowly moving average of the
+policy, is at least the mean of the right ones. There is no KL term.
+
+  python -m mmr1.main --config=configs/grpo_care.py
+  python -m mmr1.main --config=configs/grpo_care.py:qwen2_5_vl_7b \
+      --config.model.path=/models/Qwen2.5-VL-7B-Instruct \
+      --config.data.path=/data/seed_bench_r1.jsonl
+
+Arguments: a scale of `common.MODELS`, and `general`, joined by commas (margin
+.01 and 1,000 steps, the run on Video-R1-260k).
+
+Ablations:
+  --config.rl.combine.kwargs.bonus=0.0      plain GRPO
+  --config.views.slow.params=policy         the policy as its own judge
+  --config.views.slow.params=reference      a judge that never moves
+  --config.rl.ema.decay=0.9                 a faster one
+  --config.rl.kl.coefficient=0.04           with the KL penalty; to the average:
+                                            --config.rl.reference=ema
+
+Marked [ours]: the paper gives no value. In the tiny run everything but the
+objective is ours.
+"""
+
+from configs import common
+
+OPTIONS = ('general',)
+
+
+def get_config(arg: str | None = None):
+  """The config; `arg` as in the module's docstring."""
+  scale, options = common.split(arg, OPTIONS, 'grpo_care')
+  c = common.get_base(scale)
+  c.name = 'grpo_care'
+  c.rl.ema.decay, c.rl.ema.every = 0.995, 10
+  c.views.slow = common.view('same', params='ema')
+  c.probes.likelihood = dict(
+      fn='likelihood.answer', view='slow', kwargs=dict(opening=True))
+  c.rl.probes = ('likelihood',)
+  c.rl.combine.fn = 'mmr1.papers.grpo_care:consistency'
+  c.rl.combine.kwargs = dict(
+      accuracy='result', likelihood='likelihood', bonus=0.5, cap=0.95,
+      margin=0.01 if 'general' in options else 0.0, least=0.1)
+  c.rl.rewards = ('result', 'format')
+  c.rl.advantage.kwargs = dict(std='group', ddof=1, eps=1e-4)
+  # One update per rollout, without a clip: every ratio is 1.
+  c.rl.policy.surrogate, c.rl.policy.kwargs = 'linear', {}
+  c.rl.policy.reduce, c.rl.policy.rows = 'seq_mean', 'all'
+  c.rl.kl.coefficient = 0.0
+  (_tiny if c.scale == 'tiny' else _real)(c, options)
+  return c
+
+
+def _tiny(c, options):
+  """A moving shape and four cells to choose from; all numbers [ours].
+
+  The cold start has both styles: chains that name the cell of the answer, and
+  some that name another one. `consistent` counts the former.
+  """
+  del options
+  c.data.mixture, c.data.weights = ('motion',), (1.0,)
+  c.data.prompt_tokens, c.evaluation.examples = 128, 256
+  c.rewards.consistent = common.reward(
+      'mmr1.papers.grpo_care:consistent', weight=0.0)
+  c.rl.rewards = ('result', 'format', 'consistent')
+  c.rl.optimizer.lr = 1e-4
+  c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
+  c.rl.max_new_tokens = 48
+  c.grpo_care = common.overlay(c.rl, steps=30)
+  c.stages = (*common.cold_start(
+      c, steps=40, engine='mmr1.papers.grpo_care:two_styles', careless=0.3),
+              'grpo_care')
+
+
+def _real(c, options):
+  """The paper's scale: one epoch of SEED-Bench-R1, 4 prompts a step."""
+  c.data.instruction = 'Think first, then answer, in tags.'  # [ours]
+  c.data.prompt_tokens = 16_384
+  c.data.max_pixels = 401_408
+  c.data.patches = 53_248  # 13K cells of frames [ours]
+  c.rl.optimizer.lr, c.rl.optimizer.weight_decay = 1e-6, 1e-2
+  c.rl.optimizer.lr_decay, c.rl.optimizer.clip_norm = 'cosine', 5.0
+  c.rl.top_p = 0.95
+  # A prompt on each of 4 GPUs; here a batch that divides over more [ours]:
+  # take --config.rl.prompts_per_step=4 for the paper's.
+  c.rl.prompts_per_step = 32
+  c.grpo_care = common.overlay(
+      c.rl, steps=1000 if 'general' in options else 188,
+      samples_per_prompt=8, max_new_tokens=768, chunks_per_minibatch=4)
+  c.stages = ('grpo_care',)
