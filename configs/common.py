@@ -317,11 +317,11 @@ def split(arg: str | None, options: tuple[str, ...], slug: str,
   """(scale, options) of a config's argument, '<scale>,<option>,...'.
 
   Raises:
-    ValueError: more than one scale, or an unknown word.
+    ValueError: more than one scale; an unknown one `get_base` refuses.
   """
   parts = [part for part in (arg or '').split(',') if part]
   scales = [part for part in parts if part not in options]
-  if len(scales) > 1 or scales and scales[0] not in MODELS:
+  if len(scales) > 1:
     raise ValueError(
         f'{slug}:{arg}: give at most one scale of {MODELS}, and any of '
         f'{options}, joined by commas.')

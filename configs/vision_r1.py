@@ -31,14 +31,11 @@ INSTRUCTION = ('Think first, then answer, in tags.')
 
 def get_config(arg: str | None = None):
   """The config; `arg` as in the module's docstring."""
-  parts = [part for part in (arg or '').split(',') if part]
-  ablations = [part for part in parts if part in ABLATIONS]
-  scales = [part for part in parts if part not in ABLATIONS]
-  if len(ablations) > 1 or len(scales) > 1:
-    raise ValueError(
-        f'vision_r1:{arg}: give at most one scale of {common.MODELS} and one '
-        f'ablation of {ABLATIONS}.')
-  c = common.get_base(scales[0] if scales else None)
+  scale, ablations = common.split(arg, ABLATIONS, 'vision_r1')
+  if len(ablations) > 1:
+    raise ValueError(f'vision_r1:{arg}: give at most one scale and one ablation '
+                     f'of {ABLATIONS}.')
+  c = common.get_base(scale)
   c.name = 'vision_r1'
   c.rewards.hard = dict(
       fn='mmr1.papers.vision_r1:hard_format_result', weight=1.0,
