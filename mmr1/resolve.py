@@ -24,6 +24,9 @@ from typing import Any
 from mmr1 import overlays
 from mmr1 import sections
 
+# Sections that are there to be named by stages.
+LIBRARIES = ('rewards', 'hooks', 'tasks', 'views', 'terms', 'weights', 'probes')
+
 Config = sections.Section  # what `finalise` returns
 Section = sections.Section
 overlay = overlays.overlay

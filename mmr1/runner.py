@@ -171,8 +171,7 @@ def open_run(
   _read_everything_else(config)
   if defaults is not None:
     resolve.changed_but_unread(
-        config, defaults, libraries=('rewards', 'hooks', 'tasks'),
-        overrides=overrides)
+        config, defaults, libraries=resolve.LIBRARIES, overrides=overrides)
   folder = workdir_lib.Workdir(workdir, config, fresh=fresh)
   keep = max([config[name].keep_checkpoints for name in config.stages
               if config[name].kind in context.TRAINS], default=2)
