@@ -59,16 +59,16 @@ class Weighing:
   ) -> tuple[types.Block, Mapping[str, jax.Array]]:
     if not self._weights:
       return block, {}
-    scores = None
+    made = None
     if self._pass:
-      scores = _scores(
+      made = scores(
           self._ctx.policy, state.params['policy'], block,
           knobs['temperature'], chunks=self._section.chunks_per_minibatch,
           buckets=tuple(self._section.length_buckets))
     key = keys.step_key(self._ctx.config.seed, self._ctx.index(self._stage),
                         done, view=_VIEW)
-    return self._weigh(scores, block, key)
+    return self._weigh(made, block, key)
 
 
-_scores = jax.jit(
+scores = jax.jit(
     passes.scores, static_argnames=('policy', 'chunks', 'buckets'))

@@ -17,6 +17,7 @@ from mmr1.planning import chips
 from mmr1.planning import costs
 from mmr1.planning import hlo
 from mmr1.planning import programs as programs_lib
+from mmr1.planning import records
 from mmr1.planning import shapes
 from mmr1.planning import traffic
 from mmr1.planning import worker
@@ -35,6 +36,8 @@ _KNOBS = {
               'in parts)',
     'old': 'a larger chunks_per_minibatch',
     'reference': 'a larger chunks_per_minibatch',
+    'look': 'a larger chunks_per_minibatch',
+    'scores': 'a larger chunks_per_minibatch',
     'update': 'a larger minibatches_per_step, chunks_per_minibatch or '
               "(sft) chunks_per_step, model.remat='layer', a smaller "
               'model.head_chunk',
@@ -132,7 +135,7 @@ def traced(config: resolve.Section, topology: chips.Topology,
   return made, _operations(made, one, topology)
 
 
-def _operations(made: Any, program: programs_lib.Program,
+def _operations(made: Any, program: records.Program,
                 topology: chips.Topology) -> float:
   return costs.operations(made.jaxpr, program.trips) / (
       program.trips * topology.count)
@@ -140,16 +143,22 @@ def _operations(made: Any, program: programs_lib.Program,
 
 # What takes longest to compile comes first, so that no thread is left with it,
 # and what needs most, where a plan ends with what does not fit.
-_LONGEST = ('update', 'decode', 'reference', 'old', 'prefill')
+_LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores',
+            'prefill')
 
 
-def _rows(stages: Sequence[programs_lib.Stage], topology: chips.Topology,
+def _kind(program: records.Program) -> str:
+  """Its name; looks are of a kind."""
+  return program.name.partition('_')[0]
+
+
+def _rows(stages: Sequence[records.Stage], topology: chips.Topology,
           until: float, note: Note, job: dict[str, Any],
           ) -> dict[tuple[str, str], dict[str, Any]]:
   """{(stage, program): its row of the plan}."""
   todo = sorted(
       ((stage, program) for stage in stages for program in stage.programs),
-      key=lambda item: _LONGEST.index(item[1].name))
+      key=lambda item: _LONGEST.index(_kind(item[1])))
   beside = {stage.name: held(stage) for stage in stages}
   ended = threading.Event()
 
@@ -170,12 +179,12 @@ def _rows(stages: Sequence[programs_lib.Stage], topology: chips.Topology,
     return dict(filter(None, pool.map(one, todo)))
 
 
-def held(stage: programs_lib.Stage) -> dict[str, int]:
+def held(stage: records.Stage) -> dict[str, int]:
   return {name: shapes.bytes_on_one(tree)
           for name, tree in stage.held.items()}
 
 
-def _stage(stage: programs_lib.Stage, rows: dict[tuple[str, str], Any],
+def _stage(stage: records.Stage, rows: dict[tuple[str, str], Any],
            topology: chips.Topology) -> dict[str, Any]:
   programs = {program.name: rows[stage.name, program.name]
               for program in stage.programs
@@ -192,7 +201,7 @@ def _stage(stage: programs_lib.Stage, rows: dict[tuple[str, str], Any],
       'mfu': stage.useful / (step * rate) if step else 0.0}
 
 
-def _program(program: programs_lib.Program, held: dict[str, int],
+def _program(program: records.Program, held: dict[str, int],
              topology: chips.Topology, job: dict[str, Any]) -> dict[str, Any]:
   """One row of the plan."""
   arguments = {name: shapes.bytes_on_one(tree)
@@ -209,11 +218,11 @@ def _program(program: programs_lib.Program, held: dict[str, int],
   spare = 1 - total / topology.chip.memory
   row |= {'total': total, 'spare': spare, 'fits': spare >= 0}
   if spare < SPARE:
-    row['turn'] = _KNOBS[program.name]
+    row['turn'] = _KNOBS[_kind(program)]
   return row | {'seconds': _seconds(row, program, topology)}
 
 
-def _compiled(job: dict[str, Any], program: programs_lib.Program,
+def _compiled(job: dict[str, Any], program: records.Program,
               arguments: dict[str, int]) -> dict[str, Any]:
   """What the compiler says of a program."""
   try:
@@ -250,7 +259,7 @@ def no_room(said: str, arguments: float) -> float | None:
   return None
 
 
-def _estimated(program: programs_lib.Program, topology: chips.Topology,
+def _estimated(program: records.Program, topology: chips.Topology,
                arguments: dict[str, int]) -> dict[str, Any]:
   """By formula: every argument is read once, and nothing else is held."""
   needs = sum(arguments.values())
@@ -259,7 +268,7 @@ def _estimated(program: programs_lib.Program, topology: chips.Topology,
           'collectives': {}, 'sent': 0.0}
 
 
-def _seconds(row: dict[str, Any], program: programs_lib.Program,
+def _seconds(row: dict[str, Any], program: records.Program,
              topology: chips.Topology) -> dict[str, float]:
   """A bound from below: the slowest of computing, memory and links, each at
   its best and all at once."""

@@ -40,7 +40,8 @@ class Shapes:
     x = Struct(shape, dtype)
     return Struct(shape, dtype, sharding=self._layout.rows(x))
 
-  def prompts(self, n: int) -> types.Prompts:
+  def prompts(self, n: int, noise: bool = False) -> types.Prompts:
+    """N prompts; `noise`: with what views draw from."""
     p, s = self.prompt, self.patches
     i32 = functools.partial(self.array, jnp.int32)
     media = {}
@@ -51,11 +52,13 @@ class Shapes:
           extent=i32(n, s, 2) if self._vision.table else None)}
     return types.Prompts(
         tokens=i32(n, p), mask=self.array(bool, n, p), positions=i32(n, p, 3),
-        next_position=i32(n), uid=i32(n), media=media)
+        next_position=i32(n), uid=i32(n), media=media,
+        noise=self.array(jnp.uint32, n, 2) if noise else None)
 
-  def block(self, n: int, g: int, t: int, **more: Any) -> types.Block:
+  def block(self, n: int, g: int, t: int, *, noise: bool = False,
+            **more: Any) -> types.Block:
     return types.Block(
-        prompts=self.prompts(n),
+        prompts=self.prompts(n, noise),
         completions=types.Completions(
             tokens=self.array(jnp.int32, n, g, t),
             kind=self.array(jnp.int8, n, g, t),
