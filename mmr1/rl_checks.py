@@ -29,8 +29,8 @@ def check(section: Any, stage: str, config: Any) -> None:
   _check_shapes(section, stage)
   _check_staleness(section, stage)
   _check_advantage(section, stage)
-  _check_data(section, stage, config)
   _check_rollouts(section, stage)
+  _check_data(section, stage, config)
   average.check(section, stage)
 
 
@@ -43,7 +43,8 @@ def check_sockets(section: Any, stage: str, config: Any,
   """
   names = sockets.requested(section, config, objective)
   sockets.looks(section, stage, config, {*names, *section.branches})
-  sockets.weights(config, (*section.weights, *objective.weights))
+  sockets.weights(
+      config, (*section.weights, *objective.weights), section.old)
 
 
 def _check_rollouts(section: Any, stage: str) -> None:

@@ -143,8 +143,12 @@ def _check_look(look: looks_lib.Look, section: Any, stage: str, where: str):
 Weight = Callable[..., Any]  # (Scores | None, Block, key) -> f32[N, G, T]
 
 
-def weights(config: Any, names: Iterable[str]) -> dict[str, Weight]:
+def weights(
+    config: Any, names: Iterable[str], old: str = 'recompute',
+) -> dict[str, Weight]:
   """{name: function} of sections of `weights`.
+
+  `old`: of the stage.
 
   Raises:
     ValueError: no such section, function or keyword.
@@ -155,6 +159,11 @@ def weights(config: Any, names: Iterable[str]) -> dict[str, Weight]:
     fn = resolve.function(section.fn, 'mmr1.losses.weights')
     kwargs = section.kwargs.as_dict()
     resolve.check_kwargs(fn, kwargs, f'weights.{name}.kwargs')
+    if vars(fn).get('reads_old', False) and old != 'recompute':
+      raise ValueError(
+          f"weights.{name}.fn: {section.fn!r} compares the trainer's log-probs "
+          f"with the sampler's; with old={old!r} there are only one of both. "
+          "Set the stage's old='recompute'.")
     found[name] = functools.partial(fn, **kwargs)
   return found
 

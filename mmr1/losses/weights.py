@@ -143,6 +143,7 @@ def importance(
 
 
 importance.reads_scores = False
+importance.reads_old = True
 
 
 def _check(block: types.Block, level: str, cap: float, mode: str):

@@ -8,9 +8,12 @@ from mmr1.stages import rl
 
 @pytest.fixture
 def trainer(shrink, open_run, tmp_path):
-  """(**flat changes of the config) -> the Trainer of a stage 'grpo'."""
-  def make(**flat):
+  """(change of the config, **flat ones of its stage) -> the Trainer of a stage
+  'grpo'."""
+  def make(change=None, **flat):
     c = shrink(forkme.get_config())
+    if change:
+      change(c)
     c.rl.rewards = ('one',)
     c.rewards.one = dict(fn=flat.pop('reward', 'tests.own:even'), weight=1.0,
                          in_pool=False, limit_s=5.0, kwargs=dict())
