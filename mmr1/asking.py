@@ -1,15 +1,62 @@
-"""The rows that a step samples from, and traces beside what was sampled."""
+"""What a step is asked and what came of it; traces beside what was sampled."""
 
 from collections.abc import Sequence
+from concurrent import futures
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmr1 import looks as looks_lib
+from mmr1 import records
 from mmr1 import types
+from mmr1.data import pipeline
+from mmr1.sampling import read as read_lib
 from mmr1.sampling import sample
+
+
+class Prompted(NamedTuple):
+  """A step's prompts.
+
+  Fields:
+    pairs: of the rows of this host.
+    needs: tokens and patches of the longest prompt of all hosts.
+    before: what `lanes.Lanes.restore` needs to read them again, of this
+      host's lanes.
+  """
+  pairs: list[pipeline.Pair]
+  needs: tuple[int, int]
+  before: dict[str, Any]
+
+
+class Made(NamedTuple):
+  """A rollout, whose rewards are on their way.
+
+  Fields:
+    at: the step, from 0, before which it was sampled; step: that it is for.
+    prompted: its prompts.
+    asked: the prompts with the images of the data, one for every row of the
+      rollout, whose own prompts have those that it was sampled from.
+    branch: i32[N], number of the view that a row was sampled from.
+    rollout: on the devices.
+    host: what the host needs of it.
+    samples: of this host's rows, group after group.
+    scores: (part of this host's rows or None, what went wrong or None), later.
+    greedy: the same of a greedy completion of every prompt, where the
+      advantage reads its reward.
+  """
+  at: int
+  step: int
+  prompted: Prompted
+  asked: types.Prompts
+  branch: np.ndarray
+  rollout: types.Rollout
+  host: read_lib.Host
+  samples: list[records.Sample]
+  scores: futures.Future
+  greedy: futures.Future | None = None
 
 
 def traces(ids: Sequence[Sequence[np.ndarray]], length: int,

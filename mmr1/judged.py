@@ -29,6 +29,7 @@ class Judged(NamedTuple):
     keep: bool[N, G].
     counts: what select dropped, and what combine says, by name.
     more: whether select wants more groups.
+    extra: {name: f32[N, G, T]}, what the advantage hands to terms.
   """
   samples: list[records.Sample]
   scored: score_lib.Scored
@@ -37,11 +38,26 @@ class Judged(NamedTuple):
   keep: np.ndarray
   counts: Mapping[str, float]
   more: bool = False
+  extra: Mapping[str, np.ndarray] = {}
 
   @property
   def good(self) -> np.ndarray:
     """bool[N], groups of which something is kept."""
     return self.keep.any(1)
+
+  def rows(self, groups: int) -> list[dict[str, Any]]:
+    """Of the samples file: the first groups with their images, rewards and
+    advantages."""
+    count = groups * self.keep.shape[1]
+    return [{
+        'prompt': s.example.question, 'images': list(s.example.images),
+        'answer': s.example.answer, 'completion': s.text,
+        'length': s.length, 'truncated': s.truncated, 'uid': s.uid,
+        'group': s.group, 'slot': s.slot,
+        'rewards': dict(zip(self.scored.names, map(
+            float, self.scored.columns[s.group, s.slot]))),
+        'advantage': float(self.advantage[s.group, s.slot, 0])}
+            for s in self.samples[:count]]
 
 
 class Arrays(NamedTuple):
@@ -52,12 +68,14 @@ class Arrays(NamedTuple):
     lengths: i64[N, G], how many; done: bool[N, G], ended by eos.
     branch: i32[N], number of the view that the row was sampled from.
     expert: bool[N, G], traces of the data.
+    baseline: f64[N], rewards of greedy completions; nan: not made.
   """
   spoken: np.ndarray
   lengths: np.ndarray
   done: np.ndarray
   branch: np.ndarray
   expert: np.ndarray
+  baseline: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +158,6 @@ def _judged(a: Judged, b: Judged, source: np.ndarray, take: np.ndarray,
       keep, counts, b.more and not keep.any(1).all())
 
 
-def replace(filled: Filled, rewards: np.ndarray,
-            advantage: np.ndarray) -> Filled:
-  """With other rewards and advantages of the same completions."""
-  return dataclasses.replace(filled, judged=filled.judged._replace(
-      rewards=rewards, advantage=advantage))
+def replace(filled: Filled, **fields: Any) -> Filled:
+  """With other fields of `judged`, of the same completions."""
+  return dataclasses.replace(filled, judged=filled.judged._replace(**fields))

@@ -121,12 +121,17 @@ class GroupLearner(Learner):
     """
     if not self.looks:
       return {}
-    mask = forward.completion_mask(rollout.completions)
-    block = types.Block(
-        prompts=rollout.prompts, completions=rollout.completions, mask=mask,
-        advantage=jnp.zeros((*mask.shape[:2], 1), jnp.float32))
+    block = _whole(rollout)
     return {look.name: self._seen(look, state, block, asked, temperature)
             for look in self.looks}
+
+  @phases.phase('look', ready=lambda values: values)
+  def values(self, state: types.TrainState, rollout: types.Rollout,
+             temperature: jax.Array) -> jax.Array:
+    """f32[N, G, T], what the policy's critic says before each token."""
+    return weighing.scores(
+        self._ctx.policy, state.params['policy'], _whole(rollout), temperature,
+        chunks=self._chunks, buckets=tuple(self._section.length_buckets)).value
 
   def _seen(self, look, state, block, asked, temperature) -> types.Seen:
     given = dict(temperature=temperature, chunks=self._chunks,
@@ -238,6 +243,14 @@ pair = jax.jit(passes.pair, static_argnames=(
 @functools.partial(jax.jit, static_argnums=0)
 def _shown(look: looks_lib.Look, prompts: types.Prompts) -> types.Prompts:
   return look.shown(prompts)
+
+
+def _whole(rollout: types.Rollout) -> types.Block:
+  """A block of every token of a rollout, for passes before its rewards."""
+  mask = forward.completion_mask(rollout.completions)
+  return types.Block(
+      prompts=rollout.prompts, completions=rollout.completions, mask=mask,
+      advantage=jnp.zeros((*mask.shape[:2], 1), jnp.float32))
 
 
 @jax.jit

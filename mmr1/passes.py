@@ -102,15 +102,13 @@ def scores(
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
 ) -> types.Scores:
-  """Log-probs and entropies of the current policy, for weights."""
+  """Log-probs, entropies and values (where there is a critic) of a policy."""
   prefix = policy.prompt_pass(params, block.prompts)
 
   def cut(piece):
-    made = forward.token_scores(
-        policy, params, forward.hidden_states(
-            policy, params, prefix, block.prompts, piece.completions),
-        piece.completions.tokens, piece.mask, temperature)
-    return types.Scores(logp=made.logp, entropy=made.entropy)
+    return forward.score(
+        policy, params, prefix,
+        piece.replace(prompts=block.prompts, ref_hidden=None), temperature)
   return _by_piece(cut, block, chunks, buckets)
 
 

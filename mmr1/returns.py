@@ -123,6 +123,30 @@ def gae(
   return masked.whiten(raw, mask, eps=eps)
 
 
+def actor_critic(
+    rewards: Array,
+    tokens: columns.Tokens,
+    *,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    eps: float = 1e-8,
+) -> tuple[Array, dict[str, Array]]:
+  """`gae`, and what the term `critic` reads of the block: PPO.
+
+  Arguments as of `gae`.
+
+  Returns:
+    f32[N, G, T], and {'values', 'returns'} f32[N, G, T].
+  """
+  _, returns = gae_returns(rewards, tokens, gamma=gamma, lam=lam)
+  return gae(rewards, tokens, gamma=gamma, lam=lam, eps=eps), {
+      'values': jnp.asarray(tokens.values), 'returns': returns}
+
+
+remax.needs = 'baseline'
+gae.needs = actor_critic.needs = 'values'
+
+
 def gae_returns(
     rewards: Array, tokens: columns.Tokens, *, gamma: float = 1.0,
     lam: float = 1.0,

@@ -15,9 +15,6 @@ _NEED_GROUP = frozenset({
         'grpo', 'dr_grpo', 'rloo', 'pass_at_k', 'opo', 'gpg',
         'normalize_then_sum')),
     'mmr1.returns.reinforce_pp_baseline'})
-# And those that need what this stage does not make.
-_LACK = {'mmr1.returns.remax': 'the reward of a greedy completion (baseline)',
-         'mmr1.returns.gae': "a critic's values"}
 
 
 def check(section: Any, stage: str, config: Any) -> None:
@@ -28,7 +25,7 @@ def check(section: Any, stage: str, config: Any) -> None:
   """
   _check_shapes(section, stage)
   _check_staleness(section, stage)
-  _check_advantage(section, stage)
+  _check_advantage(section, stage, config)
   _check_rollouts(section, stage)
   _check_data(section, stage, config)
   average.check(section, stage)
@@ -133,7 +130,7 @@ def _check_staleness(section: Any, stage: str) -> None:
         f"{stage}.old to 'sampler'.")
 
 
-def _check_advantage(section: Any, stage: str) -> None:
+def _check_advantage(section: Any, stage: str, config: Any) -> None:
   name = section.advantage.fn
   fn = resolve.function(name, 'mmr1.advantages')
   path = f'{fn.__module__}.{fn.__name__}'
@@ -142,9 +139,14 @@ def _check_advantage(section: Any, stage: str) -> None:
         f'{stage}: samples_per_prompt=1 with the group advantage {name!r}: a '
         'group of one has advantage 0, so nothing would train. Take at least '
         '2 samples.')
-  if path in _LACK:
+  if needs(fn) == 'values' and 'value' not in config.model.scalars:
     raise ValueError(
-        f'{stage}.advantage.fn: {name!r} needs {_LACK[path]}, which the rl '
-        'stage does not make. Without it there are those of mmr1.advantages '
-        "and 'mmr1.returns:reinforce_pp', 'mmr1.returns:reinforce_pp_baseline'."
-    )
+        f"{stage}.advantage.fn: {name!r} reads a critic's values; give the "
+        "model one with model.scalars=('value',), and train it with a term: "
+        "c.terms.critic = common.term('critic', 0.5).")
+
+
+def needs(fn: Any) -> str | None:
+  """What an advantage reads besides rewards and masks: 'baseline' (the reward
+  of a greedy completion), 'values' (of a critic)."""
+  return getattr(fn, 'needs', None)  # a builtin has no attributes of its own

@@ -12,7 +12,7 @@ import collections
 from collections.abc import Mapping
 from concurrent import futures
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from mmr1 import phases
 from mmr1 import probing
 from mmr1 import recording
 from mmr1 import records
+from mmr1 import rl_checks
 from mmr1 import rl_setup
 from mmr1 import sockets
 from mmr1 import trees
@@ -31,52 +32,13 @@ from mmr1 import types
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import lanes
-from mmr1.data import pipeline
 from mmr1.data import sources
 from mmr1.rewards import score as score_lib
 from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
+from mmr1.sampling import sample as sample_lib
 
 _LOOK = 0x100c  # in the key law: what no sampler draws from
-
-
-class Prompted(NamedTuple):
-  """A step's prompts.
-
-  Fields:
-    pairs: of the rows of this host.
-    needs: tokens and patches of the longest prompt of all hosts.
-    before: what `lanes.Lanes.restore` needs to read them again, of this
-      host's lanes.
-  """
-  pairs: list[pipeline.Pair]
-  needs: tuple[int, int]
-  before: dict[str, Any]
-
-
-class Made(NamedTuple):
-  """A rollout, whose rewards are on their way.
-
-  Fields:
-    at: the step, from 0, before which it was sampled; step: that it is for.
-    prompted: its prompts.
-    asked: the prompts with the images of the data, one for every row of the
-      rollout, whose own prompts have those that it was sampled from.
-    branch: i32[N], number of the view that a row was sampled from.
-    rollout: on the devices.
-    host: what the host needs of it.
-    samples: of this host's rows, group after group.
-    scores: (part of this host's rows or None, what went wrong or None), later.
-  """
-  at: int
-  step: int
-  prompted: Prompted
-  asked: types.Prompts
-  branch: np.ndarray
-  rollout: types.Rollout
-  host: read_lib.Host
-  samples: list[records.Sample]
-  scores: futures.Future
 
 
 class Rollouts:
@@ -106,7 +68,7 @@ class Rollouts:
         self._mixture(), self.shape, n, self._rows,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
-    self._ahead: collections.deque[Made] = collections.deque()
+    self._ahead: collections.deque[asking.Made] = collections.deque()
     self._sampled_at: tuple[tuple[int, int], ...] = ()  # of what a checkpoint had waiting
     # Rollouts are scored one after the other; `scorer` has threads of its own.
     self._thread = futures.ThreadPoolExecutor(1, 'score')
@@ -116,24 +78,28 @@ class Rollouts:
     """Records that could not be used so far."""
     return len(self._lanes.breakage.broken)
 
-  def next(self, state: types.TrainState, k: int) -> Made:
+  def next(self, state: types.TrainState, k: int) -> asking.Made:
     """The rollout of step k, from 0; later ones are sampled from `state`."""
     last = min(k + self._section.staleness, self._section.steps - 1)
     while k + len(self._ahead) <= last:
       self._ahead.append(self._make(state, k, k + len(self._ahead)))
     return self._ahead.popleft()
 
-  def again(self, state: types.TrainState, k: int, round_: int) -> Made:
+  def again(self, state: types.TrainState, k: int, round_: int) -> asking.Made:
     """One more rollout for step k, of the next prompts."""
     return self._make(state, k, k, round_)
 
-  def _make(self, state, at: int, step: int, round_: int = 0) -> Made:
+  def _make(self, state, at: int, step: int, round_: int = 0) -> asking.Made:
     prompted, prompts = self.take()
     asked = self.asked(prompts, step, round_)
     shown = self._shown(asked)
     rollout = self.sample(state, shown, step, round_)
-    return self.made(at, step, prompted, asked, self.attached(
+    greedy = None
+    if rl_checks.needs(self.plan.advantage.fn) == 'baseline':
+      greedy = self._submit(self.greedy(state, shown), prompted)[-1]
+    made = self.made(at, step, prompted, asked, self.attached(
         rollout, prompted))
+    return made._replace(greedy=greedy)
 
   # What a checkpoint needs.
 
@@ -176,7 +142,7 @@ class Rollouts:
     return {'turns': self._lanes.turns(), **self._lanes.breakage.state()}
 
   @phases.phase('data')
-  def take(self) -> tuple[Prompted, types.Prompts]:
+  def take(self) -> tuple[asking.Prompted, types.Prompts]:
     """The rows of this host; what was broken in those of the others too."""
     before = self._position()
     (pairs, broken), error = hosts.attempt(self._lanes.take, ([], []))
@@ -184,7 +150,7 @@ class Rollouts:
     needs = [(len(e.tokens), len(e.patches)) for _, e in pairs]
     every = hosts.share((broken, needs), error)
     self._lanes.note([one for part, _ in every for one in part])
-    taken = Prompted(pairs, tuple(
+    taken = asking.Prompted(pairs, tuple(
         max(sizes) for sizes in zip(*(one for _, part in every
                                       for one in part))), before)
     # Rows of several rollouts become one batch: all have the full shape then.
@@ -222,8 +188,18 @@ class Rollouts:
         group=self._section.samples_per_prompt - self._section.experts,
         length=self._section.max_new_tokens)
 
+  def greedy(self, state: types.TrainState,
+             prompts: types.Prompts) -> types.Rollout:
+    """One completion of every prompt, without chance."""
+    sampler, length = self._ctx.sampler, self._section.max_new_tokens
+    return sampler(
+        sampler.publish(state.params['policy']), prompts,
+        keys.step_key(self._ctx.config.seed, 0, 0),
+        sample_lib.knobs(temperature=0.0, max_new_tokens=length),
+        state.step, group=1, length=length)
+
   def attached(self, rollout: types.Rollout,
-               prompted: Prompted) -> types.Rollout:
+               prompted: asking.Prompted) -> types.Rollout:
     """With the traces of the data as the last of every group."""
     experts = self._section.experts
     if not experts:
@@ -237,31 +213,44 @@ class Rollouts:
         (tokens, kind), self._section.prompts_per_step))
 
   @phases.phase('score')
-  def made(self, at: int, step: int, prompted: Prompted,
-           asked: types.Prompts, rollout: types.Rollout) -> Made:
+  def made(self, at: int, step: int, prompted: asking.Prompted,
+           asked: types.Prompts, rollout: types.Rollout) -> asking.Made:
     """Reads the samples, and has them scored."""
-    branches = max(1, len(self._branches))
-    n = self._section.prompts_per_step * branches
-    g = self._section.samples_per_prompt
-    host, first = read_lib.to_host(rollout), self._layout.first_rows(n)
+    host, samples, scores = self._submit(rollout, prompted)
+    branch = np.arange(len(host.done)) % max(1, len(self._branches))
+    return asking.Made(at, step, prompted, asked, branch, rollout, host, samples,
+                scores)
+
+  def _submit(self, rollout: types.Rollout, prompted: asking.Prompted) -> tuple[
+      read_lib.Host, list[records.Sample], futures.Future]:
+    """Its arrays and this host's samples, whose scores come later."""
+    host = read_lib.to_host(rollout)
+    n, g, _ = host.tokens.shape
+    first = self._layout.first_rows(n)
     of = dict(zip(self._rows, (example for example, _ in prompted.pairs)))
-    mine = [of[row // branches] for row in first]
+    mine = [of[row // max(1, len(self._branches))] for row in first]
     samples = read_lib.read(host, mine, self._ctx.processor, first,
                             pieces=bool(self.plan.probes))
-    scores = self._thread.submit(
+    return host, samples, self._thread.submit(
         hosts.attempt, lambda: self.plan.scorer.call(
             samples, len(first), g, self.plan.objective.knobs), None)
-    return Made(at, step, prompted, asked, np.arange(n) % branches, rollout,
-                host, samples, scores)
 
-  def scored(self, made: Made) -> score_lib.Scored:
+  def scored(self, made: asking.Made) -> score_lib.Scored:
     """The scores of all hosts' samples. A collective."""
     n, g, _ = made.host.tokens.shape
-    part, error = made.scores.result()
+    return self._together(made.scores, n, g)
+
+  def baseline(self, made: asking.Made) -> score_lib.Scored | None:
+    """Of the greedy completions, [N, 1, K]; None without. A collective."""
+    return made.greedy and self._together(made.greedy, len(made.host.done), 1)
+
+  def _together(self, scores: futures.Future, n: int,
+                g: int) -> score_lib.Scored:
+    part, error = scores.result()
     every = hosts.share((self._layout.first_rows(n), part), error)
     return self.plan.scorer.together(every, n, g)
 
-  def probed(self, made: Made, scored: score_lib.Scored,
+  def probed(self, made: asking.Made, scored: score_lib.Scored,
              looks: Mapping[str, np.ndarray]) -> score_lib.Scored:
     """With the columns of the stage's probes. A collective if there are any.
 

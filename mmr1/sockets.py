@@ -159,7 +159,7 @@ def weights(
     fn = resolve.function(section.fn, 'mmr1.losses.weights')
     kwargs = section.kwargs.as_dict()
     resolve.check_kwargs(fn, kwargs, f'weights.{name}.kwargs')
-    if vars(fn).get('reads_old', False) and old != 'recompute':
+    if getattr(fn, 'reads_old', False) and old != 'recompute':
       raise ValueError(
           f"weights.{name}.fn: {section.fn!r} compares the trainer's log-probs "
           f"with the sampler's; with old={old!r} there are only one of both. "
@@ -173,7 +173,7 @@ def reads_scores(weight: Weight) -> bool:
 
   A function says so by its attribute; one that says nothing gets it.
   """
-  return vars(weight.func).get('reads_scores', True)
+  return getattr(weight.func, 'reads_scores', True)
 
 
 @dataclasses.dataclass(frozen=True)

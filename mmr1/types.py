@@ -137,6 +137,7 @@ class Rollout:
     entropy: f32[N, G, T] | None, of softmax(logits / temperature), nats.
     done: bool[N, G], ended by eos.
     version: i32[], optimiser steps taken by the sampling parameters.
+    value: f32[N, G, T] | None, what the policy's critic says before each token.
   """
   prompts: Prompts
   completions: Completions
@@ -145,6 +146,7 @@ class Rollout:
   done: Array
   version: Array
   entropy: Array | None = None
+  value: Array | None = None
 
 
 @flax.struct.dataclass

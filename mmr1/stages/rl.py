@@ -15,12 +15,14 @@ import jax
 import numpy as np
 
 from mmr1 import arrays
+from mmr1 import asking
 from mmr1 import columns as columns_lib
 from mmr1 import context
 from mmr1 import judged as judged_lib
 from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import phases
+from mmr1 import rl_checks
 from mmr1 import rl_setup
 from mmr1 import rollouts as rollouts_lib
 from mmr1 import training
@@ -96,13 +98,14 @@ class Trainer:
 
   def step(self, state: types.TrainState, k: int) -> loop.Step:
     """Rollouts until `select` is content, and the updates from them."""
-    made = self.rollouts.next(state, k)
+    made = self.valued(state, self.rollouts.next(state, k))
     looks = self.look(state, made)
     scored = self.score(made, looks, k)
     knobs = self.knobs(scored, k)
     filled = self.judge(made, looks, scored, knobs, k)
     while filled.short and filled.rounds < self._section.rounds:
-      again = self.rollouts.again(state, k, filled.rounds)
+      again = self.valued(
+          state, self.rollouts.again(state, k, filled.rounds))
       looks = self.look(state, again)
       filled = filled.with_next(self.judge(
           again, looks, self.score(again, looks, k), knobs, k, filled.rounds))
@@ -115,17 +118,26 @@ class Trainer:
     self._last_metrics = metrics
     return loop.Step(
         state, metrics, (block,),
-        functools.partial(self._samples, filled.judged),
+        functools.partial(filled.judged.rows, 2),
         given={'knobs': traced, 'rewards': filled.judged.scored.named()},
         tokens=int(filled.arrays.lengths.sum()), times=self.clock.take())
 
-  def look(self, state: types.TrainState, made: rollouts_lib.Made) -> Looks:
+  def valued(self, state: types.TrainState,
+             made: asking.Made) -> asking.Made:
+    """With a critic's values of its tokens, where the advantage reads them."""
+    if rl_checks.needs(self.plan.advantage.fn) != 'values':
+      return made
+    return made._replace(rollout=made.rollout.replace(
+        value=self.learner.values(
+            state, made.rollout, np.float32(self.plan.temperature))))
+
+  def look(self, state: types.TrainState, made: asking.Made) -> Looks:
     """What the looks of a rollout see of its tokens."""
     return self.learner.look(
         state, made.rollout, made.asked, np.float32(self.plan.temperature))
 
   @phases.phase('score')
-  def score(self, made: rollouts_lib.Made, looks: Looks,
+  def score(self, made: asking.Made, looks: Looks,
             k: int) -> score_lib.Scored:
     """Rewards and probes."""
     scored = self.rollouts.probed(
@@ -151,17 +163,19 @@ class Trainer:
     return {**knobs, 'temperature': self.plan.temperature}
 
   @phases.phase('score')
-  def judge(self, made: rollouts_lib.Made, looks: Looks,
+  def judge(self, made: asking.Made, looks: Looks,
             scored: score_lib.Scored, knobs: Knobs, k: int,
             round_: int = 0) -> judged_lib.Filled:
     """combine, advantage, select."""
     plan, host = self.plan, made.host
+    state = self._host_state['combine']
     rewards, says, self._host_state['combine'] = plan.combine(
-        scored.columns, scored.names, knobs, self._host_state['combine'],
-        weights=plan.weights, knobs=knobs)
+        scored.columns, scored.names, knobs, state, weights=plan.weights,
+        knobs=knobs)
     facts = judged_lib.Arrays(
-        host.spoken, host.lengths, host.done, made.branch, host.expert)
-    advantage = self._advantage(
+        host.spoken, host.lengths, host.done, made.branch, host.expert,
+        self._baseline(made, knobs, state))
+    advantage, extra = self._advantage(
         rewards, facts, made.rollout, looks, knobs, [k, round_, 1])
     keep, counts, more, self._host_state['select'] = plan.select(
         scored.named(), advantage,
@@ -178,7 +192,17 @@ class Trainer:
     keep = keep & ~np.isnan(rewards).all(-1)
     return judged_lib.Filled(made.rollout, looks, facts, judged_lib.Judged(
         made.samples, scored, rewards, advantage, keep, {**says, **counts},
-        more))
+        more, extra))
+
+  def _baseline(self, made, knobs, state) -> np.ndarray:
+    """f64[N], the combined reward of greedy completions."""
+    greedy = self.rollouts.baseline(made)
+    if greedy is None:
+      return np.full(len(made.host.done), np.nan)
+    rewards, _, _ = self.plan.combine(
+        greedy.columns, greedy.names, knobs, state,
+        weights=self.plan.scorer.weights, knobs=knobs)
+    return np.nansum(rewards, axis=(1, 2))
 
   def together(self, filled: judged_lib.Filled, knobs: Knobs,
                k: int) -> judged_lib.Filled:
@@ -188,20 +212,25 @@ class Trainer:
     """
     judged = filled.judged
     rewards = np.where(judged.good[:, None, None], judged.rewards, np.nan)
-    advantage = self._advantage(rewards, filled.arrays, filled.rollout,
-                                filled.looks, knobs, [k, filled.rounds, 1])
-    return judged_lib.replace(filled, rewards, advantage)
+    advantage, extra = self._advantage(
+        rewards, filled.arrays, filled.rollout, filled.looks, knobs,
+        [k, filled.rounds, 1])
+    return judged_lib.replace(
+        filled, rewards=rewards, advantage=advantage, extra=extra)
 
   def _advantage(self, rewards, facts, rollout, looks, knobs, address):
-    """f32[N, G, 1 or T]."""
+    """f32[N, G, 1 or T], and what it hands to terms."""
     view = self.plan.advantage.kwargs.get('view')
     tokens = columns_lib.Tokens(
         mask=facts.spoken, lengths=facts.lengths, expert=facts.expert,
-        branch=facts.branch, rng=self._rng(*address),
+        branch=facts.branch, baseline=facts.baseline,
+        rng=self._rng(*address), values=arrays.fetch(rollout.value),
         logp=None if view is None else arrays.fetch(rollout.logp),
         looks={} if view is None else {view: arrays.fetch(looks[view])})
-    return np.asarray(
-        self.plan.advantage(rewards, tokens, knobs=knobs), np.float32)
+    made = self.plan.advantage(rewards, tokens, knobs=knobs)
+    made, extra = made if isinstance(made, tuple) else (made, {})
+    return np.asarray(made, np.float32), {
+        name: np.asarray(x, np.float32) for name, x in extra.items()}
 
   def _rng(self, *address: int) -> np.random.Generator:
     return np.random.default_rng([
@@ -212,9 +241,10 @@ class Trainer:
                ) -> types.Block:
     """The block of this step; old and reference log-probs where needed."""
     rollout, judged = filled.rollout, filled.judged
-    mask, advantage = self._layout.spread(
-        (filled.arrays.spoken & judged.keep[..., None], judged.advantage))
-    extra = {'sampler_logp': rollout.logp}
+    mask, advantage, extra = self._layout.spread(
+        (filled.arrays.spoken & judged.keep[..., None], judged.advantage,
+         dict(judged.extra)))
+    extra['sampler_logp'] = rollout.logp
     for name, seen in filled.looks.items():
       made = {'view': seen.logp, 'pair': seen.pair, 'entropy': seen.entropy}
       extra |= {f'{key}/{name}': x for key, x in made.items() if x is not None}
@@ -251,20 +281,6 @@ class Trainer:
         'data/broken': self.rollouts.broken,
         'sampler/staleness': k - at,
     }
-
-  def _samples(self, judged: judged_lib.Judged) -> list[dict[str, Any]]:
-    """Two groups with their images, rewards and advantages."""
-    g, rows = self._section.samples_per_prompt, []
-    for s in judged.samples[:2 * g]:
-      rows.append({
-          'prompt': s.example.question, 'images': list(s.example.images),
-          'answer': s.example.answer, 'completion': s.text,
-          'length': s.length, 'truncated': s.truncated, 'uid': s.uid,
-          'group': s.group, 'slot': s.slot,
-          'rewards': dict(zip(judged.scored.names, map(
-              float, judged.scored.columns[s.group, s.slot]))),
-          'advantage': float(judged.advantage[s.group, s.slot, 0])})
-    return rows
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -260,7 +260,7 @@ def report(rewards):
                        advantages.grpo(rewards), np.ones(shape, bool), {})
   filled = judged.Filled(None, {}, judged.Arrays(
       spoken=None, lengths=np.full(shape, 3), done=np.ones(shape, bool),
-      branch=None, expert=np.zeros(shape, bool)), made)
+      branch=None, expert=np.zeros(shape, bool), baseline=None), made)
   return rl.Trainer._report(one, filled, 0, 0), made.advantage
 
 

@@ -192,3 +192,52 @@ def test_m22_views_that_cannot_be(trainer, view, stage, said):
 def test_every_weight_says_whether_it_reads_scores():
   assert sockets.reads_scores(functools.partial(weights.high_entropy))
   assert not sockets.reads_scores(functools.partial(weights.importance))
+
+
+def test_remax_subtracts_the_reward_of_a_greedy_completion(trainer):
+  """Each token has R - b, b the reward of the prompt's greedy completion."""
+  one, two = (trainer(advantage__fn='mmr1.returns:remax') for _ in range(2))
+  step = one.step(one.start.state, 0)
+  (block,), rewards = jax.device_get(step.batch), step.given['rewards']['one']
+  # By another trainer, whose parameters are still those of the start.
+  rollout = two.rollouts.greedy(two.start.state, step.batch[0].prompts)
+  assert rollout.completions.tokens.shape[:2] == (N, 1)
+  kept = np.asarray(rollout.completions.kind[:, 0] == 1)
+  tokens = np.asarray(rollout.completions.tokens[:, 0])
+  baseline = np.asarray([t[k].sum() % 2 == 0 for t, k in zip(tokens, kept)])
+  expected = np.asarray(rewards) - baseline[:, None]
+  assert len(np.unique(expected)) > 1
+  for n in range(N):
+    for g in range(G):
+      mine = block.advantage[n, g][block.mask[n, g]]
+      np.testing.assert_allclose(mine, expected[n, g], atol=1e-6)
+
+
+def test_a_critic_learns_the_returns(trainer):
+  """PPO: values of the policy's own head, returns as targets, and a loss that
+  falls when only the critic trains on the same rewards."""
+  def change(c):
+    c.model.scalars = ('value',)
+    c.terms.critic = common.term('critic', 1.0, clip=10.0)
+    c.rl.terms = ('critic',)
+    c.rl.policy.coefficient = 0.0
+  one = trainer(
+      change, reward='tests.own:flat', advantage__fn='mmr1.returns:actor_critic',
+      optimizer__lr=0.01, old='recompute')
+  state, losses = one.start.state, []
+  for k in range(4):
+    step = one.step(state, k)
+    state = step.state
+    losses.append(float(step.metrics['term/critic']))
+  (block,) = jax.device_get(step.batch)
+  # lambda = gamma = 1 and the reward at the end: the return of a token is .9.
+  np.testing.assert_allclose(
+      block.extra['returns'][block.mask], 0.9, atol=1e-5)
+  # At the start a new head says 0: half of .81.
+  assert losses[0] == pytest.approx(0.405, abs=1e-3)
+  assert losses[-1] < 0.9 * losses[0]
+
+
+def test_m22_a_critic_must_be_there(trainer):
+  with pytest.raises(ValueError, match=r"model.scalars=\('value',\)"):
+    trainer(advantage__fn='mmr1.returns:gae')
