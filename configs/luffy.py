@@ -60,7 +60,7 @@ def _tiny(c):
   """A format that the embedded model does not write by itself, so that its own
   samples earn nothing; traces by the worlds' solver; all numbers [ours]."""
   c.data.mixture, c.data.weights = ('digits',), (1.0,)
-  c.data.patches, c.evaluation.examples = 16, 256
+  c.data.patches, c.evaluation.examples = 32, 256
   c.rewards.hard = common.reward('mmr1.papers.vision_r1:hard_format_result')
   c.rl.rewards = ('hard',)
   c.rl.optimizer.lr = 3e-4

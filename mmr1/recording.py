@@ -123,6 +123,8 @@ def _block(fields: dict[str, Any]) -> types.Block:
   prompts = fields.pop('prompts')
   media = {name: types.Media(**one)
            for name, one in prompts.pop('media', {}).items()}
+  # Names in there may have a slash of their own ('view/masked').
+  fields['extra'] = trees.named(fields.pop('extra', {}))
   return types.Block(
       prompts=types.Prompts(**prompts, media=media),
       completions=types.Completions(**fields.pop('completions')), **fields)

@@ -202,10 +202,14 @@ def _with_sampler_metrics(
     gap = jnp.abs(scores.logp - block.extra['sampler_logp'])
     gap = jnp.where(mask, gap, 0.0)
     count = jnp.sum(mask.astype(jnp.float32))
-    drops = {name: jnp.where(mask, scores.logp - reading.look(
-        scores, block, name), 0.0) for name in views}
+    seen = {f'view/{name}/drop': scores.logp - reading.look(
+        scores, block, name) for name in views}
+    seen |= {f'view/{name}/{key}': block.extra[f'{key}/{name}']
+             for name in views for key in ('pair', 'entropy')
+             if f'{key}/{name}' in block.extra}
     return ({**means, 'sampler/logp_diff_mean': (jnp.sum(gap), count), **{
-        f'view/{name}/drop': (jnp.sum(x), count) for name, x in drops.items()}},
+        name: (jnp.sum(jnp.where(mask, x, 0.0)), count)
+        for name, x in seen.items()}},
             {**tops, 'sampler/logp_diff_max': jnp.max(gap)})
   return objective._replace(terms=(
       dataclasses.replace(first, metrics=metrics), *objective.terms[1:]))

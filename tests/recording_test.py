@@ -16,7 +16,8 @@ GIVEN = {'knobs': {'coef/kl': jnp.float32(0.1), 'temperature': jnp.float32(1)},
 def block():
   made = small.block(small.prompts(small.MIXED[:2]), 2, 5)
   return made.replace(
-      ref=None, ref_hidden=jax.random.normal(
+      prompts=made.prompts.replace(noise=jnp.zeros((2, 2), jnp.uint32)),
+      extra={**made.extra, 'view/masked': jnp.ones((2, 2, 5))}, ref=None, ref_hidden=jax.random.normal(
           jax.random.key(0), (2, 2, 5, 3), jnp.bfloat16))
 
 

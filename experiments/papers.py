@@ -1,0 +1,160 @@
+"""Runs a paper's mechanism against plain GRPO on the same seeds; draws it.
+
+  python -m experiments.papers --paper=luffy --seeds=0,1,2
+
+Leaves experiments/results/<paper>/: a JSON for every arm and seed (command,
+evaluations, curves, versions), curves.png and summary.md. An arm whose JSON is
+there is not run again: delete it to do so. The arms and what is drawn are in
+ARMS below; every arm is the tiny config with the overrides listed there.
+"""
+
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from absl import app
+from absl import flags
+import jax
+import matplotlib
+import matplotlib.pyplot as plt
+
+from mmr1 import log
+
+flags.DEFINE_enum('paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy'],
+                  'Which paper.', required=True)
+flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
+flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
+FLAGS = flags.FLAGS
+ROOT = pathlib.Path(__file__).parent / 'results'
+
+
+class Paper(NamedTuple):
+  """What is compared and drawn.
+
+  Fields:
+    arms: {name: (argument of the config, overrides)}; the first is the paper.
+    curves: metrics of the rl stage.
+    options: of all arms.
+  """
+  arms: dict[str, tuple[str, tuple[str, ...]]]
+  curves: tuple[str, ...]
+  options: tuple[str, ...] = ()
+
+
+ARMS = {
+    'papo': Paper(
+        {'papo': ('', ()),
+         'grpo': ('', ('--config.terms.perception.coefficient=0.0',
+                       '--config.terms.blind_entropy.coefficient=0.0'))},
+        ('view/masked/drop', 'reward/result/mean', 'entropy')),
+    'vppo': Paper(
+        {'vppo': ('', ()), 'dapo': ('', ('--config.rl.weights=()',))},
+        ('view/masked/drop', 'reward/result/mean', 'entropy', 'grad_norm')),
+    'vogue': Paper(
+        {'vogue': ('', ()),
+         'grpo': ('code', ('--config.rl.advantage.kwargs.alpha_visual=0.0',
+                           '--config.rl.advantage.kwargs.alpha_entropy=0.0'))},
+        ('view/raw/pair', 'view/raw/entropy', 'entropy', 'reward/result/mean')),
+    'grpo_care': Paper(
+        {'grpo_care': ('', ()),
+         'grpo': ('', ('--config.rl.combine.kwargs.bonus=0.0',))},
+        ('reward/consistent/mean', 'reward/likelihood/mean',
+         'reward/result/mean')),
+    'luffy': Paper(
+        {'luffy': ('', ()),
+         'grpo': ('', ('--config.rl.experts=0', '--config.rl.terms=()'))},
+        ('reward/mean', 'entropy', 'response_length/mean', 'grad_norm')),
+}
+
+
+def run(paper: str, arm: str, seed: str) -> dict:
+  """One run from scratch; the rows of its metrics file."""
+  arg, overrides = ARMS[paper].arms[arm]
+  workdir = pathlib.Path(FLAGS.work) / f'{paper}_{arm}_{seed}'
+  command = [
+      sys.executable, '-m', 'mmr1.main',
+      f'--config=configs/{paper}.py' + (f':{arg}' if arg else ''),
+      f'--workdir={workdir}', '--fresh', f'--config.seed={seed}',
+      *ARMS[paper].options, *overrides]
+  started = time.time()
+  subprocess.run(command, check=True)
+  rows = log.read_rows(workdir / 'metrics.jsonl')
+  curves = {key: [row.get(key) for row in rows
+                  if row['stage'] == paper and 'grad_norm' in row]
+            for key in ARMS[paper].curves}
+  return {
+      'command': ' '.join(command[1:]), 'arm': arm, 'seed': int(seed),
+      'seconds': round(time.time() - started), 'jax': jax.__version__,
+      'python': platform.python_version(), 'machine': platform.machine(),
+      'evaluations': {
+          row['stage']: {k: v for k, v in row.items() if k[:5] == 'eval/'}
+          for row in rows if 'eval/accuracy' in row},
+      'curves': curves}
+
+
+def table(paper: str, results: list[dict]) -> str:
+  """Markdown: what every arm and seed ended with."""
+  spec = ARMS[paper]
+  head = ['arm', 'seed', 'greedy', 'sampled', *(
+      f'{key}: first 5, last 5 steps' for key in spec.curves)]
+  lines = [' | '.join(['', *head, '']).strip(),
+           '|---' * len(head) + '|']
+  for result in results:
+    end = result['evaluations'][paper]
+    cells = [result['arm'], str(result['seed']), f'{end["eval/accuracy"]:.3f}',
+             f'{end["eval/accuracy_sampled"]:.3f}']
+    for key in spec.curves:
+      values = [x for x in result['curves'][key] if x is not None]
+      cells.append(f'{statistics.mean(values[:5]):.3f}, '
+                   f'{statistics.mean(values[-5:]):.3f}' if values else '-')
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+def draw(paper: str, results: list[dict], path: pathlib.Path) -> None:
+  """A panel per metric: every seed thin, the mean of an arm thick."""
+  matplotlib.use('Agg')
+  spec = ARMS[paper]
+  figure, axes = plt.subplots(
+      1, len(spec.curves), figsize=(3.8 * len(spec.curves), 3.2))
+  for axis, key in zip(axes, spec.curves):
+    for i, arm in enumerate(spec.arms):
+      every = [r['curves'][key] for r in results if r['arm'] == arm]
+      every = [[float('nan') if x is None else x for x in one]
+               for one in every]
+      for one in every:
+        axis.plot(one, color=f'C{i}', linewidth=0.6, alpha=0.5)
+      axis.plot([statistics.mean(step) for step in zip(*every)],
+                color=f'C{i}', linewidth=2, label=arm)
+    axis.set_title(key)
+    axis.set_xlabel('rl step')
+  axes[0].legend()
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+
+
+def main(argv):
+  del argv
+  out = ROOT / FLAGS.paper
+  out.mkdir(parents=True, exist_ok=True)
+  results = []
+  for seed in FLAGS.seeds:
+    for arm in ARMS[FLAGS.paper].arms:
+      file = out / f'{arm}_{seed}.json'
+      if not file.exists():
+        file.write_text(json.dumps(run(FLAGS.paper, arm, seed), indent=1))
+      results.append(json.loads(file.read_text()))
+  results.sort(key=lambda r: (r['arm'], r['seed']))
+  draw(FLAGS.paper, results, out / 'curves.png')
+  (out / 'summary.md').write_text(
+      f'`python -m experiments.papers --paper={FLAGS.paper} '
+      f'--seeds={",".join(FLAGS.seeds)}`\n\n{table(FLAGS.paper, results)}\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
