@@ -71,3 +71,35 @@ def test_gradients_are_finite_and_stay_out_of_the_mask(fn):
 def test_std_of_equal_values_has_a_finite_gradient():
   x = jnp.full((4,), 2.0)
   assert not np.any(jax.grad(masked.std)(x, jnp.ones(4, bool)))
+
+
+@pytest.mark.parametrize('fraction, want', [
+    # Rows of 5, 3 and 1 kept entries: ceil(2), ceil(1.2), ceil(.4).
+    (0.4, [[0, 1, 0, 1, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0]]),
+    # ceil(1), ceil(.6), ceil(.2); ceil(3), ceil(1.8), ceil(.6).
+    (0.2, [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]),
+    (0.6, [[1, 1, 0, 1, 0], [0, 1, 0, 1, 0], [0, 0, 1, 0, 0]]),
+    (1.0, [[1] * 5, [0, 1, 0, 1, 1], [0, 0, 1, 0, 0]]),
+    (0.0, [[0] * 5] * 3)])
+def test_top_fraction(fraction, want):
+  # Of equals (2 and 2 of the second row) the first.
+  x = jnp.array([[3.0, 9.0, -1.0, 4.0, 0.0], [jnp.nan, 2.0, jnp.inf, 2.0, 1.0],
+                 [jnp.inf, jnp.inf, -5.0, 0.0, 0.0]])
+  mask = jnp.array([[1] * 5, [0, 1, 0, 1, 1], [0, 0, 1, 0, 0]], bool)
+  assert masked.top_fraction(x, mask, fraction).astype(int).tolist() == want
+  traced = jax.jit(masked.top_fraction)(x, mask, fraction)
+  assert traced.astype(int).tolist() == want
+
+
+def test_top_fraction_is_ceil_in_exact_arithmetic():
+  """.4 x 5 is 2.0000000298 in fp32; the last token of 2500 counts."""
+  for n in (5, 10, 15, 2500):
+    got = masked.top_fraction(jnp.arange(n, dtype=jnp.float32),
+                              jnp.ones(n, bool), jnp.float32(0.4))
+    assert got.sum() == 2 * n // 5 and got[-1] and not got[0]
+  got = masked.top_fraction(jnp.zeros(2501), jnp.ones(2501, bool), 0.4)
+  assert got.sum() == 1001 and got[:1001].all()  # ceil(1000.4)
+
+
+def test_top_fraction_of_nothing_is_nothing():
+  assert not masked.top_fraction(X, EMPTY, 0.5).any()

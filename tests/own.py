@@ -76,3 +76,20 @@ def no_number(seed, split, i, **kwargs):
   """A task with a mistake in it."""
   del seed, split, i, kwargs
   return int('seven')
+
+
+def seldom(sample, knobs):
+  """As `even` for prompts with an even uid; the others are all wrong."""
+  return even(sample, knobs) * (sample.uid % 2 == 0)
+
+
+seldom.range = (0.0, 1.0)
+
+
+def late(sample, knobs):
+  """1 for every second sample of a group."""
+  del knobs
+  return float(sample.slot % 2)
+
+
+late.range = (0.0, 1.0)

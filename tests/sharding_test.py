@@ -2,6 +2,7 @@
 gradients, metrics and parameters."""
 
 import concurrent.futures
+import functools
 import json
 import math
 import multiprocessing
@@ -91,6 +92,7 @@ def run_on(sizes, layers, steps=2):
   from mmr1 import optim
   from mmr1 import training
   from mmr1 import types
+  from mmr1.papers import vppo
   from tests import small
   count = math.prod(sizes.values())
   layout = sharding.over(jax.devices()[:count], **sizes)
@@ -117,12 +119,15 @@ def run_on(sizes, layers, steps=2):
   program = update.lower(state, (block,), small.knobs(), None).compile()
   for _ in range(steps):
     state, more = update(state, (block,), small.knobs(), None)
+  weigh = jax.jit(functools.partial(vppo.token_perception, None, key=None))
+  seen = {'view/masked': block.old - jnp.abs(block.ref)}
   named = trees.named(state)
   patches = prompts.media['vision'].patches
   return jax.tree.map(
       lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, dict(
           sampled, grads=grads, chunked=chunked, adapted=adapted,
-          metrics=metrics, updated=more, params=state.params['policy'],
+          metrics=metrics, weight=weigh(block=block.replace(extra=seen)),
+          updated=more, params=state.params['policy'],
           patches=parts(patches),
           stored={name: parts(x) for name, x in named.items()
                   if x.size > 1 and parts(x) < 1},
@@ -195,8 +200,10 @@ def test_m3_devices_change_nothing(found):
   assert len(np.unique(one['tokens'])) > 5
   for other in found.values():
     np.testing.assert_array_equal(other['tokens'], one['tokens'])
-    for name in ('logp', 'grads', 'metrics'):
+    for name in ('logp', 'grads', 'metrics', 'weight'):
       close(other[name], one[name])
+  # Statistics of all prompts, not of a device's.
+  assert len(np.unique(one['weight'])) > 8
 
 
 def test_m3_chunks_and_refilled_rows_change_nothing_on_any_mesh(found):
