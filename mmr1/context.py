@@ -217,7 +217,8 @@ def check_folders(config: Any, base: Tree) -> None:
   for stage in config.stages:
     for key in ('init', 'reference'):
       name = config[stage][key] if key in config[stage] else 'init'
-      if name in ('init', 'previous', 'base', *config.stages):
+      # 'ema' is the average of the stage itself.
+      if name in ('init', 'previous', 'base', 'ema', *config.stages):
         continue
       there = shapes(model_checkpoints.describe(
           datasets.model_path(name), param_dtype=model.param_dtype,
