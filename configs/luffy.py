@@ -21,8 +21,7 @@ Ablations:
   --config.terms.shaped.kwargs.shape=False     weight p
   --config.terms.shaped.kwargs.gamma=0.01
   --config.rl.experts=0 --config.rl.terms="()" plain Dr. GRPO, without a clip
-  --config.rl.policy.surrogate=clip --config.rl.policy.kwargs="{}"
-                                               with the clip
+  --config.rl.policy.surrogate=clip            with the clip
 
 Marked [ours]: the paper gives no value. In the tiny run everything but the
 objective is ours.
