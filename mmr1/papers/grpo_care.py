@@ -64,10 +64,10 @@ def consistency(
   known = ~np.isnan(acc) & ~np.isnan(p)
   acc, p = np.where(known, acc, 0.0), np.minimum(np.where(known, p, 0.0), cap)
   mean = acc.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
-  right = known & (acc > least) & (acc >= mean)
+  # The mean of equals may miss them by a rounding error.
+  right = known & (acc > least) & (acc >= mean - 1e-12)
   mu = (p * right).sum(1, keepdims=True) / np.maximum(
       right.sum(1, keepdims=True), 1)
-  # The mean of equals may miss them by a rounding error.
   paid = right & (p >= mu - margin - 1e-12)
   extra = bonus * acc * paid
   return total + extra[..., None], {
