@@ -18,10 +18,11 @@ code's reading, one group of raw pictures, the noisy branch a second pass over
 the same responses, both uncertainties from the sampled token (the default is
 Algorithm 1: two groups, the whole vocabulary).
 
-Ablations (`code` has them under views.noisy, too):
+Ablations (of Algorithm 1; `code` has the alphas, and its chance at
+rl.advantage.kwargs.noisy_frac):
   --config.rl.advantage.kwargs.alpha_visual=0.0    without visual uncertainty
   --config.rl.advantage.kwargs.alpha_entropy=0.0   without entropy
-  --config.views.raw.divergence=kl                 forward KL (unstable)
+  --config.views.raw.divergence=reverse_kl         forward KL(raw || noisy)
   --config.views.noisy.kwargs.noise=0.2            the scripts' sigma
   --config.rl.select.kwargs.noisy_frac=0.5 --config.rl.hooks="()"
                                                    a fixed chance

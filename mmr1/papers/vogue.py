@@ -45,8 +45,8 @@ def uncertainty(
   Args:
     rewards: float[N, G, K].
     tokens: reads mask, and the look: its pair u and entropy H, f32[N, G, T].
-    view: a look at the raw picture with divergence='symmetric_kl' ('kl' is the
-      paper's ablation).
+    view: a look at the raw picture with divergence='symmetric_kl'. The paper's
+      ablation KL(p || q) is 'reverse_kl': a look is the second distribution.
     alpha_visual, beta_visual: alpha_p, beta_p.
     alpha_entropy, beta_entropy: alpha_o, beta_o.
     ddof, eps: of the standard deviation.
