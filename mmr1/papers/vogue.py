@@ -149,9 +149,10 @@ def branch(
   if draw not in DRAWS:
     raise ValueError(f'branch: draw={draw!r} is not one of {DRAWS}.')
   rows, g = advantage.shape[:2]
-  if rows % 2 or (np.asarray(meta['branch']) != np.arange(rows) % 2).any():
+  made = np.asarray(meta['branch']).tolist()
+  if rows % 2 or made != [0, 1] * (rows // 2):
     raise ValueError('branch: a stage with two branches, raw and noisy, is '
-                     f"needed; got rows of {sorted({*meta['branch']})}.")
+                     f'needed; got rows of {sorted({*made})}.')
   size = (rows // 2, g) if draw == 'response' else (1, 1)
   noisy = np.broadcast_to(rng.random(size) < noisy_frac, (rows // 2, g))
   keep = np.stack([~noisy, noisy], 1).reshape(rows, g)
