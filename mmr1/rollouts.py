@@ -59,9 +59,10 @@ class Rollouts:
         ctx.shape(), completions=section.experts,
         completion_tokens=section.max_new_tokens if section.experts else None)
     self._layout = ctx.policy.layout
-    self._branches = sockets.looks(
+    views = {look.name: look for look in sockets.looks(
         section, stage, ctx.config, section.branches,
-        ctx.processor.patch_pixels)
+        ctx.processor.patch_pixels)}
+    self._branches = tuple(views[name] for name in section.branches)
     n = section.prompts_per_step
     self._rows = self._layout.own_rows(n)
     self._lanes = lanes.Lanes(
