@@ -279,7 +279,7 @@ def test_the_papers_numbers_at_7b(arg):
   code = arg.endswith('code')
   assert final.stages == ('vogue',)
   # .9 accuracy + .1 format: [1, .1, 1, 0, .1] has mean .44 and variance
-  # (.3136 + .1156 + .3136 + .1936 + .1156) / 4 = .263; .56 / .512835 = 1.091966.
+  # (.3136 + .1156 + .3136 + .1936 + .1156) / 4 = .263: .56 / .512835.
   both = np.asarray([[[1, 1], [0, 1], [1, 1], [0, 0], [0, 1]]], float)
   combined, _, _ = plan.combine(
       both, ('result', 'format'), {}, {}, weights=plan.weights)
