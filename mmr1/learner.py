@@ -250,7 +250,7 @@ def _whole(rollout: types.Rollout) -> types.Block:
   mask = forward.completion_mask(rollout.completions)
   return types.Block(
       prompts=rollout.prompts, completions=rollout.completions, mask=mask,
-      advantage=jnp.zeros((*mask.shape[:2], 1), jnp.float32))
+      advantage=np.zeros((*mask.shape[:2], 1), np.float32))
 
 
 @jax.jit

@@ -139,6 +139,11 @@ def _check_advantage(section: Any, stage: str, config: Any) -> None:
         f'{stage}: samples_per_prompt=1 with the group advantage {name!r}: a '
         'group of one has advantage 0, so nothing would train. Take at least '
         '2 samples.')
+  if needs(fn) and section.staleness:
+    raise ValueError(
+        f'{stage}.advantage.fn: {name!r} reads what the policy that samples '
+        f'says, which with staleness={section.staleness} is not there any '
+        'more. Set staleness to 0.')
   if needs(fn) == 'values' and 'value' not in config.model.scalars:
     raise ValueError(
         f"{stage}.advantage.fn: {name!r} reads a critic's values; give the "

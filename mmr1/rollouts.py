@@ -70,7 +70,8 @@ class Rollouts:
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
     self._ahead: collections.deque[asking.Made] = collections.deque()
-    self._sampled_at: tuple[tuple[int, int], ...] = ()  # of what a checkpoint had waiting
+    # Of what a checkpoint had waiting: (sampled before step, for step).
+    self._sampled_at: tuple[tuple[int, int], ...] = ()
     # Rollouts are scored one after the other; `scorer` has threads of its own.
     self._thread = futures.ThreadPoolExecutor(1, 'score')
 
@@ -219,8 +220,8 @@ class Rollouts:
     """Reads the samples, and has them scored."""
     host, samples, scores = self._submit(rollout, prompted)
     branch = np.arange(len(host.done)) % max(1, len(self._branches))
-    return asking.Made(at, step, prompted, asked, branch, rollout, host, samples,
-                scores)
+    return asking.Made(at, step, prompted, asked, branch, rollout, host,
+                       samples, scores)
 
   def _submit(self, rollout: types.Rollout, prompted: asking.Prompted) -> tuple[
       read_lib.Host, list[records.Sample], futures.Future]:

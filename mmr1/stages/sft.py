@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmr1 import asking
 from mmr1 import context
 from mmr1.data import datasets
 from mmr1.data import encode
@@ -113,7 +114,8 @@ def assemble(
   [expert, expert, expert, pad, pad], mask [1, 1, 1, 0, 0].
   """
   prompts = shape.collate([encoded for (_, encoded), _ in rows])
-  tokens, kind = _written([ids for _, ids in rows], length, shape)
+  tokens, kind = asking.traces(
+      [[ids] for _, ids in rows], length, shape.processor.pad_id)
   return _block(prompts, types.Completions(
       tokens=tokens, kind=kind, positions=np.asarray(
           sample.text_positions(prompts.next_position, tokens.shape))))
@@ -132,9 +134,9 @@ def assemble_packed(
   """
   prompts = packing.prompts(
       [[one.encoded for one in row] for row in rows], shape, room.examples)
-  tokens, kind = _written(
-      [np.concatenate([one.ids for one in row]) for row in rows],
-      room.completion, shape)
+  tokens, kind = asking.traces(
+      [[np.concatenate([one.ids for one in row])] for row in rows],
+      room.completion, shape.processor.pad_id)
   segment = np.zeros(tokens.shape, np.int32)
   place = np.zeros((*tokens.shape, 3), np.int32)
   for i, row in enumerate(rows):
@@ -145,18 +147,6 @@ def assemble_packed(
         for one in row])[:, None]
   return _block(prompts, types.Completions(
       tokens=tokens, kind=kind, positions=place, segment=segment))
-
-
-def _written(
-    rows: list[np.ndarray], length: int, shape: pipeline.Shape,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens i32[N, 1, T] and kinds i8[N, 1, T] of given ids, right-padded."""
-  tokens = np.full((len(rows), 1, length), shape.processor.pad_id, np.int32)
-  kind = np.zeros(tokens.shape, np.int8)
-  for i, ids in enumerate(rows):
-    tokens[i, 0, :len(ids)] = ids
-    kind[i, 0, :len(ids)] = types.KIND_EXPERT
-  return tokens, kind
 
 
 def _block(

@@ -164,7 +164,9 @@ def test_m28_unknown_knobs_of_host_functions_are_refused(trainer):
     (dict(terms=('kl',)), "'kl' is there already"),
     (dict(watch=('masked',)), "no key 'views.masked'"),
     (dict(weights=('top',)), "no key 'weights.top'"),
-    (dict(probes=('p',)), "no key 'probes.p'")])
+    (dict(probes=('p',)), "no key 'probes.p'"),
+    (dict(advantage__fn='mmr1.returns:remax', staleness=1, old='sampler'),
+     'remax.*staleness=1 is not there any more')])
 def test_m22_settings_that_contradict_each_other(trainer, change, said):
   with pytest.raises(ValueError, match=said):
     trainer(**change)
