@@ -1,45 +1,36 @@
-"""Every ablation that a docstring names is one that a run accepts."""
-
-import ast
-import re
+"""Every ablation that a config's docstring names is a command that runs."""
 
 import pytest
 
-from configs import common
-from configs import papo
-from configs import vppo
-from mmr1 import guard
-from mmr1 import resolve
-from mmr1 import runner
+from tests.papers import runs
+
+# How many there are of each.
+COUNTS = dict(papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6)
+CASES = [(slug, given) for slug in COUNTS for given in runs.ablations(slug)]
+# Said in words.
+CASES += [
+    ('vogue:code', ('--config.rl.advantage.kwargs.alpha_visual=0.0',
+                    '--config.rl.advantage.kwargs.alpha_entropy=0.0')),
+    ('vogue:code', ('--config.rl.advantage.kwargs.noisy_frac=0.5',
+                    '--config.rl.hooks=()')),
+    ('grpo_care', ('--config.rl.kl.coefficient=0.04',
+                   '--config.rl.reference=ema'))]
 
 
-def named(module):
-  """[(key, value)] of the lines --config.key=value under 'Ablations:'."""
-  text = module.__doc__.partition('Ablations:')[2]
-  return [(key, value.strip('"')) for key, value in re.findall(
-      r'--config\.([\w.]+)=("[^"]*"|\S+)', text)]
-
-
-def read(value):
-  """As the command line reads it."""
-  try:
-    return ast.literal_eval(value)
-  except ValueError:
-    return value
-
-
-@pytest.mark.parametrize('module, key, value', [
-    (module, *one) for module in (papo, vppo) for one in named(module)])
-def test_m22_every_ablation_is_read(module, key, value, shrink, tmp_path):
-  c = shrink(module.get_config())
-  c.update_from_flattened_dict({key: read(value)})
-  final = resolve.finalise(c, (key,))
-  runner.plan(final)
-  final.cache_dir, final.cpu_devices  # read before jax starts
-  runner.open_run(
-      final, str(tmp_path / 'run'), interrupt=guard.Interrupt(), quiet=True,
-      overrides=(key,), defaults=common.get_base()).close()
+@pytest.mark.parametrize('name, given', CASES, ids=[
+    ' '.join((name, *given)) for name, given in CASES])
+def test_m22_a_command_opens_a_run_and_reads_all_that_it_sets(
+    name, given, shrink, tmp_path):
+  slug, _, arg = name.partition(':')
+  final, _ = runs.commanded(slug, given, arg, shrink)
+  runs.opened(final, tmp_path / 'run', given)
+  for key, flag in zip(runs.keys(given), given):
+    head, *rest = key.split('.')
+    value = final[final.stages[-1] if head == 'rl' else head]
+    for part in rest:
+      value = value[part]
+    assert str(value).replace(' ', '') == flag.partition('=')[2]
 
 
 def test_all_are_found():
-  assert [len(named(module)) for module in (papo, vppo)] == [5, 6]
+  assert {slug: len(runs.ablations(slug)) for slug in COUNTS} == COUNTS

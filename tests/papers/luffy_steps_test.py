@@ -201,7 +201,9 @@ def test_without_demonstrations_nothing_is_learnt_and_with_them_something_is(
 def test_m15_a_stage_with_demonstrations_goes_on_where_it_stopped(made):
   one, steps = made['split']
   one.restore(json.loads(made['kept'][0]))
-  _, (step,) = runs.take(one, jax.device_put(made['kept'][1]), range(1, 2))
+  state = jax.device_put(made['kept'][1], jax.tree.map(
+      lambda x: x.sharding, one.start.state))
+  _, (step,) = runs.take(one, state, range(1, 2))
   for a, b in zip(*(jax.tree.leaves((x.block, x.before.params))
                     for x in (step, steps[1]))):
     np.testing.assert_array_equal(a, b)
