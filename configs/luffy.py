@@ -46,8 +46,8 @@ def get_config(arg: str | None = None):
   if options:
     c.rl.advantage.fn = 'mmr1.papers.luffy:split_mean'
   c.rl.policy.surrogate, c.rl.policy.kwargs = 'linear', {}
-  # The code: sum / T of a micro-batch, then the mean over micro-batches, whose
-  # size is unknown; here of one row [ours].
+  # The code: sum / T of a micro-batch, then the mean over micro-batches: a mean
+  # over rows of sum / T, times the rows of one of them.
   c.rl.policy.reduce, c.rl.policy.rows = 'constant', 'all'
   c.rl.entropy.coefficient, c.rl.entropy.reduce = 1e-3, 'token_mean'
   c.rl.kl.coefficient = 0.0
@@ -83,6 +83,7 @@ def _real(c):
   c.rl.prompts_per_step = 128
   c.rl.minibatches_per_step = 2
   c.rl.old = 'recompute'
+  c.rl.policy.length = 8192 / 64  # micro-batches of 64 rows, as in train.sh
   c.evaluation.temperature = 0.6
   c.luffy = common.overlay(
       c.rl, steps=500, samples_per_prompt=8, max_new_tokens=8192,

@@ -68,7 +68,7 @@ def get_config(arg: str | None = None):
   c.rl.rewards = ('result', 'format')
   (_tiny if c.scale == 'tiny' else _real)(c)
   c.hooks.anneal = dict(fn='linear', kwargs=dict(
-      knob=knob, start=1.0, end=0.0, steps=c.vogue.steps))
+      knob=knob, start=1.0, end=0.0, steps=common.placeholder(int)))
   c.rl.hooks = ('anneal',)
   return c
 

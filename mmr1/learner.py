@@ -173,17 +173,19 @@ class GroupLearner(Learner):
   def _step(self, state, batch, knobs, k) -> Update:
     """Epochs of minibatches; metrics as `combine` makes them."""
     (block,), section, seen = batch, self._section, []
-    rows = len(block.mask)
+    rows, views = len(block.mask), max(1, len(section.branches))
     size = rows // section.minibatches_per_step
     ref = (self._params['reference'](state)
            if self._objective.reference_hidden else None)
     for epoch in range(section.epochs_per_step):
-      order = np.arange(rows)
+      order = np.arange(rows // views)
       if self._updates > 1:
         # 1 + epoch: a trailing 0 seeds what select had (M27).
         order = np.random.default_rng([
             self._ctx.config.seed, self._ctx.index(self._stage), k, 1 + epoch
         ]).permutation(order)
+      # All branches of a prompt are in the same minibatch.
+      order = (order[:, None] * views + np.arange(views)).ravel()
       for start in range(0, rows, size):
         part = block
         if section.minibatches_per_step > 1:

@@ -70,7 +70,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
   reference = section.reference
   if reference not in ('init', average.NAME):
     context.check_init(reference, stage, config, 'reference')
-  hooks = {name: _bound(config.hooks[name], 'mmr1.hooks', f'hooks.{name}')
+  hooks = {name: _hook(config.hooks[name], f'hooks.{name}', section.steps)
            for name in section.hooks}
   objective = objective_of(section, stage, config)
   moved, host_knobs = _moved(section, config), sockets.host_knobs(section)
@@ -128,10 +128,13 @@ def _moved(section: Any, config: Any) -> frozenset[str]:
       for name in section.hooks)
 
 
-def _bound(section: Any, root: str, where: str) -> Callable[..., Any]:
-  """The function of a section {fn, kwargs} with its keywords bound."""
-  fn = resolve.function(section.fn, root)
+def _hook(section: Any, where: str, steps: int) -> Callable[..., Any]:
+  """The function of a section {fn, kwargs} with its keywords bound; a schedule
+  whose `steps` is None is one over all of the stage's."""
+  fn = resolve.function(section.fn, 'mmr1.hooks')
   kwargs = section.kwargs.as_dict()
+  if 'steps' in kwargs and kwargs['steps'] is None:
+    kwargs['steps'] = steps
   resolve.check_kwargs(fn, kwargs, f'{where}.kwargs')
   return functools.partial(fn, **kwargs)
 

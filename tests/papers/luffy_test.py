@@ -217,6 +217,8 @@ def test_the_papers_numbers_at_7b(option):
   assert (stage.max_new_tokens, stage.steps) == (8192, 500)
   assert stage.temperature == 1.0 and final.evaluation.temperature == .6
   assert (stage.policy.surrogate, stage.policy.reduce) == ('linear', 'constant')
+  # Sums over 8,192 tokens of micro-batches of 64 rows.
+  assert stage.policy.length == 128 and stage.policy.rows == 'all'
   assert stage.policy.kwargs.as_dict() == {}  # no clip
   assert stage.entropy.coefficient == 1e-3
   assert stage.entropy.reduce == 'token_mean'

@@ -272,6 +272,14 @@ def test_the_chance_falls_from_1_to_0_over_200_steps(arg, knob):
     assert keep[0].all() and not keep[1].any()
 
 
+def test_the_chance_falls_over_the_steps_that_there_are():
+  """Half of 50 steps: one half."""
+  _, plans = runs.commanded('vogue', ('--config.vogue.steps=50',))
+  plan = plans['vogue']
+  knobs, _ = plan.hooks['anneal'](plan.knobs, {}, {}, {}, 25)
+  assert knobs['select/noisy_frac'] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize('arg', ['qwen2_5_vl_7b', 'qwen2_5_vl_7b,code'])
 def test_the_papers_numbers_at_7b(arg):
   final, plans = runs.commanded('vogue', (), arg)
