@@ -241,7 +241,7 @@ def test_the_papers_numbers_at_7b(option):
   knobs = objective.knobs
   totals = {term.name: term.fn(scores, made, knobs)
             for term in objective.terms if term.name != 'entropy'}
-  assert totals['policy'][1] == totals[third][1] == 2 * 8192
+  assert totals['policy'][1] == totals[third][1] == 2 * 8192 / 64
 
 
 def test_the_ablations_change_what_they_say():
