@@ -88,7 +88,8 @@ def four(run):
   return folder
 
 
-@pytest.mark.parametrize('hosts', ['two', 'four'])
+@pytest.mark.parametrize('hosts', [
+    'two', pytest.param('four', marks=pytest.mark.slow)])
 def test_m27_hosts_change_nothing(alone, request, hosts):
   """Samples, rewards, metrics and evaluations of one process with four devices,
   two with two and four with one."""

@@ -153,7 +153,7 @@ def test_m1_m4_greedy_tokens_equal_generate(family, oracle, rows, models):
 
 
 @pytest.mark.parametrize('run', [
-    {'remat': 'layer'},
+    pytest.param({'remat': 'layer'}, marks=pytest.mark.slow),
     {'layers': 'scan', 'remat': 'layer', 'query_chunk': 50}], ids=str)
 def test_scan_remat_and_chunks_change_nothing(family, models, batch, two,
                                               weight, reference, logits, run):
