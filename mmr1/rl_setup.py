@@ -167,6 +167,31 @@ def _takes(fn: Callable[..., Any], keyword: str) -> bool:
   return keyword in inspect.signature(fn).parameters
 
 
+def check_media(config: Any, reads_media: bool) -> None:
+  """Refuses views of images where the model has no eyes: every look would see
+  what the policy saw.
+
+  Args:
+    config: the resolved config.
+    reads_media: whether the model reads images.
+
+  Raises:
+    ValueError: names the view.
+  """
+  for stage in config.stages:
+    section = config[stage]
+    if section.kind != 'rl' or reads_media:
+      continue
+    names = sockets.requested(
+        section, config, objective_of(section, stage, config))
+    for name in sorted({*names, *section.branches}):
+      if config.views[name].fn != 'same':
+        raise ValueError(
+            f'views.{name}.fn: {config.views[name].fn!r} changes images, and '
+            f'the model of {config.model.path} reads text only; {stage} asks '
+            'for it. Take a model that sees, or leave the view out.')
+
+
 def check_prefilled(config: Any, prefilled: bool) -> None:
   """Refuses rewards that expect another start of the completion (M12).
 

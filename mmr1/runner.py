@@ -154,6 +154,7 @@ def open_run(
   processor = datasets.open_processor(config.model, config.data)
   rl_setup.check_prefilled(
       config, datasets.shape(config.data, processor).prefilled)
+  rl_setup.check_media(config, processor.reads_media)
   datasets.check(config.data)
   for split in ('train', 'eval'):
     datasets.open_split(config, split)

@@ -219,3 +219,19 @@ def test_gdpo_normalises_each_reward_by_itself():
       c.rewards.format.weight = 0.5
     plan = setup(weigh)
     plan.combine(scored, plan.scorer.names, {}, {}, weights=plan.weights)
+
+
+def test_m22_a_view_of_images_needs_a_model_that_sees():
+  c = common.get_base()
+  c.stages = ('rl',)
+  c.views.masked = common.view('mask')
+  c.views.slow = common.view('same')
+  c.rl.watch = ('slow',)
+  rl_setup.check_media(resolve.finalise(c), False)  # changes no image
+  for key in ('watch', 'branches'):
+    c.rl[key] = ('masked',)
+    final = resolve.finalise(c)
+    rl_setup.check_media(final, True)
+    with pytest.raises(ValueError, match="views.masked.fn: 'mask'.*text only"):
+      rl_setup.check_media(final, False)
+    c.rl[key] = ()
