@@ -39,11 +39,9 @@ class Paper(NamedTuple):
   Fields:
     arms: {name: (argument of the config, overrides)}; the first is the paper.
     curves: metrics of the rl stage.
-    options: of all arms.
   """
   arms: dict[str, tuple[str, tuple[str, ...]]]
   curves: tuple[str, ...]
-  options: tuple[str, ...] = ()
 
 
 ARMS = {
@@ -80,7 +78,7 @@ def run(paper: str, arm: str, seed: str) -> dict:
       sys.executable, '-m', 'mmr1.main',
       f'--config=configs/{paper}.py' + (f':{arg}' if arg else ''),
       f'--workdir={workdir}', '--fresh', f'--config.seed={seed}',
-      *ARMS[paper].options, *overrides]
+      *overrides]
   started = time.time()
   subprocess.run(command, check=True)
   rows = log.read_rows(workdir / 'metrics.jsonl')
