@@ -56,29 +56,28 @@ def get_config(arg: str | None = None):
 
 
 def _tiny(c, options):
-  """A moving shape and four cells to choose from; all numbers [ours].
+  """Sums of digits; all numbers [ours].
 
-  The cold start has both styles: chains that name the cell of the answer, and
-  some that name another one. `consistent` counts the former.
+  The cold start has both styles: chains that come to the answer, and some that
+  come to another number. `consistent` counts the former. The world `motion`
+  (four cells to choose from) is for models that see where a shape is.
   """
   del options
-  c.data.mixture, c.data.weights = ('motion',), (1.0,)
-  c.data.prompt_tokens, c.evaluation.examples = 128, 256
+  common.small_digits(c)
+  c.tasks.digits.max_digits = 3
   c.rewards.consistent = common.reward(
       'mmr1.papers.grpo_care:consistent', weight=0.0)
   c.rl.rewards = ('result', 'format', 'consistent')
-  c.rl.optimizer.lr = 1e-4
-  c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
-  c.rl.max_new_tokens = 48
-  c.grpo_care = common.overlay(c.rl, steps=30)
-  c.stages = (*common.cold_start(
-      c, steps=40, engine='mmr1.papers.grpo_care:two_styles', careless=0.3),
-              'grpo_care')
+  c.grpo_care = common.overlay(c.rl, steps=20)
+  styles = common.cold_start(
+      c, steps=16, size=512, engine='mmr1.papers.grpo_care:two_styles',
+      careless=0.3)
+  c.stages = (*styles, 'grpo_care')
 
 
 def _real(c, options):
   """The paper's scale: one epoch of SEED-Bench-R1, 4 prompts a step."""
-  c.data.instruction = 'Think first, then answer, in tags.'  # [ours]
+  c.data.instruction = common.TAGS  # [ours]
   c.data.prompt_tokens = 16_384
   c.data.max_pixels = 401_408
   c.data.patches = 53_248  # 13K cells of frames [ours]

@@ -56,19 +56,19 @@ def get_config(arg: str | None = None):
 
 
 def _tiny(c):
-  """A format that the embedded model does not write by itself, so that its own
-  samples earn nothing; traces by the worlds' solver; all numbers [ours]."""
-  c.data.mixture, c.data.weights = ('digits',), (1.0,)
-  c.data.patches, c.evaluation.examples = 32, 256
+  """A format that the embedded model does not write: told to think step by
+  step it reasons, but without tags, so that its own samples earn nothing; traces
+  by the worlds' solver; all numbers [ours]."""
+  common.small_digits(c)
+  c.data.instruction = 'Think step by step.'
   c.rewards.hard = common.reward('mmr1.papers.vision_r1:hard_format_result')
   c.rl.rewards = ('hard',)
-  c.rl.optimizer.lr = 3e-4
-  c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
-  c.rl.max_new_tokens = 64
+  c.rl.optimizer.lr = 2e-4
+  c.rl.max_new_tokens = 56
   c.evaluation.parser = 'strict'
   c.traces = common.overlay(
       c.collect, engine='mmr1.data.traces:solved', size=768)
-  c.luffy = common.overlay(c.rl, data='traces', steps=40)
+  c.luffy = common.overlay(c.rl, data='traces', steps=20)
   c.stages = ('traces', 'luffy')
 
 

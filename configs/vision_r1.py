@@ -25,8 +25,6 @@ are those of EasyR1's file of the week it was written.
 from configs import common
 
 ABLATIONS = ('zero', 'long', 'ci')
-# The card's Zero prompt, in our words.
-INSTRUCTION = ('Think first, then answer, in tags.')
 
 
 def get_config(arg: str | None = None):
@@ -116,7 +114,7 @@ def _ablate(c, name: str):
   else:  # zero
     c.stages = ('think_short',)
     c.think_short.steps = 60 if tiny else 300
-    c.data.instruction = INSTRUCTION
+    c.data.instruction = common.TAGS  # the paper's, in our words
     c.rewards.soft = dict(
         fn='mmr1.papers.vision_r1:soft_format_result', weight=1.0,
         in_pool=False, limit_s=5.0, kwargs=dict())

@@ -74,12 +74,13 @@ def get_config(arg: str | None = None):
 
 
 def _tiny(c):
-  """Few shapes; no flips or turns, which would move them; numbers [ours]."""
-  common.small_shapes(c)
+  """Digits; no flips or turns, which would change them; numbers [ours]."""
+  common.small_digits(c)
   for key in ('flip_h', 'flip_v', 'degrees'):
     c.views.noisy.kwargs[key] = 0.0
-  c.vogue = common.overlay(c.rl, steps=30)
-  c.stages = (*common.cold_start(c), 'vogue')
+  c.rl.prompts_per_step = 8  # of two branches
+  c.vogue = common.overlay(c.rl, steps=20)
+  c.stages = ('vogue',)
 
 
 def _real(c):

@@ -8,6 +8,7 @@ there is not run again: delete it to do so. The arms and what is drawn are in
 ARMS below; every arm is the tiny config with the overrides listed there.
 """
 
+from collections.abc import Callable
 import json
 import pathlib
 import platform
@@ -23,6 +24,7 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 
+from experiments import kept
 from mmr1 import log
 
 flags.DEFINE_enum('paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy'],
@@ -38,26 +40,37 @@ class Paper(NamedTuple):
 
   Fields:
     arms: {name: (argument of the config, overrides)}; the first is the paper.
-    curves: metrics of the rl stage.
+    curves: metrics of the rl stage, or numbers of `rollouts`.
+    steps: of the rl stage; more than the tiny config's.
+    rollouts: numbers of a recorded step, of experiments/kept.py, or None.
   """
   arms: dict[str, tuple[str, tuple[str, ...]]]
   curves: tuple[str, ...]
+  steps: int = 30
+  rollouts: Callable[[pathlib.Path], dict[str, float]] | None = None
 
 
 ARMS = {
+    # The masked policy with a gradient, and a gamma that shows in 30 steps.
     'papo': Paper(
-        {'papo': ('', ()),
-         'grpo': ('', ('--config.terms.perception.coefficient=0.0',
-                       '--config.terms.blind_entropy.coefficient=0.0'))},
+        {'papo': ('recompute', (
+            '--config.terms.perception.coefficient=0.1',
+            '--config.terms.blind_entropy.coefficient=0.05',
+            '--config.rl.entropy.coefficient=-0.05')),
+         'grpo': ('recompute', (
+             '--config.terms.perception.coefficient=0.0',
+             '--config.terms.blind_entropy.coefficient=0.0'))},
         ('view/masked/drop', 'reward/result/mean', 'entropy')),
     'vppo': Paper(
         {'vppo': ('', ()), 'dapo': ('', ('--config.rl.weights=()',))},
-        ('view/masked/drop', 'reward/result/mean', 'entropy', 'grad_norm')),
+        ('kept/digits', 'kept/numbers', 'kept/words', 'grad_norm',
+         'reward/result/mean'), rollouts=kept.share_kept),
     'vogue': Paper(
         {'vogue': ('', ()),
-         'grpo': ('code', ('--config.rl.advantage.kwargs.alpha_visual=0.0',
-                           '--config.rl.advantage.kwargs.alpha_entropy=0.0'))},
-        ('view/raw/pair', 'view/raw/entropy', 'entropy', 'reward/result/mean')),
+         'plain': ('', ('--config.rl.advantage.kwargs.alpha_visual=0.0',
+                        '--config.rl.advantage.kwargs.alpha_entropy=0.0'))},
+        ('uncertainty/noisy', 'entropy/raw', 'entropy/noisy',
+         'select/noisy_frac', 'reward/result/mean'), rollouts=kept.branches),
     'grpo_care': Paper(
         {'grpo_care': ('', ()),
          'grpo': ('', ('--config.rl.combine.kwargs.bonus=0.0',))},
@@ -70,23 +83,34 @@ ARMS = {
 }
 
 
-def run(paper: str, arm: str, seed: str) -> dict:
-  """One run from scratch; the rows of its metrics file."""
-  arg, overrides = ARMS[paper].arms[arm]
-  workdir = pathlib.Path(FLAGS.work) / f'{paper}_{arm}_{seed}'
-  command = [
+def command(paper: str, arm: str, seed: str, workdir: pathlib.Path) -> list:
+  """The command line of a run."""
+  spec = ARMS[paper]
+  arg, overrides = spec.arms[arm]
+  return [
       sys.executable, '-m', 'mmr1.main',
       f'--config=configs/{paper}.py' + (f':{arg}' if arg else ''),
       f'--workdir={workdir}', '--fresh', f'--config.seed={seed}',
-      *overrides]
+      f'--config.{paper}.steps={spec.steps}',
+      *(['--config.rl.record_every=1'] if spec.rollouts else []), *overrides]
+
+
+def run(paper: str, arm: str, seed: str) -> dict:
+  """One run from scratch; the rows of its metrics file."""
+  spec = ARMS[paper]
+  workdir = pathlib.Path(FLAGS.work) / f'{paper}_{arm}_{seed}'
+  line = command(paper, arm, seed, workdir)
   started = time.time()
-  subprocess.run(command, check=True)
+  subprocess.run(line, check=True)
   rows = log.read_rows(workdir / 'metrics.jsonl')
-  curves = {key: [row.get(key) for row in rows
-                  if row['stage'] == paper and 'grad_norm' in row]
-            for key in ARMS[paper].curves}
+  steps = [row for row in rows if row['stage'] == paper and 'grad_norm' in row]
+  if spec.rollouts:
+    for row in steps:
+      row.update(spec.rollouts(
+          workdir / 'rollouts' / f'{paper}_{row["step"]}.npz'))
+  curves = {key: [row.get(key) for row in steps] for key in spec.curves}
   return {
-      'command': ' '.join(command[1:]), 'arm': arm, 'seed': int(seed),
+      'command': ' '.join(line[1:]), 'arm': arm, 'seed': int(seed),
       'seconds': round(time.time() - started), 'jax': jax.__version__,
       'python': platform.python_version(), 'machine': platform.machine(),
       'evaluations': {
@@ -114,17 +138,26 @@ def table(paper: str, results: list[dict]) -> str:
   return '\n'.join(lines)
 
 
+def smooth(values: list[float | None], width: int = 5) -> list[float]:
+  """The mean over a window around each step; a step without a value is left
+  out, and a window without any is nan."""
+  half = width // 2
+  windows = [[x for x in values[max(i - half, 0):i + half + 1] if x is not None]
+             for i in range(len(values))]
+  return [statistics.mean(one) if one else float('nan') for one in windows]
+
+
 def draw(paper: str, results: list[dict], path: pathlib.Path) -> None:
-  """A panel per metric: every seed thin, the mean of an arm thick."""
+  """A panel per metric: every seed thin, the mean of an arm thick; a seed is
+  drawn as its mean over five steps, because problems differ between steps."""
   matplotlib.use('Agg')
   spec = ARMS[paper]
   figure, axes = plt.subplots(
-      1, len(spec.curves), figsize=(3.8 * len(spec.curves), 3.2))
+      1, len(spec.curves), figsize=(3.4 * len(spec.curves), 3.2))
   for axis, key in zip(axes, spec.curves):
     for i, arm in enumerate(spec.arms):
       every = [r['curves'][key] for r in results if r['arm'] == arm]
-      every = [[float('nan') if x is None else x for x in one]
-               for one in every]
+      every = [smooth(one) for one in every]
       for one in every:
         axis.plot(one, color=f'C{i}', linewidth=0.6, alpha=0.5)
       axis.plot([statistics.mean(step) for step in zip(*every)],

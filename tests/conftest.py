@@ -28,6 +28,24 @@ VISION = dict(
     out_hidden_size=32, fullatt_block_indexes=[1])
 
 
+# Files that take minutes, although some have few tests: two processes end
+# together when these begin first. pytest-xdist would begin those with most tests.
+LONGEST = (
+    'hosts_test', 'sharding_test', 'runner_test', 'rl_test', 'qwen_vl_test',
+    'main_test', 'text_decoder_test', 'sft_test', 'sockets_test', 'papo_look_test',
+    'papo_test', 'bench_test', 'lineage_test', 'staleness_test', 'replay_test')
+
+
+def pytest_configure(config):
+  if hasattr(config.option, 'loadscopereorder'):  # without xdist it is not there
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+  rank = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope='session')
 def tiny_folder(tmp_path_factory):
   """The embedded model's folder with other sizes and random weights."""

@@ -6,6 +6,7 @@ own reasoning, as judged by a slowly moving average of the policy.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import re
 from typing import Any
 import zlib
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from mmr1 import records
 from mmr1 import text
+from mmr1.data import traces
+from mmr1.data.tasks import items
 from mmr1.rewards import combine
 from mmr1.rewards import choice
 
@@ -76,22 +79,21 @@ def consistency(
 
 def consistent(
     sample: records.Sample, knobs: Mapping[str, float]) -> float | None:
-  """1 when the reasoning names the option that the answer gives, else 0.
+  """1 when the reasoning ends with what the answer says, else 0.
 
-  For worlds whose chains name their option in words ('row 1, column 2'): the
-  last option named in the think block against the letter. None where one of
-  both is missing, or the example has no options. Logged, with weight 0.
+  For worlds whose chains end with their result ('5+3=8.'), or with the text of
+  the option whose letter is the answer. None where a block is missing. Logged,
+  with weight 0, in place of the paper's judge [ours].
   """
   del knobs
-  options = sample.example.meta.get('choices')
   parsed = text.parse_think_answer(sample.text)
-  if not options or not parsed.ok:
+  if not parsed.ok:
     return None
-  named = max(options, key=parsed.think.rfind)
-  if named not in parsed.think:
-    return None
-  letter = 'ABCDEFGHIJ'[list(options).index(named)]
-  return float(choice.equal(letter, parsed.answer, options))
+  options = sample.example.meta.get('choices') or ()
+  said = [option for letter, option in zip(items.LETTERS, options)
+          if choice.equal(letter, parsed.answer, options)]
+  ends = rf'(?<!\w){re.escape((said or [parsed.answer])[0])}\W*$'
+  return float(re.search(ends, parsed.think) is not None)
 
 
 consistent.range = (0.0, 1.0)
@@ -103,21 +105,25 @@ def two_styles(
 ) -> tuple[list[records.Example], dict[str, int]]:
   """Engine of a `collect` stage: traces for a cold start [ours].
 
-  All end with the right letter; a share `careless` of them reasons to another
-  option. So the average can tell both apart: after most chains the answer is
-  what the chain names.
+  All end with the right answer; the chain of a share `careless` of them comes
+  to another one. So the average can tell both apart: after most chains the
+  answer is where the chain comes to.
   """
   del ctx, init
   made, slips = [], 0
   for example in examples:
     rng = np.random.default_rng([zlib.crc32(b'two_styles'), example.uid])
-    options = example.meta['choices']
-    right = 'ABCDEFGHIJ'.index(example.answer)
-    named = right
+    facts, steps = example.meta['facts'], example.meta['steps']
+    value, others = example.answer, ()
+    if options := example.meta.get('choices'):  # a letter is no part of a chain
+      value, steps = example.meta['value'], steps[:-1]
+      others = [option for option in options if option != value]
+    chain = traces.concise(facts, steps)
     if rng.random() < careless:
-      named = int(rng.choice([i for i in range(len(options)) if i != right]))
+      others = others or items.near(rng, int(value))
+      head, _, tail = chain.rpartition(value)
+      chain = f'{head}{others[int(rng.integers(len(others)))]}{tail}'
       slips += 1
     made.append(dataclasses.replace(example, completions=(
-        f'<think>It is at {options[named]}.</think> '
-        f'<answer>{example.answer}</answer>',)))
+        f'<think>{chain}</think><answer>{example.answer}</answer>',)))
   return made, {'careless': slips}

@@ -3,6 +3,7 @@
 Steps are in grpo_care_steps_test.py.
 """
 
+import functools
 import types
 
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from mmr1 import resolve
 from mmr1 import text
 from mmr1 import training
 from mmr1 import types as records_of_device
+from mmr1.data import traces
+from mmr1.data.tasks import digits
 from mmr1.data.tasks import motion
 from mmr1.papers import grpo_care
 from mmr1.rewards import answer
@@ -205,39 +208,57 @@ def sample(said, choices=('row 1, column 1', 'row 1, column 2'), gold='B'):
     ('row 1, column 2.', '(B)', 1.0),
     ('row 1, column 2.', 'row 1, column 2', 1.0),
     ('row 1, column 2.', 'perhaps', 0.0),
-    # It names none.
-    ('I see it.', 'B', None)])
+    # It names none, so that no answer follows.
+    ('I see it.', 'B', 0.0), ('row 1, column 2 it is', 'B', 0.0)])
 def test_consistent_by_hand(think, says, wanted):
   said = f'<think>{think}</think> <answer>{says}</answer>'
   assert grpo_care.consistent(sample(said), {}) == wanted
 
 
-def test_consistent_needs_options_and_both_blocks():
+@pytest.mark.parametrize('think, says, wanted', [
+    ('I see digits 5,3. 5+3=8.', '8', 1.0),
+    ('I see digits 5,3. 5+3=8.', ' Final Answer:8 ', 1.0),
+    ('I see digits 5,3. 5+3=9.', '8', 0.0),
+    ('I see digits 8,3. 8+3=11.', '8', 0.0),
+    # The end of another number is not that number.
+    ('9+9=18.', '8', 0.0), ('5-8=-3', '-3', 1.0)])
+def test_consistent_of_numbers_by_hand(think, says, wanted):
+  said = f'<think>{think}</think><answer>{says}</answer>'
+  assert grpo_care.consistent(sample(said, choices=None), {}) == wanted
+
+
+def test_consistent_needs_both_blocks():
   said = '<think>row 1, column 2</think> <answer>B</answer>'
-  assert grpo_care.consistent(sample(said, choices=None), {}) is None
   for cut in (said[:-9], said.partition(' <answer>')[0], 'B'):
     assert grpo_care.consistent(sample(cut), {}) is None
 
 
-def test_two_styles_of_chains_end_with_the_right_letter():
-  examples = [motion.motion(0, 'train', i) for i in range(400)]
+@pytest.mark.parametrize('world', [
+    motion.motion, functools.partial(digits.digits, max_digits=3)],
+    ids=['letters', 'numbers'])
+def test_two_styles_of_chains_end_with_the_right_answer(world):
+  examples = [world(0, 'train', i) for i in range(400)]
   made, counts = grpo_care.two_styles(examples, None, 'base', careless=.3)
   again, _ = grpo_care.two_styles(examples[::-1], None, 'base', careless=.3)
   assert [one.completions for one in made] == [
       one.completions for one in again[::-1]]  # by the uid alone
-  careful, named = 0, []
+  careful = 0
   for one in made:
-    said = sample(one.completions[0], one.meta['choices'], one.answer)
+    said = sample(one.completions[0], one.meta.get('choices'), one.answer)
     assert answer.correct(said, {}) == 1
     agrees = grpo_care.consistent(said, {})
     careful += agrees
-    if not agrees:  # names another option of the four
-      think = text.parse_think_answer(said.text).think
-      named.append([think.endswith(f'{x}.') for x in one.meta['choices']])
+    # What the chain comes to; only that differs between both styles.
+    think = text.parse_think_answer(said.text).think
+    value = one.meta.get('value', one.answer)
+    right = traces.concise(one.meta['facts'], one.meta['steps'][
+        :-1 if 'choices' in one.meta else None])
+    assert (think == right) == agrees
+    assert think.startswith(right.rpartition(value)[0])
+    if not agrees and 'choices' in one.meta:  # another option of the four
+      assert sum(think.endswith(f'{x}.') for x in one.meta['choices']) == 1
   assert counts == {'careless': 400 - careful}
   assert 90 < counts['careless'] < 150  # 120 +- 9
-  # Each place among the options occurs as the wrong one.
-  assert (np.sum(named, 0) > 12).all() and (np.sum(named, 1) == 1).all()
   assert grpo_care.two_styles(examples, None, 'base', careless=0.0)[1] == {
       'careless': 0}
 
