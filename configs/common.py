@@ -367,6 +367,7 @@ def small_digits(c: ConfigDict) -> None:
   these runs need no cold start. Shapes, which it hardly tells apart, would.
   """
   c.data.mixture, c.data.weights = ('digits',), (1.0,)
+  c.tasks.digits.max_digits = 3  # more would not fit the tokens below
   c.data.instruction = TAGS
   c.data.patches, c.evaluation.examples = 32, 256
   c.rl.optimizer.lr = 1e-4

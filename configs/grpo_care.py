@@ -64,7 +64,6 @@ def _tiny(c, options):
   """
   del options
   common.small_digits(c)
-  c.tasks.digits.max_digits = 3
   c.rewards.consistent = common.reward(
       'mmr1.papers.grpo_care:consistent', weight=0.0)
   c.rl.rewards = ('result', 'format', 'consistent')

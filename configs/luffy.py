@@ -64,7 +64,6 @@ def _tiny(c):
   c.rewards.hard = common.reward('mmr1.papers.vision_r1:hard_format_result')
   c.rl.rewards = ('hard',)
   c.rl.optimizer.lr = 2e-4
-  c.rl.max_new_tokens = 56
   c.evaluation.parser = 'strict'
   c.traces = common.overlay(
       c.collect, engine='mmr1.data.traces:solved', size=768)

@@ -22,6 +22,8 @@ SHRUNK = [
     '--config.think_short.max_new_tokens=8',
     '--config.think_short.samples_per_prompt=2',
     '--config.rewards.hard.fn=tests.own:even']
+STAGES = {'papo': "('papo',)", 'vogue': "('vogue',)",
+          'luffy': "('traces','luffy')", 'grpo_care': "('grpo_care',)"}
 CLOCK = ('time', 'tokens_per_s', 'compile')
 
 
@@ -96,6 +98,27 @@ def test_m27_hosts_change_nothing(alone, request, hosts):
   folder = request.getfixturevalue(hosts)
   assert texts(folder) == texts(alone)
   assert_close(rows(folder), rows(alone))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('slug', ['papo', 'vogue', 'luffy', 'grpo_care'])
+def test_m27_hosts_change_nothing_of_a_paper(slug, shell, flags,
+                                             tmp_path_factory):
+  """Looks, branches, traces and an average, with two processes and with one."""
+  argv = (slug, '--workdir=run', *flags, f"--config.stages={STAGES[slug]}",
+          '--config.rl.prompts_per_step=4', '--config.rl.samples_per_prompt=2',
+          '--config.rl.max_new_tokens=8', '--config.rl.optimizer.lr=1e-2',
+          '--config.rl.samples_every=1', f'--config.{slug}.steps={STEPS}',
+          '--config.rewards.result.fn=tests.own:even')
+  if slug == 'luffy':
+    argv += ('--config.traces.size=16', "--config.rl.rewards=('result',)")
+  one, two = (tmp_path_factory.mktemp(slug) for _ in range(2))
+  alone_ = shell.run(*argv, '--config.cpu_devices=4', cwd=one)
+  results = shell.hosts(*[(*argv, '--config.cpu_devices=2')] * 2, cwd=two)
+  assert [r.code for r in (alone_, *results)] == [0, 0, 0], (
+      alone_.err + results[1].err)[-3000:]
+  assert texts(two / 'run') == texts(one / 'run')
+  assert_close(rows(two / 'run'), rows(one / 'run'))
 
 
 def test_a_host_with_another_config_is_told_what_differs(run, shell, flags,
