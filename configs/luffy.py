@@ -56,11 +56,11 @@ def get_config(arg: str | None = None):
 
 
 def _tiny(c):
-  """A format that the embedded model does not write: told to think step by
-  step it reasons, but without tags, so that its own samples earn nothing; traces
-  by the worlds' solver; all numbers [ours]."""
+  """Answers that the embedded model does not give: told to say what it sees it
+  names the digits and stops, so that its own samples earn nothing. Traces by
+  the worlds' solver reason and answer in tags; all numbers [ours]."""
   common.small_digits(c)
-  c.data.instruction = 'Think step by step.'
+  c.data.instruction = 'Only say what you see.'
   c.rewards.hard = common.reward('mmr1.papers.vision_r1:hard_format_result')
   c.rl.rewards = ('hard',)
   c.rl.optimizer.lr = 2e-4
