@@ -21,7 +21,8 @@ CHOICES = ('red', '30 cm', 'Dr. Smith', 'salt, pepper')
     ('B', 'B: here, there', None, True), ('A,B', 'B: here, there', None, False),
     # By the texts of choices; one has a comma in it.
     ('A,B', 'red, 30 cm', CHOICES, True), ('A,B', 'B,red', CHOICES, True),
-    ('D', 'salt, pepper', CHOICES, True), ('D', 'D. salt, pepper', CHOICES, True),
+    ('D', 'salt, pepper', CHOICES, True),
+    ('D', 'D. salt, pepper', CHOICES, True),
     ('A,B', 'A,Z', CHOICES, False),
     # Open words.
     ('salt, oil', 'Oil, salt', None, True), ('salt, oil', 'salt', None, False)])

@@ -43,9 +43,11 @@ def test_lin_2004_s3_and_s2():
 
 
 @pytest.mark.parametrize('gold, said, want', [
-    ('yes', 'yes', 2 / 3), ('Yes!', 'yes', 2 / 3), ('a red car', 'a red car', 1),
+    ('yes', 'yes', 2 / 3), ('Yes!', 'yes', 2 / 3),
+    ('a red car', 'a red car', 1),
     ('red', 'blue', 0), ('red', '', 0), ('', 'red', 0), ('', '', 0),
-    ('red', '...', 0), ('A-1', 'a 1', 1), ('caf\u00e9 noir', 'caf\u00e9 noir', 1)])
+    ('red', '...', 0), ('A-1', 'a 1', 1),
+    ('caf\u00e9 noir', 'caf\u00e9 noir', 1)])
 def test_edges_of_rouge(gold, said, want):
   assert overlap.rouge(gold, said) == pytest.approx(want)
 
