@@ -65,6 +65,41 @@ def cosine(
   return _set(knobs, knob, start + (end - start) * done), state
 
 
+def exponential(
+    knobs: Knobs, state: State, columns: Mapping[str, Any],
+    metrics: Metrics, step: int, *, knob: str, start: float,
+    factor: float, steps: int, begin: int = 0, before: float | None = None,
+) -> tuple[Knobs, State]:
+  """start * factor ** ((step - begin) / steps): never flat.
+
+  A decay exp(-step / T) is factor 1/e and steps T; `x .985 per update` is
+  factor .985 and steps 1.
+
+  Args:
+    knobs, state, columns, metrics, step: see the module.
+    knob: name of the knob.
+    start: its value at step `begin`.
+    factor: above 0; what it is multiplied by in `steps`.
+    steps: at least 1.
+    begin: step at which it leaves `start`.
+    before: its value until then; None: `start`.
+
+  Returns:
+    (knobs with that one replaced, state).
+
+  Raises:
+    ValueError: no such knob; factor or steps out of range.
+  """
+  del columns, metrics
+  if steps < 1:
+    raise ValueError(f'A schedule needs steps >= 1, got {steps}.')
+  if not 0 < factor < math.inf:
+    raise ValueError(f'exponential: got factor={factor}; it must be above 0.')
+  if step < begin:
+    return _set(knobs, knob, start if before is None else before), state
+  return _set(knobs, knob, start * factor**((step - begin) / steps)), state
+
+
 def adaptive_kl(
     knobs: Knobs, state: State, columns: Mapping[str, Any],
     metrics: Metrics, step: int, *, knob: str, metric: str,

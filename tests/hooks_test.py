@@ -1,5 +1,7 @@
 """Hooks: schedules by hand, resumability, no mutation."""
 
+import math
+
 import pytest
 
 from mmr1 import hooks
@@ -31,6 +33,28 @@ def test_cosine():
   # 1 - cos(pi / 4) = .292893.
   got = [at(hooks.cosine, i, **kw) for i in range(6)]
   assert got == pytest.approx([0, 0.292893, 1, 1.707107, 2, 2], abs=1e-6)
+
+
+def test_exponential():
+  kw = dict(start=0.3, factor=math.exp(-1), steps=4)
+  # .3 e^(-step / 4); it goes on after `steps`.
+  got = [at(hooks.exponential, i, **kw) for i in (0, 2, 4, 8)]
+  assert got == pytest.approx([.3, .181959, .110364, .040601], abs=1e-6)
+  # Half a step: 2 at step 3, until then another value, or that one.
+  kw = dict(start=2.0, factor=0.5, steps=1, begin=3)
+  got = [at(hooks.exponential, i, before=0.0, **kw) for i in range(6)]
+  assert got == [0, 0, 0, 2, 1, .5]
+  assert [at(hooks.exponential, i, **kw) for i in (0, 2, 3, 4)] == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize('kw, says', [
+    (dict(factor=0.0, steps=1), 'factor=0.0.*above 0'),
+    (dict(factor=-1.0, steps=1), 'factor=-1.0'),
+    (dict(factor=math.nan, steps=1), 'factor=nan'),
+    (dict(factor=0.5, steps=0), 'steps >= 1, got 0')])
+def test_exponential_refuses(kw, says):
+  with pytest.raises(ValueError, match=says):
+    at(hooks.exponential, 5, start=1.0, **kw)
 
 
 def adaptive(state, metrics, knobs=KNOBS):

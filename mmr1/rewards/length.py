@@ -36,3 +36,30 @@ def overlong(
 
 
 overlong.range = (-1.0, 0.0)
+
+
+def rising(
+    sample: records.Sample,
+    knobs: Mapping[str, float],
+    *,
+    full: int,
+) -> float:
+  """min(L / full, 1), L the sampled tokens: longer is better, 0 to 1.
+
+  A judge that is not to be trusted, to see what a method does with it [ours].
+
+  Args:
+    sample: the completion; reads length.
+    knobs: unused.
+    full: tokens from which on it is 1.
+
+  Raises:
+    ValueError: full below 1.
+  """
+  del knobs
+  if full < 1:
+    raise ValueError(f'rising: got full={full}; allowed: at least 1.')
+  return min(sample.length / full, 1.0)
+
+
+rising.range = (0.0, 1.0)

@@ -27,3 +27,14 @@ def test_a_config_can_name_it():
   reward = score.Reward(
       length.overlong, kwargs=dict(max_length=20, buffer=8), weight=0.5)
   assert score.Scorer({'overlong': reward}).weights == {'overlong': 0.5}
+
+
+@pytest.mark.parametrize('tokens, want', [(0, 0), (5, .25), (20, 1), (99, 1)])
+def test_rising(tokens, want):
+  sample = types.SimpleNamespace(length=tokens)
+  assert length.rising(sample, {}, full=20) == want
+
+
+def test_rising_needs_a_length():
+  with pytest.raises(ValueError, match='full=0'):
+    length.rising(types.SimpleNamespace(length=3), {}, full=0)
