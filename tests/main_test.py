@@ -218,6 +218,7 @@ def test_m26_the_symbolic_engine_says_what_to_do_with_own_data(
     assert part in result.err, result.err
 
 
+@pytest.mark.slow  # as runner_test, which compares what is left
 def test_fresh_starts_over(shell, flags, tmp_path):
   args = ['forkme', *flags, *QUICK, '--workdir=run', '--quiet']
   first = shell.run(*args, cwd=tmp_path)

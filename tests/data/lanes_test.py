@@ -95,6 +95,7 @@ def test_m15_resume_is_exact_on_any_number_of_hosts(proc, cut):
   assert second.state() == whole.state()
 
 
+@pytest.mark.slow  # as pipeline_test, whose streams these are
 def test_workers_change_nothing(proc):
   one, two = made(proc), made(proc, worker_count=2, worker_buffer=3)
   try:

@@ -141,6 +141,7 @@ def steps(engines):
   return result
 
 
+@pytest.mark.slow
 def test_engines_without_groups_sample_and_learn_the_same(steps):
   (_, before, grouped, one, a), (_, _, repeated, other, b) = steps
   np.testing.assert_array_equal(

@@ -46,7 +46,8 @@ def same(a, b):
 @pytest.mark.parametrize('changes', [
     dict(old='self', temperature=0.7, top_k=400, top_p=0.995),
     dict(old='recompute', minibatches_per_step=2, epochs_per_step=2),
-    dict(old='recompute', chunks_per_minibatch=2, temperature=0.7),
+    pytest.param(dict(old='recompute', chunks_per_minibatch=2,
+                      temperature=0.7), marks=pytest.mark.slow),
 ], ids=['self', 'recompute_2x2', 'recompute_chunks'])
 def test_m1_lr_0_moves_nothing_and_every_ratio_is_1(trainer, changes):
   one = trainer(optimizer__lr=0.0, **changes)
