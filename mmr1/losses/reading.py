@@ -22,7 +22,8 @@ def over_block(
 ) -> tuple[Array, Array]:
   """Over the block's kept tokens; of packed rows every segment is a row."""
   return reduce.reduce(
-      value, block.mask, segment=block.completions.segment, **reduction)
+      value, block.mask, segment=block.completions.segment,
+      times=block.times, **reduction)
 
 
 def look(scores: types.Scores, block: types.Block, name: str) -> Array:
