@@ -148,7 +148,9 @@ def test_the_papers_numbers_at_7b():
   assert c.mrl.kl.coefficient == 0 and c.trl.kl.coefficient == 2e-3
   assert c.mrl.select.kwargs.low == .03 and c.mrl.select.kwargs.high == .97
   assert tuple(c.trl.optimizer.freeze) == ('visual/.*',)
-  assert not c.mrl.optimizer.freeze and c.cold_start.optimizer.lr == 2e-5
+  assert not c.mrl.optimizer.freeze
+  assert runs.config(
+      'revisual_r1', 'qwen2_5_vl_7b').cold_start.optimizer.lr == 2e-5
   # 140 updates are 35 steps of 4; .985 an update.
   knobs = [plans['trl'].hooks['entropy'](
       {'coef/entropy': 0.0}, {}, {}, {}, k)[0]['coef/entropy']
