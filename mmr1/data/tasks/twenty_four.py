@@ -111,8 +111,12 @@ def state(rng: np.random.Generator, level: int) -> dict[str, Any]:
 
 
 def content(puzzle: Mapping[str, Any]) -> str:
-  """What the splits divide: the digits in any order."""
-  return str(sorted(puzzle['numbers']))
+  """What the splits divide: the digits in any order, '1238'.
+
+  There are but 404 such sets. Written in this way every split owns at least
+  three of every level; where it owned none, drawing would never end.
+  """
+  return ''.join(map(str, sorted(puzzle['numbers'])))
 
 
 def solve(
