@@ -57,14 +57,13 @@ def test_m13_other_examples_have_no_value(make, tagged):
 
 
 def test_m11_hostile_texts_earn_nothing_and_raise_nothing(make, tagged):
-  kinds = {kind: next(
-      puzzles.puzzles(0, 'train', i, kinds=(kind,)) for i in range(1))
-           for kind in puzzles.KINDS}
+  examples = [puzzles.puzzles(0, 'train', 0, kinds=(kind,))
+              for kind in puzzles.KINDS]
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    for example in kinds.values():
-      for text in ('', '(' * 90, '9**9**9', '[' * 9999, '-' * 99 + '1', '\ud800',
-                   'U' * 100_000, '\ufdfa' * 5000, '1/0', '__import__("os")',
+    for example in examples:
+      for text in ('', '(' * 90, '9**9**9', '[' * 9999, '-' * 99 + '1',
+                   '\ud800', 'U' * 100_000, '\ufdfa' * 5000, '1/0', '__import__("os")',
                    example.question, ' '.join('UDLR'), 'A B C D E F G H'):
         for whole in (text, tagged(text), f'<answer>{text}', tagged(
             f'{example.answer} or {text}')):

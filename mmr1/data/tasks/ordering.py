@@ -14,7 +14,6 @@ from PIL import Image
 from PIL import ImageDraw
 
 from mmr1.data.tasks import draw
-from mmr1.data.tasks import items
 
 LETTERS = 'ABCDEFGH'
 LEVELS = ((3, 2), (4, 4), (5, 5), (6, 6), (6, 9))  # nodes, arrows

@@ -16,7 +16,6 @@ from PIL import Image
 
 from mmr1 import puzzle_rules
 from mmr1.data.tasks import draw
-from mmr1.data.tasks import items
 
 # Cost of the cheapest expression; 27 sets of digits are sums and nothing else.
 LEVELS = ((3, 4), (5, 5), (6, 6), (7, 7), (8, 99))
@@ -28,6 +27,8 @@ FORMAT = 'an expression with + - * / and brackets'
 INK = (30, 30, 30)
 COSTS = {'+': 1, '-': 2, '*': 3, '/': 4}
 FRACTION = 4
+# Operations that need brackets as the right side of another.
+_BRACKETS = {'+': '', '-': '+-', '*': '+-', '/': '+-*/'}
 
 Digits = tuple[int, ...]
 
@@ -41,17 +42,19 @@ class Found(NamedTuple):
 
 
 def _parts(digits: Digits) -> set[tuple[Digits, Digits]]:
-  """The ways to split sorted digits in two, each side once first."""
+  """All (left, right) that sorted digits can be split into."""
   every = range(len(digits))
   return {
       (tuple(digits[k] for k in left),
        tuple(digits[k] for k in every if k not in left))
-      for n in range(1, len(digits)) for left in itertools.combinations(every, n)}
+      for n in range(1, len(digits))
+      for left in itertools.combinations(every, n)}
 
 
 def _results(
     x: fractions.Fraction, y: fractions.Fraction,
 ) -> Iterator[tuple[str, fractions.Fraction]]:
+  """(operation, result) of x and y in this order, none below 0."""
   if x >= y:
     yield '+', x + y
     yield '*', x * y
@@ -63,11 +66,11 @@ def _results(
 def _joined(op: str, x, y, left: Found, right: Found,
             result: fractions.Fraction) -> Found:
   """The way to `x op y` from the ways to both."""
-  tight = '*/' if op in '*/' else ''
-  a = f'({left.text})' if tight and left.top in ('+', '-') else left.text
-  bracket = right.top and (op in '-/' and right.top in '+-' or op == '/'
-                           or tight and right.top in '+-')
-  b = f'({right.text})' if bracket else right.text
+  a, b = left.text, right.text
+  if op in '*/' and left.top in ('+', '-'):
+    a = f'({a})'
+  if right.top and right.top in _BRACKETS[op]:
+    b = f'({b})'
   show = lambda n: f'({n})' if n.denominator > 1 else str(n)
   return Found(
       left.cost + right.cost + COSTS[op] + FRACTION * (result.denominator > 1),

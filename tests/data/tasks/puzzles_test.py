@@ -15,6 +15,8 @@ import pytest
 from mmr1 import puzzle_rules
 from mmr1 import records
 from mmr1.data import traces
+from mmr1.data.tasks import items
+from mmr1.data.tasks import maze
 from mmr1.data.tasks import puzzles
 from mmr1.data.tasks import twenty_four
 from tests.data.tasks import puzzle_oracle as oracle
@@ -280,7 +282,8 @@ def _follow(kind, e, steps):
   if kind == 'sliding':
     way = [step[0] for step in steps]
     for k, step in enumerate(steps, 1):
-      flat = ''.join(str(n or '_') for n in oracle.slid(oracle.board(e), way[:k]))
+      moved = oracle.slid(oracle.board(e), way[:k])
+      flat = ''.join(str(n or '_') for n in moved)
       assert step == f'{way[k - 1]}={flat[:3]}/{flat[3:]}'
     assert ','.join(way) == e.answer
   elif kind == 'maze':
@@ -368,6 +371,14 @@ def test_splits_never_share_a_puzzle(kind):
       seen.setdefault(split, set()).update(part)
   assert not seen['train'] & seen['eval'] and not seen['train'] & seen['test']
   assert not seen['eval'] & seen['test']
+
+
+@pytest.mark.parametrize('split', items.SPLITS)
+def test_mazes_belong_to_their_split(split):
+  """So many that none comes twice, whatever the rule: the rule is asked."""
+  for i in range(60):
+    content = maze.content(item('maze', 3, i, split=split).meta['scene'])
+    assert items.owns(split, f'maze {content}')
 
 
 def test_kinds_and_levels_are_drawn_equally_often():
