@@ -63,8 +63,9 @@ def test_m11_hostile_texts_earn_nothing_and_raise_nothing(make, tagged):
     warnings.simplefilter('error')
     for example in examples:
       for text in ('', '(' * 90, '9**9**9', '[' * 9999, '-' * 99 + '1',
-                   '\ud800', 'U' * 100_000, '\ufdfa' * 5000, '1/0', '__import__("os")',
-                   example.question, ' '.join('UDLR'), 'A B C D E F G H'):
+                   '\ud800', 'U' * 100_000, '\ufdfa' * 5000, '1/0',
+                   '__import__("os")', example.question, 'U D L R',
+                   'A B C D E F G H'):
         for whole in (text, tagged(text), f'<answer>{text}', tagged(
             f'{example.answer} or {text}')):
           sample = make(whole, example.answer, **records.thawed(example.meta))
