@@ -17,6 +17,12 @@ def sampled(block: types.Block) -> types.Block:
       block.completions.kind != types.KIND_EXPERT))
 
 
+def experts(block: types.Block) -> types.Block:
+  """The block with a mask of what traces of the data say."""
+  return block.replace(mask=block.mask & (
+      block.completions.kind == types.KIND_EXPERT))
+
+
 def over_block(
     value: Array, block: types.Block, reduction: Mapping[str, Any],
 ) -> tuple[Array, Array]:

@@ -272,13 +272,16 @@ class Trainer:
     flat = columns_lib.flat(np, values, valid, 1).all(-1)
     lengths, done = facts.lengths[~facts.expert], facts.done[~facts.expert]
     cap = self._section.max_new_tokens
+    handed = {f'advantage/{name}/mean': (
+        x if x.shape[-1] == 1 else x[facts.spoken]).mean()
+              for name, x in judged.extra.items()}
     rounds = {}
     if self._section.rounds > 1:
       rounds = {'select/rounds': filled.rounds}
     if judged.more:  # a wish that was not granted
       rounds['select/short'] = 1
     return {
-        **judged.scored.metrics, **judged.counts, **rounds, **reward,
+        **judged.scored.metrics, **judged.counts, **rounds, **reward, **handed,
         'group/zero_std_frac': flat.mean(),
         'response_length/mean': lengths.mean(),
         'response_length/max': lengths.max(),
