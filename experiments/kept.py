@@ -66,8 +66,11 @@ def share_kept(path: pathlib.Path, *, keep: float = 0.4) -> dict[str, float]:
 
 def branches(path: pathlib.Path) -> dict[str, float]:
   """Entropy of the raw and of the noisy branch, and the visual uncertainty of
-  the noisy one, means over all of their tokens, trained on or not."""
+  the noisy one, means over all of their tokens, trained on or not; nothing of
+  a run without branches."""
   with np.load(path) as record:
+    if '0/extra/pair/raw' not in record:
+      return {}
     live = record['0/completions/kind'] == types.KIND_SAMPLED
     entropy, pair = (record[f'0/extra/{name}/raw']
                      for name in ('entropy', 'pair'))

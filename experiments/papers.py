@@ -67,9 +67,9 @@ ARMS = {
          'reward/result/mean'), rollouts=kept.share_kept),
     'vogue': Paper(
         {'vogue': ('', ()),
-         'plain': ('', ('--config.rl.advantage.kwargs.alpha_visual=0.0',
-                        '--config.rl.advantage.kwargs.alpha_entropy=0.0'))},
-        ('uncertainty/noisy', 'entropy/raw', 'entropy/noisy',
+         'grpo': ('code', ('--config.rl.advantage.kwargs.alpha_visual=0.0',
+                           '--config.rl.advantage.kwargs.alpha_entropy=0.0'))},
+        ('uncertainty/noisy', 'entropy/raw', 'entropy/noisy', 'entropy',
          'select/noisy_frac', 'reward/result/mean'), rollouts=kept.branches),
     'grpo_care': Paper(
         {'grpo_care': ('', ()),
