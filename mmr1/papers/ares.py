@@ -250,7 +250,7 @@ def shaped(
   means = bucket_means(n, level)
   before = state.get('target', [None] * 3)
   target = targets(means, before)
-  new = {**state, 'target': target, 'alpha': alphas(
+  new = {'target': target, 'alpha': alphas(
       state.get('alpha', [alpha] * 3), means, target, lr=lr, most=most)}
   # Of a group without accuracy any bucket does: its E is nan.
   of = lambda values: np.asarray(values, np.float64)[level][:, None]

@@ -51,6 +51,12 @@ def test_the_table_by_hand(level, right, n, target, want):
   assert got == pytest.approx(want, abs=1e-6)
 
 
+def test_half_right_is_wrong():
+  for level in range(3):
+    assert ares.entropy_score(.5, 9, 5, level, .5) == ares.entropy_score(
+        0, 9, 5, level, .5)
+
+
 def test_the_table_at_once():
   level, right, n, target, want = np.transpose(CASES)
   np.testing.assert_allclose(ares.entropy_score(
@@ -88,6 +94,9 @@ def test_the_table_is_bounded_and_scales_with_alpha():
 def test_other_constants():
   lenient = ares.CONSTANTS._replace(margin=(1., 1., 1.))
   assert ares.entropy_score(1, 16, 10, EASY, .5, constants=lenient) == 0
+  wide = ares.CONSTANTS._replace(margin=(2., 2., 2.))
+  assert ares.entropy_score(1, 3, 0, EASY, .5, constants=wide) == (
+      pytest.approx(-.5 * .25 / 4))  # m = 2 of a target of 0
   strict = ares.CONSTANTS._replace(wrong=(0., 0., 0.))
   assert not ares.entropy_score(
       0, [0, 16, 99], 10, [EASY, MEDIUM, HARD], .5, constants=strict).any()
@@ -179,6 +188,10 @@ def test_alpha_moves_before_it_is_used():
   total, says, _ = step({}, np.zeros((1, 4)), np.full((1, 4), 3.4))
   # N - N* = .4, inside the band: .5 of 1.2 alpha.
   np.testing.assert_allclose(total, .5 + .6 * .48)
+  assert says['aepo/hard/alpha'] == pytest.approx(.48)
+  # By this step's target, 3, whatever the last was.
+  _, says, _ = step({'alpha': [.5] * 3, 'target': [10.0] * 3},
+                    np.zeros((1, 4)), np.full((1, 4), 3.4))
   assert says['aepo/hard/alpha'] == pytest.approx(.48)
 
 
