@@ -5,6 +5,7 @@ Each function takes the path of one `rollouts/<stage>_<step>.npz` (written under
 """
 
 import functools
+import json
 import pathlib
 
 import numpy as np
@@ -18,9 +19,12 @@ MODEL = pathlib.Path(__file__).parents[1] / 'mmr1' / 'assets' / 'tiny'
 
 @functools.cache
 def _pieces() -> tuple[str, ...]:
-  """The text of every token of the embedded model."""
+  """The text of every token of the embedded model; its embedding has rows
+  beyond the tokenizer's, which are sampled now and then."""
   tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
-  return tuple(tokenizer.decode([i]) for i in range(len(tokenizer)))
+  rows = json.loads((MODEL / 'config.json').read_text())
+  return tuple(tokenizer.decode([i])
+               for i in range(rows['text_config']['vocab_size']))
 
 
 def classes(tokens: np.ndarray) -> np.ndarray:
