@@ -301,6 +301,10 @@ def _tasks() -> ConfigDict:
               'cost')),
       geometry=dict(fn='geometry.geometry'),
       motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
+      puzzles=dict(
+          fn='puzzles.puzzles', levels=(1, 5), kinds=(
+              'sliding', 'maze', 'sudoku', 'ordering', 'twenty_four',
+              'container')),
   ))
 
 

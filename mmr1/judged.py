@@ -26,7 +26,7 @@ class Judged(NamedTuple):
     scored: columns, names, metrics; of rewards and probes.
     rewards: f64[N, G, K'], combined; nan: no value.
     advantage: f32[N, G, 1 or T].
-    keep: bool[N, G].
+    keep: bool[N, G], or int[N, G]: how often each trains.
     counts: what select dropped, and what combine says, by name.
     more: whether select wants more groups.
     extra: {name: f32[N, G, T]}, what the advantage hands to terms.

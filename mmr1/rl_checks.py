@@ -6,6 +6,7 @@ from mmr1 import average
 from mmr1 import objective as objective_lib
 from mmr1 import resolve
 from mmr1 import sockets
+from mmr1.data import datasets
 
 OLD = ('self', 'recompute', 'sampler')
 MEMORIES = ('device', 'host')
@@ -103,14 +104,15 @@ def _check_shapes(section: Any, stage: str) -> None:
 
 
 def _check_data(section: Any, stage: str, config: Any) -> None:
-  """'train', or what a collect stage before wrote."""
+  """'train', a file, or what a collect stage before wrote."""
   before = config.stages[:config.stages.index(stage)]
   collects = [name for name in before if config[name].kind == 'collect']
-  if section.data not in ('train', *collects):
+  if section.data not in ('train', *collects) and not datasets.is_file(
+      section.data):
     raise ValueError(
         f"{stage}.data: got {section.data!r}; rl reads 'train', the mixture "
-        'or file of the data section, or what a collect stage before it wrote: '
-        f'{collects}.')
+        'or file of the data section, a file of its own (.jsonl, .parquet, '
+        f'tfds:), or what a collect stage before it wrote: {collects}.')
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "

@@ -279,8 +279,10 @@ class Rollouts:
     if data in ctx.files:
       return datasets.open_completions(
           ctx.files[data], ctx.config.seed, order=ctx.index(self._stage))
-    if self._section.experts:
-      return datasets.open_expert(ctx.config, order=ctx.index(self._stage))
     # Stages do not see the same prompts first: each has its own order.
-    return datasets.open_split(
-        ctx.config, 'train', order=ctx.index(self._stage))
+    order = ctx.index(self._stage)
+    if self._section.experts:
+      return datasets.open_expert(ctx.config, data, order=order)
+    if datasets.is_file(data):
+      return datasets.open_problems(ctx.config, data, order=order)
+    return datasets.open_split(ctx.config, 'train', order=order)

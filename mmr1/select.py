@@ -4,11 +4,12 @@
 
   columns: {name: float[N, G]}, rewards by name, nan where there is no value.
   advantage: float[N, G, 1 or T].
-  meta: {name: array}, 'truncated' bool[N, G] and what else the stage knows of
-    each completion.
+  meta: {name: array}, 'truncated' bool[N, G], 'spoken' bool[N, G, T] (tokens
+    that were sampled or are an expert's), 'expert' bool[N, G], 'branch' i[N].
   state: {name: value}, carried between steps and checkpointed; not mutated.
   rng: np.random.Generator of this step and round, for random choices.
-  keep: bool[N, G], False takes a completion out of every term.
+  keep: bool[N, G], False takes a completion out of every term; or int[N, G],
+    how often it is in every sum and count, as if it were repeated.
   counts: {metric name: int}, what was dropped and why.
   more: True says that fewer groups are kept than wanted. A stage then makes
     another rollout, whose good groups take the places of those in which nothing

@@ -198,6 +198,8 @@ class Block:
     ref_hidden: [N, G, T, D] | None, the reference's hidden states aligned to
       the token they predict (only for KL over the whole vocabulary).
     weight: f32[N, G, T] | None, a factor without gradient.
+    times: f32[N, G, 1] | None, how often each completion is in every sum and
+      count; None: once.
     extra: {name: array [N, G, 1 or T]}: 'sampler_logp', of a rollout's looks
       'view/<name>', 'pair/<name>' and 'entropy/<name>' (`Seen`), weights that
       terms name 'weight/<name>', and what an advantage hands to its terms.
@@ -210,6 +212,7 @@ class Block:
   ref: Array | None = None
   ref_hidden: Array | None = None
   weight: Array | None = None
+  times: Array | None = None
   extra: dict[str, Array] = flax.struct.field(default_factory=dict)
 
 

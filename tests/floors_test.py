@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     # F0
     ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
-     'resolve', 'overlays', 'sections', 'boxes', 'pixels'),
+     'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
      'hooks', 'views'),
@@ -36,8 +36,8 @@ FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # Packages of this floor never know each other.
 APART = 1
 
-NO_JAX = ('records', 'text', 'positions', 'pixels', 'boxes', 'rewards', 'select', 'resolve',
-          'overlays', 'sections', 'data.tasks')
+NO_JAX = ('records', 'text', 'positions', 'pixels', 'boxes', 'puzzle_rules',
+          'rewards', 'select', 'resolve', 'overlays', 'sections', 'data.tasks')
 JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'chex'}
 DEVICE = ('losses', 'advantages', 'returns', 'models')
 HOST = {'mmr1.data', 'mmr1.rewards', 'PIL', 'grain'}

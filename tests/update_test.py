@@ -193,6 +193,20 @@ def test_m3_row_and_slot_order_change_nothing(params, block, base):
   same(base, small.gradient(params, (shuffled,)))
 
 
+def test_completions_that_are_there_several_times(params, block):
+  """As if they stood in the group as often."""
+  times = jnp.asarray([2, 1, 0, 1], jnp.float32)[None, :, None]
+  counted = block.replace(
+      times=jnp.broadcast_to(times, (N, G, 1)), mask=block.mask & (times > 0))
+  repeated = jax.tree.map(
+      lambda x: x[:, np.asarray([0, 0, 1, 3])],
+      block.replace(prompts=None)).replace(prompts=block.prompts)
+  got, want = (small.gradient(params, (x,)) for x in (counted, repeated))
+  small.close(got[0], want[0], 1e-5)
+  for name in ('loss', 'loss/policy', 'loss/kl'):
+    assert float(got[1][name]) == pytest.approx(float(want[1][name]), abs=1e-6)
+
+
 def test_m9_masked_entries_may_hold_anything(params, block, base):
   def spoil(x):
     return jnp.where(block.mask, x, jnp.nan)

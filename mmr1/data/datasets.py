@@ -174,6 +174,14 @@ def open_split(
   return sources.Mixture([source], seed=seed, order=order, shuffle=train)
 
 
+def open_problems(
+    config: Any, path: str, *, order: int = 0) -> sources.Mixture:
+  """A stage's own file of problems, with the columns of the data section."""
+  form = _form(config.data, completions=False)
+  return sources.Mixture(
+      [files.open_path(path, form=form)], seed=config.seed, order=order)
+
+
 def open_completions(
     path: str, seed: int = 0, *, order: int = 0) -> sources.Mixture:
   """A file of examples with completions, as `collect` writes it."""

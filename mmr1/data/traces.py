@@ -85,3 +85,18 @@ def solved(
   return [dataclasses.replace(example, completions=(
       f'<think>{concise(example.meta["facts"], example.meta["steps"])}</think> '
       f'<answer>{example.answer}</answer>',)) for example in examples], {}
+
+
+def told(
+    examples: Sequence[records.Example], ctx: Any, init: str,
+) -> tuple[list[records.Example], dict[str, int]]:
+  """Engine: the same problems as text alone, with the traces of `solved`.
+
+  What there is to be seen is said at the start of the question ('Digits 3,7.
+  What is the sum of the digits?'), and the pictures are left out.
+  """
+  made, counts = solved(examples, ctx, init)
+  return [dataclasses.replace(
+      example, images=(), question=(
+          f'{"; ".join(example.meta["facts"]).capitalize()}. '
+          + example.question.replace('<image>', ''))) for example in made], counts

@@ -17,12 +17,19 @@ def sampled(block: types.Block) -> types.Block:
       block.completions.kind != types.KIND_EXPERT))
 
 
+def experts(block: types.Block) -> types.Block:
+  """The block with a mask of what traces of the data say."""
+  return block.replace(mask=block.mask & (
+      block.completions.kind == types.KIND_EXPERT))
+
+
 def over_block(
     value: Array, block: types.Block, reduction: Mapping[str, Any],
 ) -> tuple[Array, Array]:
   """Over the block's kept tokens; of packed rows every segment is a row."""
   return reduce.reduce(
-      value, block.mask, segment=block.completions.segment, **reduction)
+      value, block.mask, segment=block.completions.segment,
+      times=block.times, **reduction)
 
 
 def look(scores: types.Scores, block: types.Block, name: str) -> Array:

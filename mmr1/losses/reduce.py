@@ -39,6 +39,7 @@ def reduce(
     rows: str = 'live',
     length: float | None = None,
     segment: Array | None = None,
+    times: Array | None = None,
 ) -> tuple[Array, Array]:
   """Sum and count of `values` over `mask`.
 
@@ -62,6 +63,8 @@ def reduce(
     length: divisor of 'constant', usually the completion length of the stage.
     segment: i32[N, G, T] | None, packed sequences, numbered from 1 in every
       row, at most T; 0 where padded. None: a row is one.
+    times: f32[N, G, 1] | None, how often each row is there, as if it were
+      repeated. None: once.
 
   Returns:
     (f32[], f32[]). A count of 0 means nothing (more) to divide by.
@@ -75,16 +78,23 @@ def reduce(
   if segment is None:
     tokens = masked.count(mask, axis=-1)
     row_sum = masked.sum(values, mask, axis=-1)
-    every = jnp.asarray(tokens.size, jnp.float32)
+    there = jnp.ones(tokens.shape, bool)
   else:
     tokens = _by_segment(mask, segment)
     row_sum = _by_segment(masked.fill(values, mask), segment)
-    every = masked.count(_by_segment(segment > 0, segment) > 0)
-  n_rows = masked.count(tokens > 0) if rows == 'live' else every
+    there = _by_segment(segment > 0, segment) > 0
+  length_of = jnp.maximum(tokens, 1)
+  counted = tokens > 0 if rows == 'live' else there
+  if times is None:
+    n_rows = masked.count(counted)
+  else:
+    often = times[..., 0] if segment is None else times
+    tokens, row_sum = often * tokens, often * row_sum
+    n_rows = jnp.sum(often * counted)
   if mode == 'token_mean':
     return row_sum.sum(), tokens.sum()
   if mode == 'seq_mean':
-    return (row_sum / jnp.maximum(tokens, 1)).sum(), n_rows
+    return (row_sum / length_of).sum(), n_rows
   if mode == 'seq_sum':
     return row_sum.sum(), n_rows
   if rows == 'none':

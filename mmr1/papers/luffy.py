@@ -49,7 +49,7 @@ def shaped(
     reduction: see `reduce.reduce`.
   """
   del knobs
-  block = experts(block)
+  block = reading.experts(block)
   p = jnp.exp(masked.fill(scores.logp, block.mask))
   weight = p / (p + gamma) if shape else p
   reduce.check_shape('block.advantage', block.advantage, block.mask)
@@ -65,15 +65,9 @@ def imitation(
 ) -> terms.Term:
   """-log p of demonstrations: the paper's baseline 'RL with an SFT loss'."""
   del knobs
-  block = experts(block)
+  block = reading.experts(block)
   return reading.over_block(
       -masked.fill(scores.logp, block.mask), block, reduction)
-
-
-def experts(block: types.Block) -> types.Block:
-  """The block with a mask of what the demonstrations say."""
-  return block.replace(mask=block.mask & (
-      block.completions.kind == types.KIND_EXPERT))
 
 
 def split_mean(rewards: np.ndarray, tokens: columns.Tokens) -> np.ndarray:

@@ -23,6 +23,7 @@ import re
 import numpy as np
 
 from mmr1 import records
+from mmr1 import select
 
 FORMS = ('code', 'paper')
 _MOST = 200_000  # characters that are read
@@ -251,3 +252,44 @@ def pad_counts(
       math.ceil(share * size.size), effective)
   drawn = rng.choice(size.size, draws, p=p.ravel())
   return np.bincount(drawn, minlength=size.size).reshape(size.shape)
+
+
+def distil(
+    columns: Mapping[str, np.ndarray],
+    advantage: np.ndarray,
+    meta: Mapping[str, np.ndarray],
+    state: select.State,
+    rng: np.random.Generator,
+    *,
+    form: str = 'code',
+    share: float = 1.5,
+    low: float = 0.03,
+    high: float = 0.97,
+    power: float = 1.5,
+    temperature: float = 1.0,
+) -> select.Selection:
+  """PAD as a `select`: keep is `pad_counts`.
+
+  A response that is drawn twice counts twice in every sum of its minibatch; in
+  the code its copies may be in several minibatches, and there are `share` times
+  as many of them.
+
+  Args:
+    columns: not read.
+    advantage: f32[N, G, 1 or T].
+    meta: reads 'spoken'.
+    state, rng: see `mmr1.select`.
+    form, share, low, high, power, temperature: as of `pad_counts`; hooks move
+      the numbers ('select/temperature').
+  """
+  del columns
+  spoken = meta['spoken']
+  drawn = pad_counts(
+      advantage, spoken, rng, form=form, share=share, low=low, high=high,
+      power=power, temperature=temperature)
+  size = pad_sizes(advantage, spoken)
+  inside = (size > low) & (size < high) if form == 'code' else (
+      size >= low) & (size <= high)
+  return drawn, {
+      'select/effective': int(inside.sum()), 'select/drawn': int(drawn.sum()),
+      'select/distinct': int((drawn > 0).sum())}, False, state

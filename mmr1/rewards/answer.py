@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from mmr1 import puzzle_rules
 from mmr1 import records
 from mmr1 import text
 from mmr1.rewards import choice
@@ -10,7 +11,7 @@ from mmr1.rewards import math
 from mmr1.rewards import number
 from mmr1.rewards import quantity
 
-TYPES = ('number', 'choice', 'math', 'text')
+TYPES = ('number', 'choice', 'math', 'text', 'puzzle')
 _LONGEST = 1000  # characters, beside those of the gold answer
 _LETTER = re.compile(r'\(?[A-J]\)?\.?')
 _PROSE = re.compile(
@@ -59,6 +60,9 @@ def unusable(example: records.Example) -> str:
       number.within(example.answer, '')
     elif type_ == 'choice':
       choice.equal(example.answer, '', example.meta.get('choices'))
+    elif type_ == 'puzzle':
+      if not puzzle_rules.passes(example.meta.get('puzzle'), example.answer):
+        return f'gold answer {example.answer[:80]!r} does not solve the puzzle'
   except ValueError as error:
     return str(error)
   return ''
@@ -74,7 +78,8 @@ def match(
 
   number: the exact value (`number.within`); choice: the same letter
   (`choice.equal`); math: `math.equal`; text: equal after
-  `text.normalise_answer`.
+  `text.normalise_answer`; puzzle: whatever solves `meta['puzzle']`
+  (`puzzle_rules.passes`), be it the gold answer or not.
 
   Args:
     answer: from `text.extract_answer`; None (nothing was extracted) is wrong.
@@ -99,6 +104,8 @@ def match(
   if type_ == 'math':
     return math.equal(
         gold, answer, question=example.asked, limit_s=limit_s)
+  if type_ == 'puzzle':
+    return puzzle_rules.passes(example.meta.get('puzzle'), answer)
   if not answer.strip() or len(answer) > _LONGEST + 4 * len(gold):
     return False
   return text.normalise_answer(gold) == text.normalise_answer(answer)

@@ -113,7 +113,8 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
   """JSONL and the PNGs it names.
 
   Columns: images, problem (or messages), answer, completion, uid, source, and
-  what the matcher of answers reads, answer_type and choices, where given.
+  what the matcher of answers reads, answer_type, choices and puzzle, where
+  given.
   """
   images = folder / 'images'
   images.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
         'answer': example.answer, 'completion': example.completions[0],
         'uid': example.uid, 'source': example.source,
         **{key: records.thawed(example.meta[key])
-           for key in ('answer_type', 'choices')
+           for key in ('answer_type', 'choices', 'puzzle')
            if key in example.meta}}) + '\n')
   workdir_lib.write_whole(folder / 'train.jsonl', ''.join(lines))
 

@@ -180,16 +180,18 @@ class Trainer:
     keep, counts, more, self._host_state['select'] = plan.select(
         scored.named(), advantage,
         {'truncated': ~host.done, 'branch': made.branch,
-         'expert': host.expert},
+         'expert': host.expert, 'spoken': host.spoken},
         self._host_state['select'],
         self._rng(k, round_, 2) if round_ else self._rng(k), knobs=knobs)
-    if keep.dtype != bool or keep.shape != rewards.shape[:2]:
+    if keep.dtype.kind not in 'bi' or keep.shape != rewards.shape[:2] or (
+        keep.min() < 0):
       n, g, _ = rewards.shape
       raise ValueError(
           f'{self._stage}.select: {self._section.select.fn!r} gave keep '
-          f'{keep.dtype}{list(keep.shape)}; needed is bool[{n}, {g}].')
+          f'{keep.dtype}{list(keep.shape)}, {keep.min()} at least; needed is '
+          f'bool[{n}, {g}], or how often, from 0.')
     # A sample without any reward has nothing to say.
-    keep = keep & ~np.isnan(rewards).all(-1)
+    keep = keep * ~np.isnan(rewards).all(-1)
     return judged_lib.Filled(made.rollout, looks, facts, judged_lib.Judged(
         made.samples, scored, rewards, advantage, keep, {**says, **counts},
         more, extra))
@@ -242,15 +244,18 @@ class Trainer:
     """The block of this step; old and reference log-probs where needed."""
     rollout, judged = filled.rollout, filled.judged
     mask, advantage, extra = self._layout.spread(
-        (filled.arrays.spoken & judged.keep[..., None], judged.advantage,
-         dict(judged.extra)))
+        (filled.arrays.spoken & (judged.keep > 0)[..., None],
+         judged.advantage, dict(judged.extra)))
+    times = None
+    if judged.keep.dtype != bool:
+      times = self._layout.spread(judged.keep[..., None].astype(np.float32))
     extra['sampler_logp'] = rollout.logp
     for name, seen in filled.looks.items():
       made = {'view': seen.logp, 'pair': seen.pair, 'entropy': seen.entropy}
       extra |= {f'{key}/{name}': x for key, x in made.items() if x is not None}
     return self.learner.scored(state, types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
-        advantage=advantage, extra=extra), knobs)
+        advantage=advantage, times=times, extra=extra), knobs)
 
   # What is logged.
 
@@ -267,13 +272,16 @@ class Trainer:
     flat = columns_lib.flat(np, values, valid, 1).all(-1)
     lengths, done = facts.lengths[~facts.expert], facts.done[~facts.expert]
     cap = self._section.max_new_tokens
+    handed = {f'advantage/{name}/mean': (
+        x if x.shape[-1] == 1 else x[facts.spoken]).mean()
+              for name, x in judged.extra.items()}
     rounds = {}
     if self._section.rounds > 1:
       rounds = {'select/rounds': filled.rounds}
     if judged.more:  # a wish that was not granted
       rounds['select/short'] = 1
     return {
-        **judged.scored.metrics, **judged.counts, **rounds, **reward,
+        **judged.scored.metrics, **judged.counts, **rounds, **reward, **handed,
         'group/zero_std_frac': flat.mean(),
         'response_length/mean': lengths.mean(),
         'response_length/max': lengths.max(),

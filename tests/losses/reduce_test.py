@@ -106,3 +106,25 @@ def test_shapes_that_would_broadcast_wrongly_are_errors():
 def test_m22_contradictions_are_errors(kw, message):
   with pytest.raises(ValueError, match=message):
     reduce.reduce(VALUES, MASK, **kw)
+
+
+@pytest.mark.parametrize('kw', KW, ids=CASES)
+def test_rows_that_are_there_several_times(kw):
+  """As if they were repeated; 0 times, as if they were not there."""
+  rng = np.random.default_rng(1)
+  values = rng.normal(size=(2, 4, 5)).astype(np.float32)
+  mask = np.arange(5) < rng.integers(0, 6, (2, 4, 1))
+  times = np.asarray([[3, 0, 1, 2], [1, 1, 4, 0]])
+  mask &= (times > 0)[..., None]  # as the stage does
+  values[~mask] = np.nan
+  got = reduce.reduce(jnp.asarray(values), jnp.asarray(mask),
+                      times=jnp.asarray(times[..., None], jnp.float32), **kw)
+  flat = [x.reshape(8, 5).repeat(times.ravel(), 0)[None]
+          for x in (values, mask)]
+  want = reduce.reduce(*map(jnp.asarray, flat), **kw)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  once = reduce.reduce(jnp.asarray(values), jnp.asarray(mask), **kw)
+  ones = reduce.reduce(jnp.asarray(values), jnp.asarray(mask),
+                       times=jnp.ones((2, 4, 1)), **kw)
+  np.testing.assert_allclose(ones, once, rtol=1e-6)
+  assert abs(got[0] - once[0]) > 0.1

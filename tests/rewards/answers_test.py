@@ -18,6 +18,9 @@ from mmr1.rewards import quantity
 
 ROOT2 = r'\sqrt{2}'
 CHOICES = ('red', '30 cm', 'Dr. Smith', 'all of the above')
+ORDERING = {'kind': 'ordering', 'nodes': 'ABC', 'edges': ('BA', 'AC')}
+POINTS = {'kind': 'twenty_four', 'numbers': (8, 2, 5, 1)}
+WATER = {'kind': 'container', 'heights': (5, 1, 1, 5)}
 
 
 def test_format(make, tagged):
@@ -242,6 +245,11 @@ REWARDS = [
     (answer.correct, '15', '7', {}),
     (answer.correct, 'B', 'A', {'choices': CHOICES}),
     (answer.correct, 'dark blue', 'red', {}),
+    (answer.correct, 'B,A,C', 'A,B,C',
+     {'answer_type': 'puzzle', 'puzzle': ORDERING}),
+    (answer.correct, '(8-2)*(5-1)', '8-2*5-1',
+     {'answer_type': 'puzzle', 'puzzle': POINTS}),
+    (answer.correct, '15', '7', {'answer_type': 'puzzle', 'puzzle': WATER}),
 ]
 
 
