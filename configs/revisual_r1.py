@@ -96,7 +96,7 @@ TRL = ('text_result', 'text_repetition', 'self_critic')
 def _tiny(c, pad):
   """Sums of digits, as text and as pictures; all numbers [ours]."""
   common.small_digits(c)
-  c.rewards.length.kwargs = dict(budget=40, alpha=0.05, delta=0.5)
+  c.rewards.length.kwargs = dict(budget=56, alpha=0.05, delta=0.5)
   c.hooks.entropy.kwargs.update(factor=0.9, begin=2)
   c.text = common.overlay(
       c.collect, engine='mmr1.data.traces:told', size=512)
