@@ -1,7 +1,5 @@
 """How likely an answer is after its reasoning: which tokens, and their mean."""
 
-import math
-
 import numpy as np
 import pytest
 
