@@ -83,7 +83,8 @@ ARMS = {
 }
 
 
-def command(paper: str, arm: str, seed: str, workdir: pathlib.Path) -> list:
+def command(paper: str, arm: str, seed: str, workdir: pathlib.Path,
+            ) -> list[str]:
   """The command line of a run."""
   spec = ARMS[paper]
   arg, overrides = spec.arms[arm]

@@ -281,8 +281,8 @@ class Rollouts:
           ctx.files[data], ctx.config.seed, order=ctx.index(self._stage))
     # Stages do not see the same prompts first: each has its own order.
     order = ctx.index(self._stage)
-    if self._section.experts:
-      return datasets.open_expert(ctx.config, data, order=order)
-    if datasets.is_file(data):
-      return datasets.open_problems(ctx.config, data, order=order)
+    if self._section.experts or datasets.is_file(data):
+      return datasets.open_expert(
+          ctx.config, data, completions=bool(self._section.experts),
+          order=order)
     return datasets.open_split(ctx.config, 'train', order=order)

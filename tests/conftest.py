@@ -29,11 +29,12 @@ VISION = dict(
 
 
 # Files that take minutes, although some have few tests: two processes end
-# together when these begin first. pytest-xdist would begin those with most tests.
+# together when these begin first. pytest-xdist begins those with most tests.
 LONGEST = (
     'hosts_test', 'sharding_test', 'runner_test', 'rl_test', 'qwen_vl_test',
-    'main_test', 'text_decoder_test', 'sft_test', 'sockets_test', 'papo_look_test',
-    'papo_test', 'bench_test', 'lineage_test', 'staleness_test', 'replay_test')
+    'main_test', 'text_decoder_test', 'sft_test', 'sockets_test',
+    'papo_look_test', 'papo_test', 'bench_test', 'lineage_test',
+    'staleness_test', 'replay_test')
 
 
 def pytest_configure(config):

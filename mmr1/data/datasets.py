@@ -174,14 +174,6 @@ def open_split(
   return sources.Mixture([source], seed=seed, order=order, shuffle=train)
 
 
-def open_problems(
-    config: Any, path: str, *, order: int = 0) -> sources.Mixture:
-  """A stage's own file of problems, with the columns of the data section."""
-  form = _form(config.data, completions=False)
-  return sources.Mixture(
-      [files.open_path(path, form=form)], seed=config.seed, order=order)
-
-
 def open_completions(
     path: str, seed: int = 0, *, order: int = 0) -> sources.Mixture:
   """A file of examples with completions, as `collect` writes it."""
@@ -191,12 +183,14 @@ def open_completions(
 
 
 def open_expert(
-    config: Any, data: str = 'train', *, order: int = 0) -> sources.Mixture:
-  """A file of examples with completions, without collect.
+    config: Any, data: str = 'train', *, completions: bool = True,
+    order: int = 0) -> sources.Mixture:
+  """A file that a stage reads for itself, without collect.
 
   Args:
     config: says what the columns are called.
     data: the file; 'train' is `data.path`, without what is held out of it.
+    completions: every record needs one; else every record needs an answer.
     order: see `sources.Mixture`.
   """
   path = config.data.path if data == 'train' else data
@@ -204,7 +198,8 @@ def open_expert(
     raise ValueError(
         "sft: data='train' needs a file with completions: set --config.data."
         "path=..., or data to a file or the name of a collect stage.")
-  source = files.open_path(path, form=_form(config.data, completions=True))
+  source = files.open_path(path, form=_form(
+      config.data, completions=completions))
   if data == 'train' and config.data.eval_path is None:
     source, _ = sources.holdout(source, every=config.data.holdout)
   return sources.Mixture([source], seed=config.seed, order=order)

@@ -17,6 +17,7 @@ from mmr1 import advantages
 from mmr1 import columns
 from mmr1 import masked
 from mmr1 import records
+from mmr1 import text
 from mmr1 import types
 from mmr1.data import traces
 from mmr1.losses import reading
@@ -118,9 +119,9 @@ def elicited(
     think = traces.verbose(
         example.meta['facts'], example.meta['steps'], rng,
         rounds=int(rng.integers(rounds + 1)), slip_rate=slip_rate)
-    if not answer.match(example.answer, example):
+    trace = f'<think>{think}</think><answer>{example.answer}</answer>'
+    if not answer.match(text.parse_think_answer(trace).answer, example):
       wrong += 1
       continue
-    made.append(dataclasses.replace(example, completions=(
-        f'<think>{think}</think><answer>{example.answer}</answer>',)))
+    made.append(dataclasses.replace(example, completions=(trace,)))
   return made, {'wrong': wrong}

@@ -210,16 +210,11 @@ def pad_probabilities(
 
 
 def pad_counts(
-    advantage: np.ndarray,
-    mask: np.ndarray,
+    p: np.ndarray,
     rng: np.random.Generator,
     *,
     form: str = 'code',
     share: float = 1.5,
-    low: float = 0.03,
-    high: float = 0.97,
-    power: float = 1.5,
-    temperature: float = 1.0,
 ) -> np.ndarray:
   """How often each response of a rollout trains.
 
@@ -228,30 +223,26 @@ def pad_counts(
   paper's min(ceil(share n), |E|) times, and none then.
 
   Args:
-    advantage: f32[N, G, 1 or T].
-    mask: bool[N, G, T], tokens that train.
+    p: f64[N, G], of `pad_probabilities` in the same form.
     rng: of this step.
-    form, low, high, power, temperature: as of `pad_probabilities`.
+    form: 'code' or 'paper'.
     share: 1.5 in the code; the paper's rho is not known.
 
   Returns:
     i64[N, G].
 
   Raises:
-    ValueError: share not above 0, and as `pad_probabilities`.
+    ValueError: share not above 0.
   """
   if not share > 0:
     raise ValueError(f'PAD: got share={share}; it must be above 0.')
-  size = pad_sizes(advantage, mask)
-  p = pad_probabilities(size, form=form, low=low, high=high, power=power,
-                        temperature=temperature)
   effective = int((p > 0).sum())
   if not effective:
-    return np.full(size.shape, int(form == 'code'))
-  draws = int(share * size.size) if form == 'code' else min(
-      math.ceil(share * size.size), effective)
-  drawn = rng.choice(size.size, draws, p=p.ravel())
-  return np.bincount(drawn, minlength=size.size).reshape(size.shape)
+    return np.full(p.shape, int(form == 'code'))
+  draws = int(share * p.size) if form == 'code' else min(
+      math.ceil(share * p.size), effective)
+  drawn = rng.choice(p.size, draws, p=p.ravel())
+  return np.bincount(drawn, minlength=p.size).reshape(p.shape)
 
 
 def distil(
@@ -279,17 +270,15 @@ def distil(
     advantage: f32[N, G, 1 or T].
     meta: reads 'spoken'.
     state, rng: see `mmr1.select`.
-    form, share, low, high, power, temperature: as of `pad_counts`; hooks move
+    form, low, high, power, temperature: as of `pad_probabilities`; hooks move
       the numbers ('select/temperature').
+    share: as of `pad_counts`.
   """
   del columns
-  spoken = meta['spoken']
-  drawn = pad_counts(
-      advantage, spoken, rng, form=form, share=share, low=low, high=high,
+  p = pad_probabilities(
+      pad_sizes(advantage, meta['spoken']), form=form, low=low, high=high,
       power=power, temperature=temperature)
-  size = pad_sizes(advantage, spoken)
-  inside = (size > low) & (size < high) if form == 'code' else (
-      size >= low) & (size <= high)
+  drawn = pad_counts(p, rng, form=form, share=share)
   return drawn, {
-      'select/effective': int(inside.sum()), 'select/drawn': int(drawn.sum()),
+      'select/effective': int((p > 0).sum()), 'select/drawn': int(drawn.sum()),
       'select/distinct': int((drawn > 0).sum())}, False, state

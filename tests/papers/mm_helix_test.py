@@ -1,5 +1,7 @@
 """MM-HELIX by hand: gate, losses, traces; its config. Two steps of its stage."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,13 @@ def test_elicited_traces_doubt_and_end_right():
         f'<answer>{example.answer}</answer>')
     for fact in example.meta['facts']:
       assert fact in example.completions[0]
+
+
+def test_a_trace_that_the_verifier_refuses_is_left_out():
+  one = puzzles.puzzles(0, 'train', 0, kinds=('container',), levels=(1, 1))
+  bad = dataclasses.replace(one, uid=1, answer=str(int(one.answer) + 1))
+  made, counts = mm_helix.elicited([one, bad], None, 'base')
+  assert [x.uid for x in made] == [one.uid] and counts == {'wrong': 1}
 
 
 # The stage and the config.

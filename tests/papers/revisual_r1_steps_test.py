@@ -48,9 +48,8 @@ def test_responses_train_as_often_as_they_are_drawn(pictures):
   for k, step in enumerate(steps):
     block, size = step.block, np.abs(step.block.advantage[..., 0])
     times = block.times[..., 0]
-    wanted = revisual_r1.pad_counts(
-        block.advantage, block.completions.kind > 0, one._rng(k))
-    np.testing.assert_array_equal(times, wanted)
+    np.testing.assert_array_equal(times, revisual_r1.pad_counts(
+        revisual_r1.pad_probabilities(size), one._rng(k)))
     inside = (size > .03) & (size < .97)
     assert inside.any() and times.sum() == 12 == step.metrics['select/drawn']
     assert not times[~inside].any()
@@ -123,6 +122,26 @@ def test_told_says_what_there_is_to_see(texts):
     assert line['completion'] == solved.completions[0]
 
 
+def test_a_stage_reads_a_file_of_its_own(shrink, open_run, tmp_path):
+  """Not the mixture of the run; without completions."""
+  file = tmp_path / 'text.jsonl'
+  file.write_text(''.join(json.dumps(
+      {'problem': f'What is {i}+1?', 'answer': str(i + 1)}) + '\n'
+                          for i in range(8)))
+  one = begun(('trl',), None, shrink, open_run, tmp_path / 'run',
+              data=str(file))
+  pairs = one.rollouts.next(one.start.state, 0).prompted.pairs
+  assert len(pairs) == N and all(
+      example.question == f'What is {int(example.answer) - 1}+1?'
+      for example, _ in pairs)
+
+
+def test_m22_a_file_that_is_not_there_is_said_before_anything_runs():
+  with pytest.raises(ValueError, match='none.jsonl: no such file'):
+    runs.commanded('revisual_r1', ['--config.trl.data=none.jsonl'],
+                   change=lambda c: setattr(c, 'stages', ('text', 'trl')))
+
+
 # The config.
 
 
@@ -135,10 +154,11 @@ def test_orders_of_stages(arg, stages):
   assert runs.config('revisual_r1', arg).stages == stages
 
 
-def test_the_papers_numbers_at_7b():
+def test_the_papers_numbers_at_7b(tmp_path):
+  (tmp_path / 'text.jsonl').write_text('{"problem": "1+1?", "answer": "2"}\n')
   c, plans = runs.commanded(
-      'revisual_r1', ['--config.trl.data=b.parquet'], 'qwen2_5_vl_7b',
-      change=lambda c: setattr(c, 'stages', ('mrl', 'trl')))
+      'revisual_r1', [f'--config.trl.data={tmp_path}/text.jsonl'],
+      'qwen2_5_vl_7b', change=lambda c: setattr(c, 'stages', ('mrl', 'trl')))
   for name in ('mrl', 'trl'):
     s = c[name]
     assert (s.prompts_per_step, s.samples_per_prompt, s.minibatches_per_step,

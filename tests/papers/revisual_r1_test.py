@@ -163,8 +163,13 @@ def counts(advantage, *, mask=None, seed=0, **kw):
   advantage = np.asarray(advantage, np.float32)[..., None]
   if mask is None:
     mask = np.ones(advantage.shape[:2] + (5,), bool)
-  return revisual_r1.pad_counts(
-      advantage, mask, np.random.default_rng(seed), **kw)
+  keep, said, more, state = revisual_r1.distil(
+      {}, advantage, {'spoken': mask}, {'kept': 1},
+      np.random.default_rng(seed), **kw)
+  assert not more and state == {'kept': 1}
+  assert said['select/drawn'] == keep.sum()
+  assert said['select/distinct'] == (keep > 0).sum()
+  return keep
 
 
 def test_where_no_response_is_effective():
