@@ -223,5 +223,6 @@ def test_an_open_question_has_no_outcome():
 def test_a_config_can_name_it():
   scorer = score.Scorer({'outcome': score.Reward(
       sophiavl_r1.outcome, kwargs=dict(transcript='negative'))})
-  made = scorer.score([sample(said('so so'), 'yes yes', problem_type='OCR')], 1, 1, {})
+  one = sample(said('so so'), 'yes yes', problem_type='OCR')
+  made = scorer.score([one], 1, 1, {})
   assert made.columns.tolist() == [[[-1.0]]] and not made.failures
