@@ -111,7 +111,8 @@ def test_m27_hosts_change_nothing_of_a_paper(slug, shell, flags,
           '--config.rl.samples_every=1', f'--config.{slug}.steps={STEPS}',
           '--config.rewards.result.fn=tests.own:even')
   if slug == 'luffy':
-    argv += ('--config.traces.size=16', "--config.rl.rewards=('result',)")
+    argv += ('--config.traces.size=16', "--config.rl.rewards=('result',)",
+             '--config.rl.max_new_tokens=64')  # as long as its traces
   one, two = (tmp_path_factory.mktemp(slug) for _ in range(2))
   alone_ = shell.run(*argv, '--config.cpu_devices=4', cwd=one)
   results = shell.hosts(*[(*argv, '--config.cpu_devices=2')] * 2, cwd=two)
