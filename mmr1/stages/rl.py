@@ -183,13 +183,14 @@ class Trainer:
          'expert': host.expert, 'spoken': host.spoken},
         self._host_state['select'],
         self._rng(k, round_, 2) if round_ else self._rng(k), knobs=knobs)
-    if keep.dtype.kind not in 'bi' or keep.shape != rewards.shape[:2] or (
-        keep.min() < 0):
-      n, g, _ = rewards.shape
+    n, g, _ = rewards.shape
+    odd = keep.dtype.kind not in 'bi' or keep.shape != (n, g)
+    if odd or keep.min() < 0:
+      low = '' if odd else f' with {keep.min()}'
       raise ValueError(
           f'{self._stage}.select: {self._section.select.fn!r} gave keep '
-          f'{keep.dtype}{list(keep.shape)}, {keep.min()} at least; needed is '
-          f'bool[{n}, {g}], or how often, from 0.')
+          f'{keep.dtype}{list(keep.shape)}{low}; needed is bool[{n}, {g}], or '
+          f'int[{n}, {g}], how often each, from 0.')
     # A sample without any reward has nothing to say.
     keep = keep * ~np.isnan(rewards).all(-1)
     return judged_lib.Filled(made.rollout, looks, facts, judged_lib.Judged(

@@ -167,7 +167,8 @@ def test_reward_calls_that_fail_are_named(trainer):
 def test_what_select_gives_is_checked_and_its_wish_counted(trainer):
   one = trainer()
   for keep, said in ((np.ones((N, G)), r'float64\[4, 4\]'),
-                     (np.ones(N, bool), r'bool\[4\]')):
+                     (np.ones(N, bool), r'bool\[4\]'),
+                     (np.full((N, G), -1), r'int64\[4, 4\] with -1')):
     choose(one, lambda columns, advantage, meta, state, rng, keep=keep: (
         keep, {}, False, state))
     with pytest.raises(ValueError, match=f'grpo.select.*{said}; needed is'):
