@@ -89,6 +89,7 @@ def _data() -> ConfigDict:
       question_column='problem',
       answer_column='answer',
       completion_column='completion',
+      given_column='given',
       # Past this fraction of unusable records the run refuses to go on.
       max_broken_frac=0.5,
       worker_count=0,  # processes that decode and encode; 0: in this process
@@ -174,7 +175,9 @@ def _sft() -> ConfigDict:
   return ConfigDict(dict(
       kind='sft',
       rows_per_step=32,
-      max_new_tokens=128,  # longer completions are dropped and counted
+      # Longer completions, with what they go on from, are dropped and counted.
+      max_new_tokens=128,
+      instruction=placeholder(str),  # of its prompts; None: data.instruction
       # As many examples in a row as fit: data.prompt_tokens, data.patches and
       # max_new_tokens are then its length, and an update has more examples.
       pack=False,
@@ -188,10 +191,12 @@ def _sockets() -> dict:
   """Keys of rl that only some papers set."""
   return dict(
       # More terms, sections of `terms`; weights on tokens of the policy term,
-      # sections of `weights`; columns made of a look, sections of `probes`.
+      # sections of `weights`; columns made of a look, sections of `probes`, or
+      # by another model, sections of `judges`.
       terms=(),
       weights=(),
       probes=(),
+      judges=(),
       # Views that rollouts are sampled from, a group for each; (): the images
       # as they are. And looks that nothing reads, to be logged.
       branches=(),
@@ -379,6 +384,24 @@ def small_digits(c: ConfigDict) -> None:
   c.rl.max_new_tokens = 48
 
 
+def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
+          max_new_tokens: int = 8, memory: str = 'device',
+          parse: str = 'number.unit') -> ConfigDict:
+  """A section of `judges`: a model that scores responses, see `mmr1.judges`.
+
+  Args:
+    params: 'base', a stage before that trains, or a folder.
+    instruction: under which it reads the problem.
+    suffix: what it reads after the response, before it writes the score.
+    max_new_tokens: of the score.
+    memory: where its parameters wait, 'device' or 'host'.
+    parse: of mmr1/rewards, its reply to 0 .. 1, or None.
+  """
+  return ConfigDict(dict(
+      params=params, instruction=instruction, suffix=suffix, memory=memory,
+      max_new_tokens=max_new_tokens, parse=parse))
+
+
 def boxed(c: ConfigDict) -> None:
   r"""Answers in \boxed{} after a think block: EasyR1's mathematics."""
   c.data.instruction = (
@@ -434,6 +457,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.terms = ConfigDict()  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: dict(fn=..., view=..., kwargs=dict())
+  c.judges = ConfigDict()  # name: judge(...)
   c.sft = _sft()
   c.rl = _rl()
   c.evaluate = ConfigDict(dict(

@@ -87,7 +87,7 @@ class Shape:
     try:
       encoded = encode.encode(
           item, self.processor, template=self.template, prefix=self.prefix)
-      self._check_completions(item.completions)
+      self._check_completions(item)
     except ValueError as error:
       return records.Broken(where=where, reason=f'cannot encode: {error}')
     reason = collate.misfit(
@@ -96,9 +96,15 @@ class Shape:
       return records.Broken(where=where, reason=reason)
     return item, encoded
 
-  def _check_completions(self, texts: Sequence[str]) -> None:
+  def _check_completions(self, item: records.Example) -> None:
+    texts = item.completions
     if len(texts) < self.completions:
       raise ValueError(f'{len(texts)} completions, {self.completions} needed')
+    if item.given and self.completions:
+      encode.encode_given(item.given, self.processor)
+      if self.completion_tokens is not None:
+        raise ValueError('its completion goes on from a given text, which only '
+                         'sft reads')
     for text in texts[:self.completions]:
       count = len(encode.encode_completion(text, self.processor))
       if self.completion_tokens is not None and count > self.completion_tokens:
