@@ -13,7 +13,6 @@ its own tokens. One that ran into the cap is read as it is.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,19 +45,12 @@ class Settings:
 
   Fields:
     name: of the section and the column.
-    params: 'base', a stage that trained, or a folder.
-    instruction: under which it reads the problem.
-    suffix: text after the response.
-    max_new_tokens: of its reply.
-    memory: where its parameters wait, 'device' or 'host'.
+    section: params, instruction, suffix, max_new_tokens, memory, see
+      `configs.common.judge`.
     parse: reply -> 0 to 1, or None if that is no score.
   """
   name: str
-  params: str
-  instruction: str
-  suffix: str
-  max_new_tokens: int
-  memory: str
+  section: Any
   parse: Callable[[str], float | None]
 
 
@@ -84,10 +76,9 @@ def settings(section: Any, stage: str, config: Any) -> dict[str, Settings]:
     if asked.params in config.stages:  # a folder: see `check`
       context.check_init(asked.params, stage, config, f'judges ({where}.params)')
     datasets.template(config.data, asked.instruction)
+    asked.suffix  # read in `Judge`
     found[name] = Settings(
-        name, asked.params, asked.instruction, asked.suffix,
-        asked.max_new_tokens, asked.memory,
-        resolve.function(asked.parse, 'mmr1.rewards'))
+        name, asked, resolve.function(asked.parse, 'mmr1.rewards'))
   return found
 
 
@@ -144,16 +135,16 @@ class Judge:
     self._policy, self._sampler, self._processor, self._params = _open(
         ctx, asked)
     self.shape = datasets.shape(
-        ctx.config.data, self._processor, asked.instruction)
-    self._suffix = encode.encode_given((asked.suffix,), self._processor)
-    self.length = longest + len(self._suffix) + asked.max_new_tokens
+        ctx.config.data, self._processor, asked.section.instruction)
+    self._suffix = encode.encode_given((asked.section.suffix,), self._processor)
+    self.length = longest + len(self._suffix) + asked.section.max_new_tokens
     needed = self.shape.prompt_length + self.length
     limit = self._policy.module.config.max_positions
     if needed > limit:
       raise ValueError(
           f'judges.{asked.name}: prompts of {self.shape.prompt_length} tokens '
           f'(data.prompt_tokens), responses of {longest}, a suffix of '
-          f'{len(self._suffix)} and a reply of {asked.max_new_tokens} are more '
+          f'{len(self._suffix)} and a reply of {asked.section.max_new_tokens} are more '
           f'than the {limit} positions of its model.')
 
   def __call__(
@@ -174,13 +165,12 @@ class Judge:
         np.arange(tokens.shape[2]) < lengths[..., None], tokens, 0)
         < self._processor.vocab_size).all(-1)
     given, until = self.given(tokens, lengths, usable)
-    ctx, layout = self._ctx, self._policy.layout
     rollout = self._sampler(
         self._sampler.publish(self._params()), prompts,
-        keys.step_key(ctx.config.seed, 0, 0),
+        keys.step_key(self._ctx.config.seed, 0, 0),
         sample.knobs(temperature=0.0, max_new_tokens=self.length),
         jnp.int32(0), group=tokens.shape[1], length=self.length,
-        given=sample.Given(*layout.spread((given, until))))
+        given=sample.Given(given, until))
     said, kind = arrays.fetch(
         (rollout.completions.tokens, rollout.completions.kind))
     return self._read(said, kind != types.KIND_PAD, until, usable)
@@ -231,7 +221,7 @@ class Judge:
     for at in np.argwhere(usable):
       n, g = at
       reply = tokens[n, g][spoken[n, g]][until[n, g]:]
-      key = tuple(map(int, reply[:self._asked.max_new_tokens]))
+      key = tuple(map(int, reply[:self._asked.section.max_new_tokens]))
       if key not in known:
         known[key] = self._asked.parse(encode.decode(key, self._processor))
       failed[n, g] = known[key] is None
@@ -243,7 +233,7 @@ def _open(ctx: context.Context, asked: Settings) -> tuple[
     forward.Policy, publish.Sampler, processor_lib.Processor,
     Callable[[], Any]]:
   """Model, sampler, processor and () -> parameters of a judge."""
-  config, name = ctx.config, ctx.named(asked.params)
+  config, name = ctx.config, ctx.named(asked.section.params)
   if name == 'base' or name in config.stages:
     policy, sampler, processor = ctx.policy, ctx.sampler, ctx.processor
     params = ctx.params(name)
@@ -256,7 +246,7 @@ def _open(ctx: context.Context, asked: Settings) -> tuple[
     sampler = publish.make(config.sampler, policy)
   params = policy.layout.own(partition.cast(
       params, policy.module.config.compute_dtype))
-  if asked.memory == 'host':
+  if asked.section.memory == 'host':
     params = arrays.in_host(params)
     return policy, sampler, processor, lambda: arrays.on_device(params)
   return policy, sampler, processor, lambda: params

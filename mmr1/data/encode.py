@@ -135,11 +135,8 @@ def encode_completion(
 
 def encode_given(
     texts: Sequence[str], processor: processor_lib.Processor) -> np.ndarray:
-  """Ids i32[g] of texts that a completion goes on from, each by itself.
-
-  Raises:
-    ValueError: a text holds a vision token, or eos.
-  """
+  """Ids i32[g] of texts that a completion goes on from, each by itself; a
+  ValueError for a vision token or eos in them."""
   ids = [token for text in texts for token in processor.tokenizer(
       text, add_special_tokens=False)['input_ids']]
   _check_free_of(ids, (*processor.banned, processor.eos_id), processor,

@@ -1,4 +1,4 @@
-"""The table of plans is that of the files."""
+"""The tables of plans are those of the files."""
 
 import json
 import pathlib
@@ -13,6 +13,22 @@ PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'pods.md'
 def test_the_page_has_the_table():
   inside = PAGE.read_text().split('<!-- PLANS -->')[1].split('<!-- /PLANS')[0]
   assert inside.strip() == plans.table()
+
+
+def test_the_page_has_the_papers_table():
+  inside = PAGE.read_text().split('<!-- PAPERS -->')[1].split('<!-- /PAPERS')[0]
+  assert inside.strip() == plans.papers_table()
+
+
+@pytest.mark.parametrize(
+    'path', sorted(plans.PAPERS.glob('*.json')), ids=lambda path: path.stem)
+def test_papers_fit_at_their_own_scale(path):
+  plan = json.loads(path.read_text())
+  assert path.stem in plan['command'] and plan['config'] == path.stem
+  for stage in plan['stages'].values():
+    assert stage['complete']
+    for row in stage['programs'].values():
+      assert row['compiled'] and row['spare'] > .1
 
 
 @pytest.mark.parametrize(
