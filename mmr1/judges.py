@@ -45,11 +45,13 @@ class Settings:
 
   Fields:
     name: of the section and the column.
-    section: params, instruction, suffix, max_new_tokens, memory, see
+    params: 'base', a stage that trained, or a folder.
+    section: instruction, suffix, max_new_tokens, memory, see
       `configs.common.judge`.
     parse: reply -> 0 to 1, or None if that is no score.
   """
   name: str
+  params: str
   section: Any
   parse: Callable[[str], float | None]
 
@@ -78,7 +80,7 @@ def settings(section: Any, stage: str, config: Any) -> dict[str, Settings]:
     datasets.template(config.data, asked.instruction)
     asked.suffix  # read in `Judge`
     found[name] = Settings(
-        name, asked, resolve.function(asked.parse, 'mmr1.rewards'))
+        name, asked.params, asked, resolve.function(asked.parse, 'mmr1.rewards'))
   return found
 
 
@@ -233,7 +235,7 @@ def _open(ctx: context.Context, asked: Settings) -> tuple[
     forward.Policy, publish.Sampler, processor_lib.Processor,
     Callable[[], Any]]:
   """Model, sampler, processor and () -> parameters of a judge."""
-  config, name = ctx.config, ctx.named(asked.section.params)
+  config, name = ctx.config, ctx.named(asked.params)
   if name == 'base' or name in config.stages:
     policy, sampler, processor = ctx.policy, ctx.sampler, ctx.processor
     params = ctx.params(name)
