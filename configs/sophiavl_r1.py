@@ -90,14 +90,18 @@ def get_config(arg: str | None = None):
 
 
 def _tiny(c):
-  """Sums of digits; all numbers [ours]."""
+  """Sums of digits; all numbers [ours].
+
+  Wrong results are off by 20 to 40, which the small model learns to see in a
+  minute. Off by 1 or 2 (`traces.kwargs.off=1`) takes many more steps.
+  """
   common.small_digits(c)
   c.traces = common.overlay(
       c.collect, engine='sophiavl_r1_judge.graded', size=4096,
-      kwargs=dict(suffix=SUFFIX))
+      kwargs=dict(suffix=SUFFIX, off=20, again=0.5, ratio=4.0))
   c.judge = common.overlay(
       c.sft, data='traces', instruction=SHORT, steps=120, max_new_tokens=80,
-      optimizer=dict(lr=5e-4, warmup_steps=5, lr_decay='cosine'))
+      optimizer=dict(lr=1e-3, warmup_steps=10, lr_decay='cosine'))
   c.judges.thinking = common.judge('judge', instruction=SHORT, suffix=SUFFIX)
   c.sophiavl_r1 = common.overlay(c.rl, init='base', steps=20)
   c.stages = ('traces', 'judge', 'sophiavl_r1')

@@ -65,10 +65,11 @@ def settings(section: Any, stage: str, config: Any) -> dict[str, Settings]:
   """
   found = {}
   for name in section.judges:
-    asked, where = config.judges[name], f'judges.{name}'
+    where = f'judges.{name}'
     if name in (*section.rewards, *section.probes):
       raise ValueError(f'{where}: there is a reward or a probe of that name; '
                        'both would be the same column.')
+    asked = config.judges[name]
     if asked.max_new_tokens < 1:
       raise ValueError(f'{where}.max_new_tokens: got {asked.max_new_tokens}; '
                        'allowed: at least 1.')
@@ -77,8 +78,8 @@ def settings(section: Any, stage: str, config: Any) -> dict[str, Settings]:
                        f'{rl_checks.MEMORIES}.')
     if asked.params in config.stages:  # a folder: see `check`
       context.check_init(asked.params, stage, config, f'judges ({where}.params)')
+    asked.as_dict()  # all of it is read, now or in `Judge`
     datasets.template(config.data, asked.instruction)
-    asked.suffix  # read in `Judge`
     found[name] = Settings(
         name, asked.params, asked, resolve.function(asked.parse, 'mmr1.rewards'))
   return found
@@ -115,12 +116,7 @@ def _processor(config, path, where, own) -> processor_lib.Processor:
 
 
 class Judge:
-  """One judge.
-
-  Attributes:
-    shape: how it is asked.
-    length: of a response that it reads, with the suffix and its reply.
-  """
+  """One judge; `length` is what it reads and writes after a prompt."""
 
   def __init__(self, ctx: context.Context, asked: Settings, longest: int):
     """Opens the model.

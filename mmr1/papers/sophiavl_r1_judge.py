@@ -24,6 +24,7 @@ def graded(
     *,
     suffix: str,
     ratio: float = 3.0,
+    off: int = 1,
     again: float = 0.3,
     cut: float = 0.1,
     wrong: float = 0.3,
@@ -39,21 +40,22 @@ def graded(
     ctx, init: unused.
     suffix: that of the judge, `judges.<name>.suffix`.
     ratio: no score is kept more than so many times as often as the rarest.
-    again, cut, wrong: see `response`.
+    off, again, cut, wrong: see `response`.
 
   Returns:
     Examples, and counts: 'score/<tenths>' of each that is kept, 'surplus' of
     those that were too many.
 
   Raises:
-    ValueError: ratio below 1.
+    ValueError: ratio or off below 1.
   """
   del ctx, init
-  if not ratio >= 1:
-    raise ValueError(f'graded: got ratio={ratio}; allowed: at least 1.')
+  if not ratio >= 1 or off < 1:
+    raise ValueError(f'graded: got ratio={ratio}, off={off}; allowed: both at '
+                     'least 1.')
   made = []
   for example in examples:
-    said = response(example, again=again, cut=cut, wrong=wrong)
+    said = response(example, off=off, again=again, cut=cut, wrong=wrong)
     made.append(dataclasses.replace(
         example, given=(said, suffix),
         completions=(f'{score(said, example):.1f}',)))
@@ -64,8 +66,8 @@ def graded(
 
 
 def response(
-    example: records.Example, *, again: float = 0.3, cut: float = 0.1,
-    wrong: float = 0.3,
+    example: records.Example, *, off: int = 1, again: float = 0.3,
+    cut: float = 0.1, wrong: float = 0.3,
 ) -> str:
   """A response to a problem with as many mistakes as chance will have.
 
@@ -73,6 +75,7 @@ def response(
 
   Args:
     example: the problem; its uid is the seed.
+    off: a wrong result is so much too large or small, up to twice as much.
     again: how often the chain is there a second time, after a doubt.
     cut: how often the text ends somewhere on its way.
     wrong: how often the answer is another one.
@@ -82,18 +85,27 @@ def response(
   rounds = 1 + (rng.random() < again)
   said = chain * rounds
   for i in rng.permutation(len(said))[:rng.integers(len(said) + 1)]:
-    said[i] = traces.slip(said[i], rng)
+    said[i] = _wrong(said[i], rng, off)
   parts = [traces.concise(facts, said[:len(chain)])]
   if rounds > 1:
     parts += [str(rng.choice(np.asarray(traces.DOUBTS))),
               traces.chain(facts, said[len(chain):])]
   answer = example.answer
   if rng.random() < wrong:
-    answer = traces.slip(f'={answer}', rng)[1:]
+    answer = _wrong(f'={answer}', rng, off)[1:]
   text = f'<think>{" ".join(parts)}</think> <answer>{answer}</answer>'
   if rng.random() < cut:
     text = text[:int(rng.integers(len('<think>'), len(text)))].rstrip()
   return text
+
+
+def _wrong(step: str, rng: np.random.Generator, off: int) -> str:
+  """'3+4=7' as '3+4=8'; unchanged if it has no integer result."""
+  left, _, result = step.rpartition('=')
+  if not result.lstrip('-').isdigit():
+    return step
+  far = int(rng.integers(off, 2 * off + 1))
+  return f'{left}={int(result) + (far if rng.random() < .5 else -far)}'
 
 
 def score(said: str, example: records.Example) -> float:

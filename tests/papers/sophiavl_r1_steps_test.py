@@ -285,10 +285,10 @@ def test_m22_what_cannot_judge_is_named(shrink, folders, tmp_path):
       judges__thinking__params='juge')
   assert 'memory' in refusal(judges__thinking__memory='disk')
   assert 'max_new_tokens' in refusal(judges__thinking__max_new_tokens=0)
-  assert 'positions' in refusal(judges__thinking__max_new_tokens=500)
+  assert 'positions' in refusal(
+      judges__thinking__params='base', judges__thinking__max_new_tokens=500)
   assert 'number.unit' in refusal(judges__thinking__parse='number.unti')
   assert 'same column' in refusal(sophiavl_r1__judges=('outcome',))
-  assert 'thinking' in refusal(sophiavl_r1__judges=())  # of trust
 
 
 def test_a_judge_without_any_score_stops_the_run(run, monkeypatch):
