@@ -20,6 +20,7 @@ from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import cache as cache_lib
 from mmr1.sampling import draw as draw_lib
+from mmr1.sampling import given as given_lib
 from mmr1.sampling import keys as keys_lib
 from mmr1.sampling import truncation
 
@@ -43,21 +44,6 @@ class Knobs:
 
 
 @flax.struct.dataclass
-class Given:
-  """How completions begin; they are sampled from there on.
-
-  Given tokens go through the decode like drawn ones, one a step; their
-  log-probs are found with the others. A given eos ends a completion.
-
-  Fields:
-    tokens: i32[N, G, T].
-    length: i32[N, G], how many of them are given, from 0.
-  """
-  tokens: Array
-  length: Array
-
-
-@flax.struct.dataclass
 class Asked:
   """What the prompts left for all their samples.
 
@@ -72,7 +58,7 @@ class Asked:
   mask: Array
   following: Array
   keys: Array
-  given: Given | None = None
+  given: given_lib.Given | None = None
 
 
 @flax.struct.dataclass
@@ -260,7 +246,7 @@ def _draw(
       knobs.temperature > 0,
       draw_lib.draw(truncated, keys_lib.uniform(keys, age)), _argmax(truncated))
   if asked.given is not None:
-    token = _given(asked.given, seating.task, age, token)
+    token = given_lib.instead(asked.given, seating.task, age, token)
 
   def logp_of(x):
     chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
@@ -274,16 +260,6 @@ def _draw(
       found=_write(
           state.found, jnp.where(live, seating.task, nobody), age, ended,
           token, logp_of(logits), logp_of(truncated)))
-
-
-def _given(given: Given, task: Array, age: Array, token: Array) -> Array:
-  """Token `age` of the samples `task` [D, R] where it is given, or `token`."""
-  shards = len(task)
-  length = attention.take(given.length.reshape(shards, -1), task)
-  tokens = given.tokens.reshape(shards, -1, given.tokens.shape[-1])
-  first = jax.vmap(lambda x, task, age: x.at[task, age].get(mode='clip'))(
-      tokens, task, age)
-  return jnp.where(age < length, first, token)
 
 
 def _argmax(x: Array) -> Array:

@@ -23,13 +23,14 @@ import jax.numpy as jnp
 from mmr1 import arrays
 from mmr1 import forward
 from mmr1 import types
+from mmr1.sampling import given as given_lib
 from mmr1.sampling import programs
 from mmr1.sampling import rows
 from mmr1.sampling import schedule as schedule_lib
 
 Array = jax.Array
 Knobs = rows.Knobs
-Given = rows.Given
+Given = given_lib.Given
 Decoding = schedule_lib.Decoding
 
 
