@@ -36,11 +36,14 @@ class Knobs:
     top_k: i32[]; 0 keeps all.
     top_p: f32[]; 1 keeps all.
     max_new_tokens: i32[], at most the array length T.
+    sharpness: f32[]; tokens are drawn at temperature / sharpness, and log-probs
+      stay those of the temperature.
   """
   temperature: Array
   top_k: Array
   top_p: Array
   max_new_tokens: Array
+  sharpness: Array
 
 
 @flax.struct.dataclass
@@ -239,7 +242,8 @@ def _draw(
   """Draws token `age` of every row from `hidden` and writes those of `live`."""
   temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
   logits = policy.logits(params, hidden, temperature)
-  truncated = truncation.truncate(logits, knobs.top_k, knobs.top_p)
+  truncated = truncation.truncate(
+      logits * knobs.sharpness, knobs.top_k, knobs.top_p)
   keys = attention.take(
       asked.keys.reshape(len(seating.task), -1), seating.task)
   token = jnp.where(
