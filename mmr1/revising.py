@@ -3,7 +3,7 @@
 Two host functions of the rl section, after the rewards of a rollout are known
 and before anything else is made of it:
 
-`revise.fn`: (samples, columns, meta, rng, *, ...) -> {(group, slot): Edit}
+`revise.fn`: (samples, columns, meta, rng, *, ...) -> {(group, slot): records.Edit}
 `revise.keep`: (before, after, meta, *, ...) -> bool[N, G]
 
   samples: this host's, as `records.Sample`.
@@ -22,7 +22,7 @@ whole tokens of what was sampled, and only what is put in is encoded.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +43,6 @@ from mmr1.sampling import read as read_lib
 from mmr1.sampling import sample as sample_lib
 
 _VIEW = 0x4ed  # in the key law: what no sampler draws from
-
-
-class Edit(NamedTuple):
-  """What a completion goes on from.
-
-  Fields:
-    said: its beginning, a prefix of its text.
-    put: text that is put in behind it.
-  """
-  said: str
-  put: str
 
 
 class Revising:

@@ -24,7 +24,7 @@ def halves(samples, columns, meta, rng):
   """Slots 0 and 1 go on from a half of what they said."""
   assert columns['one'].shape == meta['done'].shape == meta['lengths'].shape
   assert rng().random() != rng(0, 0).random() != rng(0, 1).random()
-  return {(s.group, s.slot): revising.Edit(s.text[:len(s.text) // 2], PUT)
+  return {(s.group, s.slot): records.Edit(s.text[:len(s.text) // 2], PUT)
           for s in samples if s.slot < 2}
 
 
