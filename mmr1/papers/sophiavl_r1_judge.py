@@ -5,6 +5,7 @@ to 15K of each score. Here the worlds' solver writes responses with mistakes in
 them, and `steps.true_steps` scores them [ours].
 """
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
@@ -23,7 +24,7 @@ def graded(
     init: str,
     *,
     suffix: str,
-    ratio: float = 3.0,
+    most: int,
     off: int = 1,
     again: float = 0.3,
     cut: float = 0.1,
@@ -39,7 +40,7 @@ def graded(
     examples: problems.
     ctx, init: unused.
     suffix: that of the judge, `judges.<name>.suffix`.
-    ratio: no score is kept more than so many times as often as the rarest.
+    most: of each score at most so many are kept; the paper has 15,000.
     off, again, cut, wrong: see `response`.
 
   Returns:
@@ -47,19 +48,19 @@ def graded(
     those that were too many.
 
   Raises:
-    ValueError: ratio or off below 1.
+    ValueError: most or off below 1.
   """
   del ctx, init
-  if not ratio >= 1 or off < 1:
-    raise ValueError(f'graded: got ratio={ratio}, off={off}; allowed: both at '
-                     'least 1.')
+  if most < 1 or off < 1:
+    raise ValueError(
+        f'graded: got most={most}, off={off}; allowed: both at least 1.')
   made = []
   for example in examples:
     said = response(example, off=off, again=again, cut=cut, wrong=wrong)
     made.append(dataclasses.replace(
         example, given=(said, suffix),
         completions=(f'{score(said, example):.1f}',)))
-  kept = balanced(made, ratio)
+  kept = balanced(made, most)
   counts = {f'score/{text}': sum(e.completions[0] == text for e in kept)
             for text in sorted({e.completions[0] for e in kept})}
   return kept, {**counts, 'surplus': len(made) - len(kept)}
@@ -116,13 +117,11 @@ def score(said: str, example: records.Example) -> float:
 
 
 def balanced(
-    made: Sequence[records.Example], ratio: float) -> list[records.Example]:
-  """The first of each completion, at most `ratio` times the rarest one's."""
-  texts = [example.completions[0] for example in made]
-  most = int(ratio * min(map(texts.count, set(texts)), default=0))
-  kept, seen = [], dict.fromkeys(texts, 0)
-  for example, text in zip(made, texts):
-    seen[text] += 1
-    if seen[text] <= most:
+    made: Sequence[records.Example], most: int) -> list[records.Example]:
+  """The first `most` of each completion."""
+  kept, seen = [], collections.Counter()
+  for example in made:
+    seen[example.completions[0]] += 1
+    if seen[example.completions[0]] <= most:
       kept.append(example)
   return kept

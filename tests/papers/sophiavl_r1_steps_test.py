@@ -38,7 +38,7 @@ INSTRUCTION, SUFFIX = 'Score the steps.', '\nScore: '
 def small_config(shrink, **flat):
   c = shrink(runs.config('sophiavl_r1'))
   c.traces.size, c.judge.steps, c.judge.rows_per_step = 24, 2, 4
-  c.judge.optimizer.warmup_steps = 0
+  c.judge.optimizer.update(dict(lr=0.02, warmup_steps=0))
   c.rewards.outcome.fn = 'tests.own:even'  # the model meets no format
   c.rewards.outcome.kwargs = {}
   c.judges.thinking.parse = 'tests.own:summed'
