@@ -30,7 +30,8 @@ Ablations:
   --config.rl.combine.kwargs.trusting=False             gamma is 1
   --config.rl.hooks=()                                  no annealing
   --config.rl.combine.kwargs.trusting=False --config.rl.hooks=()
-  --config.judges.thinking.params=base                  an untrained judge
+  --config.judges.thinking.params=base --config.stages="('sophiavl_r1',)"
+                                                        an untrained judge
   --config.rl.combine.kwargs.alpha=0.0                  plain GRPO
 Marked [ours]: the paper gives no value. In the tiny run everything but the
 objective is ours.
@@ -100,7 +101,7 @@ def _tiny(c):
       c.collect, engine='sophiavl_r1_judge.graded', size=4096,
       kwargs=dict(suffix=SUFFIX, off=20, again=0.5, most=700))
   c.judge = common.overlay(
-      c.sft, data='traces', instruction=SHORT, steps=120, max_new_tokens=80,
+      c.sft, data='traces', instruction=SHORT, steps=120, max_new_tokens=88,
       optimizer=dict(lr=1e-3, warmup_steps=10, lr_decay='cosine'))
   c.judges.thinking = common.judge('judge', instruction=SHORT, suffix=SUFFIX)
   c.sophiavl_r1 = common.overlay(c.rl, init='base', steps=20)

@@ -22,6 +22,8 @@ def plan(slug, arg=None):
     ('vppo', 'paper', {'look_masked'}),
     ('vogue', None, {'look_raw'}),
     ('grpo_care', None, {'look_slow'}),
+    ('sophiavl_r1', None, {
+        'prefill_thinking', 'decode_thinking', 'reference'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)
