@@ -5,7 +5,8 @@ import pytest
 from tests.papers import runs
 
 # How many there are of each.
-COUNTS = dict(papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6)
+COUNTS = dict(
+    papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6, sophiavl_r1=5)
 CASES = [(slug, given) for slug in COUNTS for given in runs.ablations(slug)]
 # Said in words.
 CASES += [
