@@ -163,10 +163,12 @@ class Judge:
         np.arange(tokens.shape[2]) < lengths[..., None], tokens, 0)
         < self._processor.vocab_size).all(-1)
     given, until = self.given(tokens, lengths, usable)
+    # Nothing is read beyond it, whoever has no end.
+    longest = int(until.max()) + self._asked.section.max_new_tokens
     rollout = self._sampler(
         self._sampler.publish(self._params()), prompts,
         keys.step_key(self._ctx.config.seed, 0, 0),
-        sample.knobs(temperature=0.0, max_new_tokens=self.length),
+        sample.knobs(temperature=0.0, max_new_tokens=longest),
         jnp.int32(0), group=tokens.shape[1], length=self.length,
         given=sample.Given(given, until))
     said, kind = arrays.fetch(
