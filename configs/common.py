@@ -75,6 +75,8 @@ def _data() -> ConfigDict:
       # Procedural worlds, sections of `tasks`, and their weights.
       mixture=('digits',),
       weights=(1.0,),
+      # All prompts of a step of rl are of one member of the mixture.
+      homogeneous=False,
       train_size=1_000_000,
       eval_size=100_000,
       # A user's file (.jsonl, .parquet) or TFDS name ('tfds:<name>/<split>')

@@ -271,7 +271,8 @@ class Trainer:
               'reward/std': total.std()} if total.size else {}
     # As the advantage decides it.
     flat = columns_lib.flat(np, values, valid, 1).all(-1)
-    lengths, done = facts.lengths[~facts.expert], facts.done[~facts.expert]
+    own = ~facts.expert | facts.expert.all()  # or a step of demonstrations
+    lengths, done = facts.lengths[own], facts.done[own]
     cap = self._section.max_new_tokens
     handed = {f'advantage/{name}/mean': (
         x if x.shape[-1] == 1 else x[facts.spoken]).mean()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmr1 import records
+from mmr1.data import shuffle
 from mmr1.data import sources
 
 
@@ -121,7 +122,7 @@ def test_m27_item_depends_on_seed_and_position_only():
 @pytest.mark.parametrize('size', [1, 2, 3, 5, 16, 17, 1000])
 def test_shuffle_is_a_permutation(size):
   for epoch in range(5):
-    order = [sources._shuffled(i, size, (0, 0, epoch)) for i in range(size)]
+    order = [shuffle.shuffled(i, size, (0, 0, epoch)) for i in range(size)]
     assert sorted(order) == list(range(size))
 
 
@@ -129,7 +130,7 @@ def test_shuffle_is_even():
   # Where item 0 of 5 lands over 4000 epochs: 800 each, chi-square with 4
   # degrees of freedom below 18.5 (p = 0.001). The same for pairs in order.
   orders = np.asarray([
-      [sources._shuffled(i, 5, (0, 0, epoch)) for i in range(5)]
+      [shuffle.shuffled(i, 5, (0, 0, epoch)) for i in range(5)]
       for epoch in range(4000)])
   for column in range(5):
     found = np.bincount(orders[:, column], minlength=5)
@@ -137,7 +138,7 @@ def test_shuffle_is_even():
   assert abs((orders[:, 0] < orders[:, 1]).mean() - 0.5) < 0.03
   # Neighbours of a large source land far apart: mean distance of two uniform
   # numbers below 1000 is 333.
-  large = np.asarray([sources._shuffled(i, 1000, (0, 0, 0))
+  large = np.asarray([shuffle.shuffled(i, 1000, (0, 0, 0))
                       for i in range(1000)])
   assert abs(np.abs(np.diff(large)).mean() - 333) < 40
 
