@@ -43,6 +43,21 @@ class Knobs:
 
 
 @flax.struct.dataclass
+class Given:
+  """How completions begin; they are sampled from there on.
+
+  Given tokens go through the decode like drawn ones, one a step; their
+  log-probs are found with the others. A given eos ends a completion.
+
+  Fields:
+    tokens: i32[N, G, T].
+    length: i32[N, G], how many of them are given, from 0.
+  """
+  tokens: Array
+  length: Array
+
+
+@flax.struct.dataclass
 class Asked:
   """What the prompts left for all their samples.
 
@@ -51,11 +66,13 @@ class Asked:
     mask: bool[N, P], real tokens.
     following: i32[N], rotary position of the first completion token.
     keys: [N, G], of the samples.
+    given: how they begin; None: with what is drawn.
   """
   prefix: types.Prefix
   mask: Array
   following: Array
   keys: Array
+  given: Given | None = None
 
 
 @flax.struct.dataclass
@@ -242,6 +259,8 @@ def _draw(
   token = jnp.where(
       knobs.temperature > 0,
       draw_lib.draw(truncated, keys_lib.uniform(keys, age)), _argmax(truncated))
+  if asked.given is not None:
+    token = _given(asked.given, seating.task, age, token)
 
   def logp_of(x):
     chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
@@ -255,6 +274,16 @@ def _draw(
       found=_write(
           state.found, jnp.where(live, seating.task, nobody), age, ended,
           token, logp_of(logits), logp_of(truncated)))
+
+
+def _given(given: Given, task: Array, age: Array, token: Array) -> Array:
+  """Token `age` of the samples `task` [D, R] where it is given, or `token`."""
+  shards = len(task)
+  length = attention.take(given.length.reshape(shards, -1), task)
+  tokens = given.tokens.reshape(shards, -1, given.tokens.shape[-1])
+  first = jax.vmap(lambda x, task, age: x.at[task, age].get(mode='clip'))(
+      tokens, task, age)
+  return jnp.where(age < length, first, token)
 
 
 def _argmax(x: Array) -> Array:

@@ -29,6 +29,7 @@ from mmr1.sampling import schedule as schedule_lib
 
 Array = jax.Array
 Knobs = rows.Knobs
+Given = rows.Given
 Decoding = schedule_lib.Decoding
 
 
@@ -62,6 +63,7 @@ def sample(
     group: int,
     length: int,
     decoding: Decoding = Decoding(),
+    given: Given | None = None,
 ) -> types.Rollout:
   """Samples G completions per prompt.
 
@@ -75,6 +77,8 @@ def sample(
     group: G.
     length: T, the array length (a bound on `knobs.max_new_tokens`).
     decoding: rows at a time, sizes of the cache.
+    given: how completions begin, on the host. `knobs.max_new_tokens` counts
+      these tokens too, and a Rollout does not tell them from drawn ones.
 
   Returns:
     A Rollout; rows that ran into the cap have done = False and no eos. Rows
@@ -86,7 +90,7 @@ def sample(
   schedule = schedule_lib.Schedule(real, group, length, decoding)
   device = programs.ask(
       policy, params, prompts, key, knobs, group=group, length=length,
-      whole=schedule.whole, layers=decoding.layers)
+      whole=schedule.whole, layers=decoding.layers, given=given)
   device.warm_up(schedule)
   layout = schedule.layout
   state, seen = device.begin(layout), programs.Seen.nothing(layout)

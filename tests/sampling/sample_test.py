@@ -291,6 +291,39 @@ def test_m28_numbers_compile_nothing(params, batch):
   assert counter.count == 0
 
 
+@pytest.mark.parametrize('decoding', [
+    sample.Decoding(), sample.Decoding(rows=4, cache_chunk=4)])
+def test_given_tokens_are_gone_on_from(params, batch, decoding):
+  """What was sampled itself, as given, comes out again, whatever its length;
+  other tokens are kept, and what follows them is as likely as the trainer
+  says."""
+  first = run(params, batch)
+  tokens = np.asarray(first.completions.tokens)
+  length = np.random.default_rng(0).integers(0, T + 1, (N, G))
+  length = np.minimum(length, sampled(first).sum(-1))
+  again = run(params, batch, decoding=decoding, given=sample.Given(
+      np.where(np.arange(T) < length[..., None], tokens, small.EOS), length))
+  for name in ('logp', 'behaviour', 'done'):
+    np.testing.assert_allclose(
+        getattr(again, name), getattr(first, name), atol=1e-5)
+  np.testing.assert_array_equal(again.completions.tokens, tokens)
+  np.testing.assert_array_equal(again.completions.kind, first.completions.kind)
+
+  other = np.where(tokens == small.EOS, tokens, (tokens + 1) % 7 + 1)
+  length[0, 0], other[0, 0, 0] = 1, small.EOS  # a row that is to do nothing
+  made = run(params, batch, decoding=decoding,
+             given=sample.Given(other, length))
+  mask = sampled(made)
+  here = np.arange(T) < length[..., None]
+  np.testing.assert_array_equal(
+      np.asarray(made.completions.tokens)[here], other[here])
+  assert mask[0, 0].sum() == 1 and made.done[0, 0]
+  want, _ = small.logp(
+      small.policy(), params, batch, made.completions, mask, np.float32(1.0))
+  np.testing.assert_allclose(
+      np.where(mask, made.logp, 0), want, atol=1e-4)
+
+
 def test_the_version_is_recorded(params, batch):
   assert int(run(params, batch).version) == 0
 
