@@ -218,12 +218,12 @@ def open_split(
   data = config.data
   train, seed = split == 'train', config.seed
   block = prompts if data.homogeneous else None
+  if data.eval_path is not None and data.path is None and not any(
+      'path' in config.tasks[name] for name in data.mixture):
+    raise ValueError(
+        f'data.eval_path: got {data.eval_path!r} without data.path; the '
+        'procedural worlds have held-out problems of their own.')
   if not train and data.eval_path is not None:
-    if data.path is None and not any(
-        'path' in config.tasks[name] for name in data.mixture):
-      raise ValueError(
-          f'data.eval_path: got {data.eval_path!r} without data.path; the '
-          'procedural worlds have held-out problems of their own.')
     return sources.Mixture(
         [files.open_path(data.eval_path, form=_form(data, completions=False))],
         seed=seed, shuffle=False)

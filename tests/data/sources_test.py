@@ -170,3 +170,30 @@ def test_broken_items_pass_through():
   both = sources.Concat([_source(2), Half()])
   assert [isinstance(both[i], records.Broken) for i in range(6)] == [
       False, False, False, True, False, True]
+
+
+@pytest.mark.parametrize('block', [1, 3, 4])
+def test_blocks_are_of_one_member_and_go_on_in_it(block):
+  weights = (0.5, 0.2, 0.3)
+  one = sources.Mixture([_source(7), _source(5), _source(50)], weights, seed=2,
+                        block=block)
+  plain = sources.Mixture(one.sources, weights, seed=2)
+  places = [one.place(k) for k in range(90 * block)]
+  for k, place in enumerate(places):
+    assert place.member == plain.place(k // block).member
+    # The member's own items in its own order, none left out.
+    assert place.seen == sum(p.member == place.member for p in places[:k])
+    assert (place.index, place.epoch) == next(
+        (p.index, p.epoch) for p in map(plain.place, range(10**6))
+        if (p.member, p.seen) == (place.member, place.seen))
+  for k in range(len(places)):
+    assert one.counts(k) == tuple(
+        sum(p.member == m for p in places[:k]) for m in range(3))
+
+
+def test_labels_are_on_every_example():
+  member = records.Member(name='sums', imitate=True)
+  one = sources.Labelled(_source(3), member)
+  assert len(one) == 3 and [one[i].member for i in range(3)] == [member] * 3
+  mixed = pickle.loads(pickle.dumps(sources.Mixture([one], seed=0)))
+  assert mixed[0].member == member and mixed[0].uid < 3
