@@ -21,6 +21,7 @@ from mmr1 import sharding
 from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import cache as cache_lib
+from mmr1.sampling import given as given_lib
 from mmr1.sampling import rows
 from mmr1.sampling import schedule as schedule_lib
 
@@ -188,7 +189,7 @@ def decoder_of(policy: forward.Policy, layers: str | None) -> forward.Policy:
 def ask(
     policy: forward.Policy, params: Any, prompts: types.Prompts, key: Array,
     knobs: rows.Knobs, *, group: int, length: int, whole: bool,
-    layers: str | None, given: rows.Given | None = None) -> Device:
+    layers: str | None, given: given_lib.Given | None = None) -> Device:
   """Reads the prompts; `layers` as in `schedule.Decoding`, `given` on the
   host."""
   decoder = decoder_of(policy, layers)

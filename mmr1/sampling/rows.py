@@ -20,6 +20,7 @@ from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import cache as cache_lib
 from mmr1.sampling import draw as draw_lib
+from mmr1.sampling import given as given_lib
 from mmr1.sampling import keys as keys_lib
 from mmr1.sampling import truncation
 
@@ -35,26 +36,14 @@ class Knobs:
     top_k: i32[]; 0 keeps all.
     top_p: f32[]; 1 keeps all.
     max_new_tokens: i32[], at most the array length T.
+    sharpness: f32[]; tokens are drawn at temperature / sharpness, and log-probs
+      stay those of the temperature.
   """
   temperature: Array
   top_k: Array
   top_p: Array
   max_new_tokens: Array
-
-
-@flax.struct.dataclass
-class Given:
-  """How completions begin; they are sampled from there on.
-
-  Given tokens go through the decode like drawn ones, one a step; their
-  log-probs are found with the others. A given eos ends a completion.
-
-  Fields:
-    tokens: i32[N, G, T].
-    length: i32[N, G], how many of them are given, from 0.
-  """
-  tokens: Array
-  length: Array
+  sharpness: Array
 
 
 @flax.struct.dataclass
@@ -72,7 +61,7 @@ class Asked:
   mask: Array
   following: Array
   keys: Array
-  given: Given | None = None
+  given: given_lib.Given | None = None
 
 
 @flax.struct.dataclass
@@ -253,14 +242,15 @@ def _draw(
   """Draws token `age` of every row from `hidden` and writes those of `live`."""
   temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
   logits = policy.logits(params, hidden, temperature)
-  truncated = truncation.truncate(logits, knobs.top_k, knobs.top_p)
+  truncated = truncation.truncate(
+      logits * knobs.sharpness, knobs.top_k, knobs.top_p)
   keys = attention.take(
       asked.keys.reshape(len(seating.task), -1), seating.task)
   token = jnp.where(
       knobs.temperature > 0,
       draw_lib.draw(truncated, keys_lib.uniform(keys, age)), _argmax(truncated))
   if asked.given is not None:
-    token = _given(asked.given, seating.task, age, token)
+    token = given_lib.instead(asked.given, seating.task, age, token)
 
   def logp_of(x):
     chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
@@ -274,16 +264,6 @@ def _draw(
       found=_write(
           state.found, jnp.where(live, seating.task, nobody), age, ended,
           token, logp_of(logits), logp_of(truncated)))
-
-
-def _given(given: Given, task: Array, age: Array, token: Array) -> Array:
-  """Token `age` of the samples `task` [D, R] where it is given, or `token`."""
-  shards = len(task)
-  length = attention.take(given.length.reshape(shards, -1), task)
-  tokens = given.tokens.reshape(shards, -1, given.tokens.shape[-1])
-  first = jax.vmap(lambda x, task, age: x.at[task, age].get(mode='clip'))(
-      tokens, task, age)
-  return jnp.where(age < length, first, token)
 
 
 def _argmax(x: Array) -> Array:

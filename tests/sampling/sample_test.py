@@ -79,6 +79,21 @@ def test_m1_sampler_and_trainer_agree(params, batch, knobs):
     np.testing.assert_array_equal(rollout.behaviour, rollout.logp)
 
 
+def test_sharper_draws_keep_the_temperature_of_log_probs(params, batch):
+  """Drawn at 1.2 / 3 = .4: `logp` is that of 1.2, `behaviour` that of .4."""
+  rollout = run(params, batch, temperature=1.2, sharpness=3.0)
+  alike = run(params, batch, temperature=0.4)
+  np.testing.assert_array_equal(
+      rollout.completions.tokens, alike.completions.tokens)
+  mask = sampled(rollout)
+  np.testing.assert_allclose(
+      np.asarray(rollout.behaviour)[mask], np.asarray(alike.logp)[mask],
+      atol=1e-4)
+  trained, _ = small.logp(
+      small.policy(), params, batch, rollout.completions, mask, 1.2)
+  np.testing.assert_allclose(rollout.logp, trained, atol=2e-5, rtol=0)
+
+
 def test_m1_sampler_and_trainer_agree_in_bf16(params, batch):
   policy = small.policy(compute_dtype='bfloat16')
   rollout = run(params, batch, policy_=policy)
@@ -331,7 +346,7 @@ def test_the_version_is_recorded(params, batch):
 @pytest.mark.parametrize('bad', [
     dict(temperature=-1.0), dict(temperature=float('nan')),
     dict(temperature=float('inf')), dict(top_p=0.0), dict(top_p=1.1),
-    dict(top_k=-1), dict(max_new_tokens=0)])
+    dict(top_k=-1), dict(max_new_tokens=0), dict(sharpness=0.0)])
 def test_m22_knobs_out_of_range(bad):
   with pytest.raises(ValueError, match='sampling: got'):
     sample.knobs(**{'max_new_tokens': 4, **bad})
