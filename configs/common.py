@@ -309,6 +309,10 @@ def _tasks() -> ConfigDict:
               'kind_of', 'relation', 'compare', 'total', 'difference',
               'cost')),
       geometry=dict(fn='geometry.geometry'),
+      reading=dict(fn='digits.reading', min_digits=2, max_digits=4),
+      grounding=dict(
+          fn='grounding.grounding', objects=(1, 3), grid=(4, 4), colour='red',
+          kind='square'),
       motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
       puzzles=dict(
           fn='puzzles.puzzles', levels=(1, 5), kinds=(

@@ -8,7 +8,9 @@ import pytest
 from mmr1 import advantages
 from mmr1 import boxes
 from mmr1 import columns
+from mmr1 import resolve
 from mmr1.papers import recap
+from tests.papers import runs
 
 A, B, C = [.2, .2, .6, .6], [.5] * 4, [.6, .6, .3, .3]
 
@@ -265,6 +267,31 @@ def test_demonstrations_are_in_no_group():
                              [.9, .9, .5, -.5])
   with pytest.raises(ValueError, match='needs tokens.expert'):
     recap.mixed(rewards, columns.Tokens())
+
+
+@pytest.mark.parametrize('arg, steps, sources', [
+    ('qwen2_5_vl_7b', 500, ('reasoning', 'refcoco', 'ocr')),
+    ('qwen2_5_vl_7b,reasoning', 500, ('reasoning',)),
+    ('qwen2_5_vl_3b,setting1', 328, ('sat', 'lisa', 'geoqa', 'scienceqa'))])
+def test_the_papers_numbers(arg, steps, sources):
+  c = resolve.finalise(runs.config('recap', arg))
+  stage = c.recap
+  assert c.data.homogeneous and c.data.path is None
+  assert c.data.mixture == sources and stage.steps == steps
+  assert (stage.samples_per_prompt, stage.prompts_per_step,
+          stage.max_new_tokens) == (4, 16, 2048)
+  assert c.data.max_pixels == 401_408 == 14**2 * c.data.patches
+  assert stage.optimizer.warmup_steps == steps // 10
+  kwargs = stage.combine.kwargs.as_dict()
+  assert ('losses' in kwargs) == ('ocr' in sources)
+  assert {key: kwargs[key] for key in kwargs if key != 'losses'} == dict(
+      window=10, temperature=5.0, alpha=.5, form='code')
+  assert stage.kl.coefficient == 0 and stage.old == 'self'
+  assert {name: c.rewards[name].weight for name in stage.rewards
+          if name in ('accuracy', 'think', 'iou', 'box')} == {
+              name: weight for name, weight in dict(
+                  accuracy=2, think=1, iou=2, box=1).items()
+              if name in stage.rewards}
 
 
 def test_the_overlap_of_boxes_by_hand():
