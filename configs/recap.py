@@ -106,7 +106,8 @@ def _tiny(c, options):
   c.rewards.iou = common.reward('grounding.iou', weight=2.0, form='released')
   second, reward = 'reading', 'read'
   if 'boxes' in options:
-    second, reward, c.data.patches = 'boxes', 'iou', 64
+    second, reward = 'boxes', 'iou'
+    c.data.prompt_tokens, c.data.patches = 80, 64
   _mixture(c, ('sums', second) + ('copying',) * ('setting1' not in options))
   c.rl.rewards = ('accuracy', 'think', reward, 'alone')
   c.recap = common.overlay(c.rl, steps=30)

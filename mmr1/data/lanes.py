@@ -155,7 +155,10 @@ class Lanes:
     return self.mixture.place(turn * self.count).member
 
   def _next(self, lane: int, queue: int, broken: list) -> pipeline.Pair:
-    bad = 0
+    bad, every = 0, self.mixture
+    if self.mixture.block is not None:
+      every = self.mixture.sources[queue]
+    most = self.breakage.in_a_row(len(every))
     while True:
       k, item = self._pull(lane, queue)
       turns = list(self._turns[lane])
@@ -165,7 +168,7 @@ class Lanes:
         return item
       broken.append((k, item))
       bad += 1
-      if bad > len(self.mixture):
+      if bad > most:
         raise ValueError(
             f'{bad} records one after the other cannot be used; the last is '
             f'{item.where}: {item.reason}')

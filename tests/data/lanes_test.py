@@ -220,6 +220,26 @@ def test_m15_resume_is_exact_in_steps_of_one_member(proc, cut):
   assert second.state() == whole.state()
 
 
+def test_m26_a_member_with_nothing_else_ends_soon(proc):
+  """A procedural world of prompts that are too long is as good as endless."""
+  class Endless(Named):
+    asked = 0
+
+    def __len__(self):
+      return 1 << 20
+
+    def __getitem__(self, i):
+      Endless.asked += 1
+      return records.Broken(where=f'world:{i}', reason='too long: 99 tokens')
+  one = lanes.Lanes(
+      sources.Mixture([Named(0), Endless(1)], (1, 1), seed=0, block=4),
+      pipeline.Shape(processor=proc, template=template.think_answer,
+                     prompt_length=160, patches=32), 4, max_broken_frac=.5)
+  with pytest.raises(ValueError, match='201 records one after .*too long: 99'):
+    one.take()
+  assert Endless.asked < 1000
+
+
 def test_blocks_of_another_size_are_refused(proc):
   with pytest.raises(ValueError, match='4 lanes over blocks of 3'):
     lanes.Lanes(sources.Mixture([Named(0)], seed=0, block=3), None, 4,
