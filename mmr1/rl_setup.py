@@ -34,7 +34,7 @@ class Plan:
     advantage: (rewards, tokens) -> [N, G, 1 or T].
     select: (columns, advantage, meta, state, rng) -> keep, counts, more, state.
     hooks: {name: (knobs, state, columns, metrics, step) -> knobs, state}.
-    host_knobs: numbers of combine, advantage and select.
+    host_knobs: numbers of combine, advantage, select and probes.
   """
   objective: objective_lib.Objective
   sampling: sample_lib.Knobs
@@ -73,7 +73,8 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
   hooks = {name: _hook(config.hooks[name], f'hooks.{name}', section.steps)
            for name in section.hooks}
   objective = objective_of(section, stage, config)
-  moved, host_knobs = _moved(section, config), sockets.host_knobs(section)
+  moved, host_knobs = _moved(section, config), sockets.host_knobs(
+      section, config)
   for knob in sorted(moved - {'', *objective.knobs, *host_knobs}):
     raise ValueError(
         f'{stage}.hooks: there is no knob {knob!r}. '
@@ -94,7 +95,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       objective=objective,
       sampling=sampling,
       temperature=section.temperature, scorer=scorer,
-      probes=sockets.probes(section, config),
+      probes=sockets.probes(section, config, moved),
       combine=sockets.bind(
           section.combine, 'mmr1.rewards', f'{stage}.combine', moved,
           ('weights',)),
@@ -122,10 +123,11 @@ def objective_of(
 
 
 def _moved(section: Any, config: Any) -> frozenset[str]:
-  """Knobs that the stage's hooks move."""
-  return frozenset(
-      config.hooks[name].kwargs.as_dict().get('knob', '')
-      for name in section.hooks)
+  """Knobs that the stage's hooks move, each one or several."""
+  named = [config.hooks[name].kwargs.as_dict().get('knob', '')
+           for name in section.hooks]
+  return frozenset(knob for one in named for knob in (
+      (one,) if isinstance(one, str) else one))
 
 
 def _hook(section: Any, where: str, steps: int) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ a moment that matters; moments are counted where a word of a list begins one.
 Source: `verl/workers/rollout/vllm_rollout_spmd.py` and, of the threshold,
 `verl/trainer/ray_trainer.py` of https://github.com/shawn0728/ARES.
 
-Entropies are in nats. `ares` turns the counts into rewards.
+Entropies are in nats. `shaping` turns the counts into rewards.
 """
 
 from collections.abc import Collection, Sequence
