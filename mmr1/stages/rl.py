@@ -16,9 +16,9 @@ import numpy as np
 
 from mmr1 import arrays
 from mmr1 import asking
-from mmr1 import columns as columns_lib
 from mmr1 import context
 from mmr1 import judged as judged_lib
+from mmr1 import judging
 from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import phases
@@ -59,6 +59,7 @@ class Trainer:
     plan: the stage's functions.
     learner: makes the updates.
     rollouts: makes what they read.
+    judging: makes advantages of their rewards.
     start: where the stage starts.
     clock: of the phases.
   """
@@ -73,14 +74,15 @@ class Trainer:
     self.start, self.clock = self.learner.start, self.learner.clock
     self.rollouts = rollouts_lib.Rollouts(
         ctx, stage, section, plan, self.clock)
-    self._host_state: dict[str, Any] = {
-        'combine': {}, 'select': {}, 'hooks': {}}
+    self.judging = judging.Judging(ctx, stage, section, plan)
+    self._hooks: dict[str, Any] = {}  # the state of each
     self._last_metrics: dict[str, float] = {}
 
   # Host state that belongs to a checkpoint.
 
   def state(self) -> dict[str, Any]:
-    return {**self.rollouts.state(), 'host': self._host_state,
+    return {**self.rollouts.state(),
+            'host': {**self.judging.state, 'hooks': self._hooks},
             'last_metrics': _numbers(self._last_metrics)}
 
   def arrays(self) -> dict[str, jax.Array]:
@@ -91,7 +93,9 @@ class Trainer:
 
   def restore(self, state: Mapping[str, Any]) -> None:
     self.rollouts.restore(state)
-    self._host_state = state['host']
+    self._hooks = state['host']['hooks']
+    self.judging.state = {
+        key: state['host'][key] for key in self.judging.state}
     self._last_metrics = state['last_metrics']
 
   # The step.
@@ -110,7 +114,7 @@ class Trainer:
       filled = filled.with_next(self.judge(
           again, looks, self.score(again, looks, k), knobs, k, filled.rounds))
     if filled.rounds > 1:
-      filled = self.together(filled, knobs, k)
+      filled = self.judging.together(filled, knobs, k)
     traced = training.traced(knobs)
     block = self.assemble(filled, traced, state)
     state, metrics = self.learner.update(state, (block,), traced, k)
@@ -157,9 +161,8 @@ class Trainer:
     knobs = dict(self.plan.knobs)
     last = _numbers(self._last_metrics) if self.plan.hooks else {}
     for name, hook in self.plan.hooks.items():
-      state = self._host_state['hooks'].get(name, {})
-      knobs, self._host_state['hooks'][name] = hook(
-          knobs, state, scored.named(), last, k)
+      knobs, self._hooks[name] = hook(
+          knobs, self._hooks.get(name, {}), scored.named(), last, k)
     return {**knobs, 'temperature': self.plan.temperature}
 
   @phases.phase('score')
@@ -167,77 +170,8 @@ class Trainer:
             scored: score_lib.Scored, knobs: Knobs, k: int,
             round_: int = 0) -> judged_lib.Filled:
     """combine, advantage, select."""
-    plan, host = self.plan, made.host
-    state = self._host_state['combine']
-    rewards, says, self._host_state['combine'] = plan.combine(
-        scored.columns, scored.names, knobs, state, weights=plan.weights,
-        knobs=knobs)
-    facts = judged_lib.Arrays(
-        host.spoken, host.lengths, host.done, made.branch, host.expert,
-        self._baseline(made, knobs, state))
-    advantage, extra = self._advantage(
-        rewards, facts, made.rollout, looks, knobs, [k, round_, 1])
-    keep, counts, more, self._host_state['select'] = plan.select(
-        scored.named(), advantage,
-        {'truncated': ~host.done, 'branch': made.branch,
-         'expert': host.expert, 'spoken': host.spoken},
-        self._host_state['select'],
-        self._rng(k, round_, 2) if round_ else self._rng(k), knobs=knobs)
-    n, g, _ = rewards.shape
-    odd = keep.dtype.kind not in 'bi' or keep.shape != (n, g)
-    if odd or keep.min() < 0:
-      low = '' if odd else f' with {keep.min()}'
-      raise ValueError(
-          f'{self._stage}.select: {self._section.select.fn!r} gave keep '
-          f'{keep.dtype}{list(keep.shape)}{low}; needed is bool[{n}, {g}], or '
-          f'int[{n}, {g}], how often each, from 0.')
-    # A sample without any reward has nothing to say.
-    keep = keep * ~np.isnan(rewards).all(-1)
-    return judged_lib.Filled(made.rollout, looks, facts, judged_lib.Judged(
-        made.samples, scored, rewards, advantage, keep, {**says, **counts},
-        more, extra))
-
-  def _baseline(self, made, knobs, state) -> np.ndarray:
-    """f64[N], the combined reward of greedy completions."""
-    greedy = self.rollouts.baseline(made)
-    if greedy is None:
-      return np.full(len(made.host.done), np.nan)
-    rewards, _, _ = self.plan.combine(
-        greedy.columns, greedy.names, knobs, state,
-        weights=self.plan.scorer.weights, knobs=knobs)
-    return np.nansum(rewards, axis=(1, 2))
-
-  def together(self, filled: judged_lib.Filled, knobs: Knobs,
-               k: int) -> judged_lib.Filled:
-    """Advantages of what several rollouts filled a step with, as one batch.
-
-    Groups that were dropped and found no better one have no value in it.
-    """
-    judged = filled.judged
-    rewards = np.where(judged.good[:, None, None], judged.rewards, np.nan)
-    advantage, extra = self._advantage(
-        rewards, filled.arrays, filled.rollout, filled.looks, knobs,
-        [k, filled.rounds, 1])
-    return judged_lib.replace(
-        filled, rewards=rewards, advantage=advantage, extra=extra)
-
-  def _advantage(self, rewards, facts, rollout, looks, knobs, address):
-    """f32[N, G, 1 or T], and what it hands to terms."""
-    view = self.plan.advantage.kwargs.get('view')
-    tokens = columns_lib.Tokens(
-        mask=facts.spoken, lengths=facts.lengths, expert=facts.expert,
-        branch=facts.branch, baseline=facts.baseline,
-        rng=self._rng(*address), values=arrays.fetch(rollout.value),
-        logp=None if view is None else arrays.fetch(rollout.logp),
-        looks={} if view is None else {view: arrays.fetch(looks[view])})
-    made = self.plan.advantage(rewards, tokens, knobs=knobs)
-    made, extra = made if isinstance(made, tuple) else (made, {})
-    return np.asarray(made, np.float32), {
-        name: np.asarray(x, np.float32) for name, x in extra.items()}
-
-  def _rng(self, *address: int) -> np.random.Generator:
-    return np.random.default_rng([
-        self._ctx.config.seed, self._ctx.index(self._stage), *address])
+    return self.judging.judge(
+        made, looks, scored, self.rollouts.baseline(made), knobs, k, round_)
 
   def assemble(self, filled: judged_lib.Filled,
                knobs: Mapping[str, jax.Array], state: types.TrainState,
@@ -258,38 +192,15 @@ class Trainer:
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
         advantage=advantage, times=times, extra=extra), knobs)
 
-  # What is logged.
-
   def _report(self, filled: judged_lib.Filled, at: int,
               k: int) -> dict[str, float]:
-    """Host-side metrics: what was used, by the field's names."""
-    judged, facts = filled.judged, filled.arrays
-    _, valid, values = columns_lib.split(judged.rewards)
-    total = values.sum(-1)[valid.any(-1)]
-    # Without any value there is none to log; 0.0 would be one (M13).
-    reward = {'reward/mean': total.mean(),
-              'reward/std': total.std()} if total.size else {}
-    # As the advantage decides it.
-    flat = columns_lib.flat(np, values, valid, 1).all(-1)
-    lengths, done = facts.lengths[~facts.expert], facts.done[~facts.expert]
-    cap = self._section.max_new_tokens
-    handed = {f'advantage/{name}/mean': (
-        x if x.shape[-1] == 1 else x[facts.spoken]).mean()
-              for name, x in judged.extra.items()}
+    """Host-side metrics."""
     rounds = {}
     if self._section.rounds > 1:
       rounds = {'select/rounds': filled.rounds}
-    if judged.more:  # a wish that was not granted
-      rounds['select/short'] = 1
-    return {
-        **judged.scored.metrics, **judged.counts, **rounds, **reward, **handed,
-        'group/zero_std_frac': flat.mean(),
-        'response_length/mean': lengths.mean(),
-        'response_length/max': lengths.max(),
-        'response_length/clip_frac': np.mean((lengths >= cap) & ~done),
-        'data/broken': self.rollouts.broken,
-        'sampler/staleness': k - at,
-    }
+    return {**judging.report(filled, cap=self._section.max_new_tokens),
+            **rounds, 'data/broken': self.rollouts.broken,
+            'sampler/staleness': k - at}
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -198,12 +198,12 @@ def test_a_skipped_update_counts_and_its_nan_is_nowhere(made, state):
   one, plan = made[0], made[0].plan
   before = runs.copied(state)
   try:
-    one.plan = dataclasses.replace(plan, advantage=sockets.Bound(
+    one.judging.plan = dataclasses.replace(plan, advantage=sockets.Bound(
         lambda rewards, tokens: np.full(rewards.shape, np.inf), {}, {}))
     # The fifth update is not one to average after, the sixth is.
     after, steps = runs.take(one, state, range(STEPS, STEPS + 2))
   finally:
-    one.plan = plan
+    one.judging.plan = plan
   assert [step.metrics['update/skipped'] for step in steps] == [1, 1]
   after = runs.copied(after)
   assert runs.same(after.params, before.params)

@@ -12,6 +12,7 @@ from configs import forkme
 from mmr1 import advantages
 from mmr1 import compiles
 from mmr1 import judged
+from mmr1 import judging
 from mmr1 import learner
 from mmr1 import resolve
 from mmr1 import rl_setup
@@ -150,7 +151,7 @@ def test_all_truncated_under_drop_truncated(trainer):
 
 def choose(one, fn):
   """Replaces the select function of a trainer."""
-  one.plan = dataclasses.replace(
+  one.judging.plan = dataclasses.replace(
       one.plan, select=sockets.Bound(fn, {}, {}))
 
 
@@ -254,16 +255,13 @@ def test_m24_what_is_logged_is_what_was_used(trainer):
 def report(rewards):
   """Metrics of combined rewards [N, G, K'], without a model."""
   rewards = np.asarray(rewards, np.float64)
-  one = types.SimpleNamespace(
-      _section=types.SimpleNamespace(max_new_tokens=8, rounds=1),
-      rollouts=types.SimpleNamespace(broken=0))
   shape = rewards.shape[:2]
   made = judged.Judged([], types.SimpleNamespace(metrics={}), rewards,
                        advantages.grpo(rewards), np.ones(shape, bool), {})
   filled = judged.Filled(None, {}, judged.Arrays(
       spoken=None, lengths=np.full(shape, 3), done=np.ones(shape, bool),
       branch=None, expert=np.zeros(shape, bool), baseline=None), made)
-  return rl.Trainer._report(one, filled, 0, 0), made.advantage
+  return judging.report(filled, cap=8), made.advantage
 
 
 def test_m24_m7_spread_is_judged_as_by_the_advantage():
@@ -337,7 +335,7 @@ def test_m28_a_sweep_of_numbers_compiles_nothing(trainer):
   def step(knobs=(), **sampling):
     nonlocal state
     temperature = sampling.get('temperature', 1.0)
-    one.plan = one.rollouts.plan = dataclasses.replace(
+    one.plan = one.rollouts.plan = one.judging.plan = dataclasses.replace(
         base, temperature=temperature,
         sampling=base.sampling.replace(**{
             name: np.asarray(value, getattr(base.sampling, name).dtype)

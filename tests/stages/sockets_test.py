@@ -17,7 +17,7 @@ N, G = 4, 4
 
 def chosen(one, fn):
   """Replaces the select function of a trainer."""
-  one.plan = dataclasses.replace(
+  one.judging.plan = dataclasses.replace(
       one.plan, select=sockets.Bound(fn, {}, {}))
 
 
