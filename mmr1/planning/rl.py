@@ -143,8 +143,8 @@ class _Rl:
     one = functools.partial(self._make.scores, size, g, t)
     extra = {'sampler_logp': one()}
     for look in self._rollout_looks:
-      keys = ('view',) if look.divergence is None else (
-          'view', 'pair', 'entropy')
+      keys = ('view', 'pair', 'entropy') if look.divergence is not None else (
+          ('view', 'entropy') if look.entropy else ('view',))
       extra |= {f'{key}/{look.name}': one() for key in keys}
     extra |= {f'weight/{name}': one() for name in self._objective.weights}
     given: dict[str, Any] = dict(extra=extra)

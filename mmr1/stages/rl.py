@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmr1 import arrays
 from mmr1 import asking
 from mmr1 import context
 from mmr1 import judged as judged_lib
@@ -22,6 +21,7 @@ from mmr1 import judging
 from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import phases
+from mmr1 import probing
 from mmr1 import rl_checks
 from mmr1 import rl_setup
 from mmr1 import rollouts as rollouts_lib
@@ -76,13 +76,15 @@ class Trainer:
         ctx, stage, section, plan, self.clock)
     self.judging = judging.Judging(ctx, stage, section, plan)
     self._hooks: dict[str, Any] = {}  # the state of each
+    self._before: dict[str, float] = {}  # knobs of the step before
     self._last_metrics: dict[str, float] = {}
 
   # Host state that belongs to a checkpoint.
 
   def state(self) -> dict[str, Any]:
     return {**self.rollouts.state(),
-            'host': {**self.judging.state, 'hooks': self._hooks},
+            'host': {**self.judging.state, 'hooks': self._hooks,
+                     'knobs': self._before},
             'last_metrics': _numbers(self._last_metrics)}
 
   def arrays(self) -> dict[str, jax.Array]:
@@ -94,6 +96,7 @@ class Trainer:
   def restore(self, state: Mapping[str, Any]) -> None:
     self.rollouts.restore(state)
     self._hooks = state['host']['hooks']
+    self._before = state['host']['knobs']
     self.judging.state = {
         key: state['host'][key] for key in self.judging.state}
     self._last_metrics = state['last_metrics']
@@ -119,7 +122,7 @@ class Trainer:
     block = self.assemble(filled, traced, state)
     state, metrics = self.learner.update(state, (block,), traced, k)
     metrics = {**metrics, **self._report(filled, made.at, k)}
-    self._last_metrics = metrics
+    self._last_metrics, self._before = metrics, knobs
     return loop.Step(
         state, metrics, (block,),
         functools.partial(filled.judged.rows, 2),
@@ -143,11 +146,11 @@ class Trainer:
   @phases.phase('score')
   def score(self, made: asking.Made, looks: Looks,
             k: int) -> score_lib.Scored:
-    """Rewards and probes."""
+    """Rewards, and probes with the knobs of the step before."""
     scored = self.rollouts.probed(
         made, self.rollouts.scored(made),
-        {probe.view: arrays.fetch(looks[probe.view].logp)
-         for probe in self.plan.probes.values()})
+        probing.read(self.plan.probes, looks),
+        {**self.plan.knobs, **self._before})
     if scored.failures:
       first = scored.failures[0]
       self._ctx.logger.warn(
