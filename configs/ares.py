@@ -78,18 +78,20 @@ def get_config(arg: str | None = None):
 
 
 def _tiny(c):
-  """Chains of one to five operations on two or three digits."""
+  """Chains of one to three operations on two or three digits."""
   common.small_digits(c)
-  c.tasks.digits.forms = ('sum', 'double_first', 'sum_twice')
-  c.evaluation.max_new_tokens = c.rl.max_new_tokens = 128
+  c.evaluation.max_new_tokens = c.rl.max_new_tokens = 96
   for name in ('high_entropy', 'soft_cost'):
     c.probes[name].kwargs.threshold = 0.5
   c.hooks.beta.kwargs.every = 1
-  c.ares = common.overlay(c.rl, steps=16)
-  c.stages = (*common.cold_start(
-      c, steps=24, size=512, max_new_tokens=128,
-      engine='mmr1.papers.ares.lengths:adaptive', responses=8, slip=0.25,
-      doubts=3, fitting_lengths=True), 'ares')
+  c.traces = common.overlay(
+      c.collect, engine='mmr1.papers.ares.lengths:adaptive', size=512,
+      kwargs=dict(responses=8, slip=0.3, doubts=2, fitting_lengths=True))
+  c.cold_start = common.overlay(
+      c.sft, data='traces', steps=20, max_new_tokens=96,
+      optimizer=dict(lr=2e-4, warmup_steps=3, lr_decay='cosine'))
+  c.ares = common.overlay(c.rl, steps=12)
+  c.stages = ('traces', 'cold_start', 'ares')
 
 
 def _real(c):

@@ -6,8 +6,7 @@ items of the other splits: the last fifth of the set is held out.
 
 An item shows two to four digits in a row, more by argument; the question names
 an operation on them, so that the answer needs reading (perception) and a chain
-of one to four additions, subtractions or products (reasoning); of one to seven
-with the form `sum_twice`.
+of one to four additions, subtractions or products (reasoning).
 """
 
 import functools
@@ -22,7 +21,6 @@ from mmr1.data.tasks import items
 CELL = 16  # pixels; one merged cell of the embedded model
 GLYPH = 14  # pixels a scan is drawn at; leaves room to jitter
 FORMS = ('sum', 'minus_last', 'double_first', 'product_first')
-LONG = ('sum_twice',)  # on request: the embedded model has not met these
 _QUESTIONS = {
     'sum': (
         'What is the sum of the digits?',
@@ -40,10 +38,6 @@ _QUESTIONS = {
     'product_first': (
         'Multiply the first two digits and add the others.',
         'What is the product of the first two digits plus the others?',
-    ),
-    'sum_twice': (
-        'Add all the digits, then add them all again.',
-        'What do the digits add up to when each is added twice?',
     ),
 }
 
@@ -76,7 +70,6 @@ def operate(form: str, values: list[int]) -> tuple[int, tuple[str, ...]]:
     total = first * second
   else:
     total = first
-    rest += values if form in LONG else []
   for k, value in enumerate(rest):
     minus = form == 'minus_last' and k == len(rest) - 1
     new = total - value if minus else total + value
@@ -118,7 +111,7 @@ def digits(
     i: index, from 0, without an upper end.
     uid_offset: added to `i` to make the uid.
     min_digits, max_digits: how many digits are shown, 2..9.
-    forms: operations to draw from, among FORMS and LONG.
+    forms: operations to draw from, among FORMS.
 
   Raises:
     ValueError: an unknown split or form, or a number outside its range.
@@ -127,7 +120,7 @@ def digits(
     raise ValueError(
         f'digits: got min_digits={min_digits}, max_digits={max_digits}; '
         'allowed are 2 <= min_digits <= max_digits <= 9.')
-  forms = items.forms('digits', FORMS + LONG, forms)
+  forms = items.forms('digits', FORMS, forms)
   seed, i = items.check_address('digits', seed, split, i)
   rng = np.random.default_rng([seed, zlib.crc32(split.encode()), i])
   scans, labels = _scans(split)
