@@ -200,6 +200,13 @@ def _sockets() -> dict:
       rounds=1,
       # How many of a group are traces of the data, in place of samples.
       experts=0,
+      # Completions go on from an edited form of themselves, sampled at this
+      # temperature; `keep` says which replace what they were. fn None: none do.
+      revise=dict(fn=placeholder(str), kwargs=dict(), temperature=1.0,
+                  keep=dict(fn=placeholder(str), kwargs=dict())),
+      # Completions of earlier steps train again: so many are kept, and so many
+      # rows train beside those of the step. fn None: none.
+      replay=dict(fn=placeholder(str), kwargs=dict(), capacity=0, rows=0),
       # An average of what trains: ema = decay * ema + (1 - decay) * params,
       # every so many updates; decay None: none.
       ema=dict(decay=placeholder(float), every=1),

@@ -13,6 +13,7 @@ from mmr1 import looks as looks_lib
 from mmr1 import records
 from mmr1 import types
 from mmr1.data import pipeline
+from mmr1.rewards import score as score_lib
 from mmr1.sampling import read as read_lib
 from mmr1.sampling import sample
 
@@ -46,6 +47,7 @@ class Made(NamedTuple):
     scores: (part of this host's rows or None, what went wrong or None), later.
     greedy: the same of a greedy completion of every prompt, where the
       advantage reads its reward.
+    scored: the scores of all hosts' samples, where they are known already.
   """
   at: int
   step: int
@@ -57,6 +59,7 @@ class Made(NamedTuple):
   samples: list[records.Sample]
   scores: futures.Future
   greedy: futures.Future | None = None
+  scored: score_lib.Scored | None = None
 
 
 def traces(ids: Sequence[Sequence[np.ndarray]], length: int,

@@ -175,35 +175,50 @@ class GroupLearner(Learner):
     return block.replace(old=old, ref=ref, ref_hidden=ref_hidden)
 
   def _step(self, state, batch, knobs, k) -> Update:
-    """Epochs of minibatches; metrics as `combine` makes them."""
-    (block,), section, seen = batch, self._section, []
-    rows, views = len(block.mask), max(1, len(section.branches))
-    size = rows // section.minibatches_per_step
+    """Epochs of minibatches; metrics as `combine` makes them.
+
+    The first block is the step's own, weighed here; of each block a minibatch
+    has an equal part.
+    """
+    section, seen = self._section, []
     ref = (self._params['reference'](state)
            if self._objective.reference_hidden else None)
     for epoch in range(section.epochs_per_step):
-      order = np.arange(rows // views)
-      if self._updates > 1:
-        # 1 + epoch: a trailing 0 seeds what select had (M27).
-        order = np.random.default_rng([
-            self._ctx.config.seed, self._ctx.index(self._stage), k, 1 + epoch
-        ]).permutation(order)
-      # All branches of a prompt are in the same minibatch.
-      order = (order[:, None] * views + np.arange(views)).ravel()
-      for start in range(0, rows, size):
-        part = block
-        if section.minibatches_per_step > 1:
-          part = self._ctx.policy.layout.spread(
-              _rows(block, jnp.asarray(order[start:start + size])))
+      orders = [self._order(len(block.mask), k, epoch, i)
+                for i, block in enumerate(batch)]
+      for part in range(section.minibatches_per_step):
+        own, *others = (self._minibatch(block, order, part)
+                        for block, order in zip(batch, orders))
         done = k * self._updates + len(seen)
-        part, weighed = self._weigh(state, part, knobs, done)
+        own, weighed = self._weigh(state, own, knobs, done)
         state, metrics = self._average.after(
-            self._train_step, state, (part,), knobs, ref, done + 1)
+            self._train_step, state, (own, *others), knobs, ref, done + 1)
         seen.append({**metrics, **weighed})
     metrics = combine(seen)
     if 'ratio/max' in metrics:
       metrics['ratio/first'] = seen[0]['ratio/max']
     return state, metrics
+
+  def _order(self, rows: int, k: int, epoch: int, number: int) -> np.ndarray:
+    """Of the rows of block `number` over the minibatches of an epoch."""
+    views = 1 if number else max(1, len(self._section.branches))
+    order = np.arange(rows // views)
+    if self._updates > 1:
+      # 1 + epoch: a trailing 0 seeds what select had (M27).
+      order = np.random.default_rng([
+          self._ctx.config.seed, self._ctx.index(self._stage), k, 1 + epoch,
+          *([number] if number else [])]).permutation(order)
+    # All branches of a prompt are in the same minibatch.
+    return (order[:, None] * views + np.arange(views)).ravel()
+
+  def _minibatch(self, block: types.Block, order: np.ndarray,
+                 part: int) -> types.Block:
+    count = self._section.minibatches_per_step
+    if count == 1:
+      return block
+    size = len(order) // count
+    return self._ctx.policy.layout.spread(_rows(
+        block, jnp.asarray(order[part * size:(part + 1) * size])))
 
 
 def combine(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -203,6 +203,7 @@ def guarded_update(
     opt_state: Tree,
     trainable: Tree,
     guard: Guard,
+    idle: Array | bool = False,
 ) -> tuple[Tree, Tree, Guard, dict[str, Array]]:
   """One update, or none if the loss or a gradient is not finite (M8).
 
@@ -216,11 +217,13 @@ def guarded_update(
     opt_state: `optimizer.tx.init(trainable)`.
     trainable: trainable half of the parameters.
     guard: counters.
+    idle: bool[], nothing was there to train on: no update either, which is
+      nothing to worry about.
 
   Returns:
     trainable, opt_state, guard, metrics: 'grad_norm' (before clipping, M24),
     'lr' (of this update), 'update/skipped' (0 or 1),
-    'update/skipped_in_a_row', 'update/skipped_total'.
+    'update/skipped_in_a_row', 'update/skipped_total', 'update/idle'.
   """
   norm = trees.global_norm(grads)
   # A norm that overflows although each gradient is finite is bad as well:
@@ -230,7 +233,7 @@ def guarded_update(
   updates, after = optimizer.tx.update(grads, opt_state, trainable)
   moved = optax.apply_updates(trainable, updates)
   pick = lambda new, old: jax.tree.map(
-      lambda n, o: jnp.where(ok, n, o), new, old)
+      lambda n, o: jnp.where(ok & jnp.logical_not(idle), n, o), new, old)
   skipped = 1 - ok.astype(jnp.int32)
   guard = Guard(
       consecutive=(guard.consecutive + 1) * skipped,
@@ -238,7 +241,8 @@ def guarded_update(
   metrics = {
       'grad_norm': norm, 'lr': rate, 'update/skipped': skipped,
       'update/skipped_in_a_row': guard.consecutive,
-      'update/skipped_total': guard.total}
+      'update/skipped_total': guard.total,
+      'update/idle': jnp.asarray(idle, jnp.int32)}
   return pick(moved, trainable), pick(after, opt_state), guard, metrics
 
 

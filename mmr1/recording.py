@@ -98,7 +98,7 @@ def load(path: Any) -> Record:
                     for name in [*arrays] if name.startswith(f'{part}/')}
              for part in _GIVEN}
     blocks = nested(arrays)
-    batch = tuple(_block(blocks[str(i)]) for i in range(len(blocks)))
+    batch = tuple(block(blocks[str(i)]) for i in range(len(blocks)))
     return Record(head['stage'], head['step'], batch, **given)
   except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError
           ) as error:
@@ -119,7 +119,8 @@ def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   return result
 
 
-def _block(fields: dict[str, Any]) -> types.Block:
+def block(fields: dict[str, Any]) -> types.Block:
+  """A block from its nested fields, which are used up."""
   prompts = fields.pop('prompts')
   media = {name: types.Media(**one)
            for name, one in prompts.pop('media', {}).items()}

@@ -141,3 +141,15 @@ class Sample:
   slot: int
   turns: Sequence[Turn] = ()
   pieces: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+  """What a completion goes on from.
+
+  Fields:
+    said: its beginning, a prefix of its text.
+    put: text that is put in behind it.
+  """
+  said: str
+  put: str

@@ -1,5 +1,6 @@
 """What an rl section may not ask for (M22)."""
 
+import math
 from typing import Any
 
 from mmr1 import average
@@ -28,6 +29,8 @@ def check(section: Any, stage: str, config: Any) -> None:
   _check_staleness(section, stage)
   _check_advantage(section, stage, config)
   _check_rollouts(section, stage)
+  _check_revise(section, stage)
+  _check_replay(section, stage)
   _check_data(section, stage, config)
   average.check(section, stage)
 
@@ -69,6 +72,51 @@ def _check_rollouts(section: Any, stage: str) -> None:
     raise ValueError(f'{stage}.experts: got {section.experts} with branches='
                      f'{section.branches}: a trace has no image it was sampled '
                      'from. Set one of both to its default.')
+
+
+def _check_revise(section: Any, stage: str) -> None:
+  revise = section.revise
+  if revise.fn is None:
+    return
+  if revise.keep.fn is None:
+    raise ValueError(
+        f'{stage}.revise.keep.fn: got None, and revise.fn={revise.fn!r}: '
+        'nothing says which completions it replaces.')
+  if not 0 < revise.temperature < math.inf:
+    raise ValueError(f'{stage}.revise.temperature: got {revise.temperature}; '
+                     'allowed: above 0.')
+  for key in ('staleness', 'experts', 'branches'):
+    if section[key]:
+      raise ValueError(
+          f'{stage}.revise.fn: got {revise.fn!r} with {key}={section[key]}: '
+          'completions go on by the policy that made them, after the images '
+          'that it saw. Set one of both to its default.')
+
+
+def _check_replay(section: Any, stage: str) -> None:
+  replay = section.replay
+  if replay.fn is None:
+    return
+  if not 1 <= replay.rows <= replay.capacity:
+    raise ValueError(
+        f'{stage}.replay: got rows={replay.rows}, capacity={replay.capacity}; '
+        'allowed: 1 <= rows <= capacity.')
+  parts = section.minibatches_per_step * section.chunks_per_minibatch
+  if replay.rows % parts:
+    raise ValueError(
+        f'{stage}.replay.rows: {replay.rows} rows do not split into '
+        f'{section.minibatches_per_step} minibatches of '
+        f'{section.chunks_per_minibatch} chunks; take a multiple of {parts}.')
+  if section.old == 'self':
+    raise ValueError(
+        f"{stage}.replay.fn: got {replay.fn!r} with old='self': completions "
+        'of earlier steps need the log-probs of the policy that made them. Set '
+        f"{stage}.old to 'recompute' or 'sampler'.")
+  if section.weights:
+    raise ValueError(
+        f'{stage}.replay.fn: got {replay.fn!r} with weights={section.weights}, '
+        'which are made of the whole of a minibatch; what is replayed would '
+        'have none. Set one of both to its default.')
 
 
 def _check_shapes(section: Any, stage: str) -> None:

@@ -33,6 +33,8 @@ class Plan:
     combine: (columns, names, knobs, state) -> (rewards, metrics, state).
     advantage: (rewards, tokens) -> [N, G, 1 or T].
     select: (columns, advantage, meta, state, rng) -> keep, counts, more, state.
+    revise, revise_keep: see `mmr1.revising`; None: no revisions.
+    replay: see `mmr1.experience`; None: no memory.
     hooks: {name: (knobs, state, columns, metrics, step) -> knobs, state}.
     host_knobs: numbers of combine, advantage, select and probes.
   """
@@ -44,6 +46,9 @@ class Plan:
   combine: sockets.Bound
   advantage: sockets.Bound
   select: sockets.Bound
+  revise: sockets.Bound | None
+  revise_keep: sockets.Bound | None
+  replay: sockets.Bound | None
   hooks: Mapping[str, Callable[..., Any]]
   host_knobs: Mapping[str, float]
 
@@ -103,7 +108,23 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
           section.advantage, 'mmr1.advantages', f'{stage}.advantage', moved),
       select=sockets.bind(
           section.select, 'mmr1.select', f'{stage}.select', moved),
+      **_optional(section, stage),
       hooks=hooks, host_knobs=host_knobs)
+
+
+def _optional(section: Any, stage: str) -> dict[str, sockets.Bound | None]:
+  """Sockets that may be empty."""
+  found: dict[str, Any] = dict.fromkeys(('revise', 'revise_keep', 'replay'))
+  if section.revise.fn is not None:
+    found['revise'] = sockets.bind(
+        section.revise, 'mmr1.papers', f'{stage}.revise')
+    found['revise_keep'] = sockets.bind(
+        section.revise.keep, 'mmr1.papers', f'{stage}.revise.keep')
+  if section.replay.fn is not None:
+    found['replay'] = sockets.bind(
+        section.replay, 'mmr1.papers', f'{stage}.replay',
+        provided=('capacity', 'rows'))
+  return found
 
 
 def objective_of(

@@ -156,8 +156,9 @@ class Rollouts:
         max(sizes) for sizes in zip(*(one for _, part in every
                                       for one in part))), before)
     # Rows of several rollouts become one batch: all have the full shape then.
-    needs = (taken.needs if self._section.rounds == 1
-             else (self.shape.prompt_length, self.shape.patches))
+    alone = self._section.rounds == 1 and self.plan.replay is None
+    needs = taken.needs if alone else (
+        self.shape.prompt_length, self.shape.patches)
     return taken, self._layout.spread_own(
         self.shape.collate([encoded for _, encoded in pairs], needs=needs),
         self._section.prompts_per_step)
@@ -216,17 +217,20 @@ class Rollouts:
 
   @phases.phase('score')
   def made(self, at: int, step: int, prompted: asking.Prompted,
-           asked: types.Prompts, rollout: types.Rollout) -> asking.Made:
-    """Reads the samples, and has them scored."""
-    host, samples, scores = self._submit(rollout, prompted)
+           asked: types.Prompts, rollout: types.Rollout, *,
+           inserted: bool = False) -> asking.Made:
+    """Reads the samples, and has them scored. `inserted` as in `read.Host`."""
+    host, samples, scores = self._submit(rollout, prompted, inserted)
     branch = np.arange(len(host.done)) % max(1, len(self._branches))
     return asking.Made(at, step, prompted, asked, branch, rollout, host,
                        samples, scores)
 
-  def _submit(self, rollout: types.Rollout, prompted: asking.Prompted) -> tuple[
-      read_lib.Host, list[records.Sample], futures.Future]:
+  def _submit(
+      self, rollout: types.Rollout, prompted: asking.Prompted,
+      inserted: bool = False,
+  ) -> tuple[read_lib.Host, list[records.Sample], futures.Future]:
     """Its arrays and this host's samples, whose scores come later."""
-    host = read_lib.to_host(rollout)
+    host = read_lib.to_host(rollout)._replace(inserted=inserted)
     n, g, _ = host.tokens.shape
     first = self._layout.first_rows(n)
     of = dict(zip(self._rows, (example for example, _ in prompted.pairs)))
@@ -239,6 +243,8 @@ class Rollouts:
 
   def scored(self, made: asking.Made) -> score_lib.Scored:
     """The scores of all hosts' samples. A collective."""
+    if made.scored is not None:
+      return made.scored
     n, g, _ = made.host.tokens.shape
     return self._together(made.scores, n, g)
 

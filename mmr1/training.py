@@ -263,7 +263,8 @@ def make_update(
   """A jitted (state, batch, knobs, ref_params) -> (state, metrics).
 
   The state is donated. Frozen parameters are not differentiated (M21); a
-  non-finite update is skipped and counted (M8). `chunks`, `buckets` and
+  non-finite update is skipped and counted (M8), and one of a batch in which no
+  token trains changes nothing, not even by momentum. `chunks`, `buckets` and
   `looks` as in `update.gradient`.
   """
   def update(state, batch, knobs, ref_params):
@@ -277,7 +278,8 @@ def make_update(
     with jax.named_scope('optimizer'):
       trainable, opt, guard, more = optim.guarded_update(
           optimizer, grads, metrics['loss'], state.opt['policy'], trainable,
-          state.aux['guard'])
+          state.aux['guard'],
+          jnp.logical_not(sum(jnp.any(block.mask) for block in batch)))
     state = state.replace(
         step=state.step + 1,
         params={**state.params, 'policy': trees.merge(trainable, frozen)},

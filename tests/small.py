@@ -281,14 +281,14 @@ def _count():
 
 
 def rollout(tree, batch, key, *, policy_=None, group=3, length=8,
-            decoding=sample.Decoding(), **values):
+            decoding=sample.Decoding(), given=None, **values):
   """A rollout on the host, and the decode steps it took."""
   counter.steps = 0
   values = {'max_new_tokens': length, **values}
   result = sample.sample(
       policy_ or policy(cls=Counting), tree, batch, key,
       sample.knobs(**values), jnp.int32(0), group=group, length=length,
-      decoding=decoding)
+      decoding=decoding, given=given)
   result = jax.block_until_ready(result)
   jax.effects_barrier()
   return result, counter.steps

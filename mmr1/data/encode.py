@@ -133,6 +133,18 @@ def encode_completion(
   return np.asarray(ids, np.int32)
 
 
+def encode_given(
+    texts: Sequence[str], processor: processor_lib.Processor) -> np.ndarray:
+  """Ids i32[g] of texts that a completion goes on from, each by itself; a
+  ValueError for a vision token or eos in them."""
+  ids = [token for text in texts for token in processor.tokenizer(
+      text, add_special_tokens=False)['input_ids']]
+  _check_free_of(ids, (*processor.banned, processor.eos_id), processor,
+                 'the given text')
+  _check_rows(ids, processor, 'the given text')
+  return np.asarray(ids, np.int32)
+
+
 def decode(
     tokens: Sequence[int], processor: processor_lib.Processor) -> str:
   """Text of completion tokens, special tokens removed."""

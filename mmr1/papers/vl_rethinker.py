@@ -1,14 +1,13 @@
-"""VL-Rethinker (arXiv 2504.08837, NeurIPS 2025): what only this paper needs.
+"""VL-Rethinker (arXiv 2504.08837, NeurIPS 2025): rewards, forced rethinking.
 
-Selective Sample Replay (SSR): responses of advantage 0 make room for others of
-earlier steps, drawn by |A|. Forced rethinking: a trigger is put behind finished
-responses, and continuations that end right replace them. Source:
-https://github.com/TIGER-AI-Lab/VL-Rethinker,
-`openrlhf/trainer/ppo_utils/{experience_maker,replay_buffer}.py`.
+A trigger is put behind finished responses, and continuations that end right
+replace them. `vl_rethinker_replay` has the other half, selective sample replay.
+Source: https://github.com/TIGER-AI-Lab/VL-Rethinker,
+`openrlhf/trainer/ppo_utils/experience_maker.py`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,12 +70,13 @@ def outcome(
     native_waits: bool = True,
     most_waits: int = 5,
     form: str = 'valid',
+    boxed: bool = True,
     limit_s: float = math.LIMIT_S,
 ) -> float | None:
   r"""`shaped` of a completion, -.1 to 1.1.
 
   The answer is in the last `\boxed{}`, matched by `answer.match`. Not valid are
-  those without end or box and those with more than `most_waits` times 'wait'.
+  those without end or answer and those with more than `most_waits` times 'wait'.
   A response in which a trigger was inserted gets no bonus.
 
   Args:
@@ -85,6 +85,7 @@ def outcome(
     native_waits: False: without the bonus.
     most_waits: of a valid response.
     form: of `shaped`.
+    boxed: False: the answer is in the one answer block.
     limit_s: seconds for symbolic algebra; see `answer.match` for its errors.
 
   Returns:
@@ -93,9 +94,10 @@ def outcome(
   del knobs
   if sample.example.answer is None:
     return None
-  boxed = text.last_boxed(sample.text)
-  correct = bool(answer.match(boxed, sample.example, limit_s=limit_s))
-  valid = (not sample.truncated and bool(boxed and boxed.strip())
+  said = (text.last_boxed(sample.text) if boxed
+          else text.extract_answer(sample.text, strict=True))
+  correct = bool(answer.match(said, sample.example, limit_s=limit_s))
+  valid = (not sample.truncated and bool(said and said.strip())
            and sample.text.lower().count('wait') <= most_waits)
   paid = native_waits and _FORCED not in sample.kinds
   return shaped(
@@ -104,11 +106,24 @@ def outcome(
 
 outcome.range = (-0.1, 1.1)
 
+
+def waited(sample: records.Sample, knobs: Mapping[str, float]) -> float:
+  """How often 'wait' is in a completion, up to 100; a column of weight 0, for
+  `rethought`."""
+  del knobs
+  return float(min(sample.text.lower().count('wait'), 100))
+
+
+waited.range = (0.0, 100.0)
+
 # -------------------------------------------------------- forced rethinking
 
 NEUTRAL = ('\n\nWait', '\n\nWait, does it seem right?')
 VERIFY = "\n\nWait, let's double check"
 CORRECT = '\n\nWait, there might be a mistake'
+# What a response is cut before, one after the other, and which of several.
+MARKS = (('Wait', 'last'), ('\\boxed', 'last'), ('answer', 'first'),
+         ('\n\n', 'last'))
 
 
 def candidates(
@@ -142,7 +157,8 @@ def candidates(
   return fits & ~hopeless & (rng.random(correct.shape) >= dropped)
 
 
-def cut(said: str, rng: np.random.Generator, *, share: float = 0.5) -> str:
+def cut(said: str, rng: np.random.Generator, *, share: float = 0.5,
+        marks: Sequence[tuple[str, str]] = MARKS) -> str:
   r"""A response without its end, with probability `share`; else as it is.
 
   It ends before the last 'Wait', of what is left before the last '\boxed', of
@@ -153,18 +169,19 @@ def cut(said: str, rng: np.random.Generator, *, share: float = 0.5) -> str:
     said: the response, without eos.
     rng: of this response; one number is drawn.
     share: probability of a cut.
+    marks: (text, 'first' or 'last'), in place of those above.
   """
   if rng.random() >= share:
     return said
-  for place in (lambda x: x.rfind('Wait'), lambda x: x.rfind('\\boxed'),
-                lambda x: x.find('answer'), lambda x: x.rfind('\n\n')):
-    at = place(said)
+  for mark, which in marks:
+    at = said.find(mark) if which == 'first' else said.rfind(mark)
     said = said if at < 0 else said[:at]
   return said
 
 
 def trigger(correct: bool, rng: np.random.Generator, *,
-            neutral: float = 0.5, plain: float = 0.4) -> str:
+            neutral: float = 0.5, plain: float = 0.4,
+            texts: Sequence[str] = (*NEUTRAL, VERIFY, CORRECT)) -> str:
   """What is put behind a response, so that it goes on.
 
   With probability `neutral` one of `NEUTRAL`, the first with probability
@@ -175,11 +192,13 @@ def trigger(correct: bool, rng: np.random.Generator, *,
     correct: the answer of the first round.
     rng: of this response; two numbers are drawn, whatever comes of them.
     neutral, plain: probabilities.
+    texts: two that are neutral, one behind a right answer, one behind a wrong
+      one.
   """
   first, second = rng.random(2)
   if first < neutral:
-    return NEUTRAL[int(second >= plain)]
-  return VERIFY if correct else CORRECT
+    return texts[int(second >= plain)]
+  return texts[2 if correct else 3]
 
 
 def kept(
@@ -210,88 +229,62 @@ def kept(
   return good & (np.cumsum(good, axis=1) <= per_prompt)
 
 
-# ---------------------------------------------------- selective sample replay
-
-
-class Replay(NamedTuple):
-  """Which items train: rows of this step's rollout, and of the kept ones.
-
-  Fields:
-    current: int[n], indices of the rollout's items.
-    old: int[m], indices of the kept items. n + m is half of the rollout, less
-      only where nothing is kept.
-  """
-  current: np.ndarray
-  old: np.ndarray
-
-
-def probabilities(size: np.ndarray, *, power: float = 1.0,
-                  floor: float = 0.0) -> np.ndarray:
-  """p_j = (|A_j|^power + floor) / their sum; all 0 where the sum is.
-
-  Section 3.2. The current part has floor 0, the replayed one 1e-4.
-
-  Args:
-    size: f64[n], |A|.
-    power: the paper's alpha, 1 there; above 0.
-    floor: added to each.
-
-  Raises:
-    ValueError: power not above 0: items of advantage 0 would be drawn.
-  """
-  if not power > 0:
-    raise ValueError(f'SSR: got power={power}; it must be above 0.')
-  weight = np.abs(np.asarray(size, np.float64))**power + floor
-  total = weight.sum()
-  return weight / total if total else np.zeros_like(weight)
-
-
-def fifo(old: Sequence[Any], new: Sequence[Any], capacity: int) -> list[Any]:
-  """The kept items after this step: the newest `capacity`, oldest first."""
-  return [*old, *new][-capacity:] if capacity > 0 else []
-
-
-def replayed(
-    advantage: np.ndarray,
-    old: np.ndarray,
-    rng: np.random.Generator,
+def rethink(
+    samples: Sequence[records.Sample],
+    columns: Mapping[str, np.ndarray],
+    meta: Mapping[str, np.ndarray],
+    rng: Callable[..., np.random.Generator],
     *,
-    power: float = 1.0,
-    floor: float = 1e-4,
-) -> Replay:
-  """Draws a step's items: half as many as the rollout has, all with A != 0.
-
-  Current part: of the items with A != 0, half of the rollout at most (which
-  ones is random), as many are drawn with replacement, by |A|. The rest comes
-  from the kept ones, by |A| + floor, with replacement; where more are needed
-  than there are, whole copies of them first. Without kept items there is no
-  such part, and nothing trains where nothing has an advantage either; there the
-  released code goes on forever.
+    longest: int,
+    queries: float = 1.0,
+    correct: str = 'correct',
+    share: float = 0.5,
+    neutral: float = 0.5,
+    texts: Sequence[str] = (*NEUTRAL, VERIFY, CORRECT),
+    marks: Sequence[tuple[str, str]] = MARKS,
+    **kw: float,
+) -> dict[tuple[int, int], records.Edit]:
+  """A `revise.fn`: `candidates`, `cut` and `trigger` of a rollout.
 
   Args:
-    advantage: f64[n], of the rollout's items.
-    old: f64[m], advantages of the kept items, those of this step included:
-      `fifo` comes first, with capacity n // 2.
-    rng: of this step.
-    power, floor: of `probabilities`.
+    samples, columns, meta, rng: see `mmr1.revising`.
+    longest: tokens of a response that is asked again, at most.
+    queries: share of the groups that are asked; the paper's is not known.
+    correct: column of the answers, 1 where right.
+    share, marks: of `cut`; neutral, texts: of `trigger`.
+    **kw: easy, dropped of `candidates`.
   """
-  advantage, old = (np.asarray(x, np.float64) for x in (advantage, old))
-  target = len(advantage) // 2
-  effective = rng.permutation(np.flatnonzero(advantage))[:target]
-  current = effective
-  if len(effective):
-    current = rng.choice(effective, len(effective), p=probabilities(
-        advantage[effective], power=power))
-  return Replay(current, _drawn(old, target - len(current), rng, power, floor))
+  right, draw = columns[correct] == 1, rng()
+  asked = candidates(right, meta['done'], meta['lengths'], draw,
+                     longest=longest, **kw)
+  asked &= draw.random((len(asked), 1)) < queries
+  edits = {}
+  for s in samples:
+    if asked[s.group, s.slot]:
+      own = rng(s.group, s.slot)
+      edits[s.group, s.slot] = records.Edit(
+          cut(s.text, own, share=share, marks=marks),
+          trigger(bool(right[s.group, s.slot]), own, neutral=neutral,
+                  texts=texts))
+  return edits
 
 
-def _drawn(advantage: np.ndarray, need: int, rng: np.random.Generator,
-           power: float, floor: float) -> np.ndarray:
-  """Indices: whole copies while more are needed than there are, then by p."""
-  size = len(advantage)
-  if not need or not size:
-    return np.zeros(0, np.int64)
-  copies = (need - 1) // size
-  p = probabilities(advantage, power=power, floor=floor)
-  return np.append(np.tile(np.arange(size), copies),
-                   rng.choice(size, need - copies * size, p=p))
+def rethought(
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    meta: Mapping[str, np.ndarray],
+    *,
+    correct: str = 'correct',
+    waits: str = 'waits',
+    **kw: Any,
+) -> np.ndarray:
+  """A `revise.keep`: bool[N, G], `kept` of continued responses.
+
+  Args:
+    before, after, meta: see `mmr1.revising`.
+    correct, waits: columns of the answers and of `waited`.
+    **kw: of `kept`.
+  """
+  del before
+  return kept((after[correct] == 1) & meta['asked'] & meta['done'],
+              meta['new'], after[waits], **kw)

@@ -54,7 +54,8 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
     read = shapes_lib.placed(read, jax.tree.map(lambda _: layout.whole, read))
   knobs = rows.Knobs(
       temperature=Struct((), jnp.float32), top_k=Struct((), jnp.int32),
-      top_p=Struct((), jnp.float32), max_new_tokens=Struct((), jnp.int32))
+      top_p=Struct((), jnp.float32), max_new_tokens=Struct((), jnp.int32),
+      sharpness=Struct((), jnp.float32))
   device = programs.Device(decoder, read, asked, knobs, t, schedule.whole)
   kept = jax.eval_shape(lambda a: dataclasses.replace(
       device, asked=a).begin(nobody), asked)

@@ -21,6 +21,7 @@ from mmr1 import sharding
 from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import cache as cache_lib
+from mmr1.sampling import given as given_lib
 from mmr1.sampling import rows
 from mmr1.sampling import schedule as schedule_lib
 
@@ -188,10 +189,13 @@ def decoder_of(policy: forward.Policy, layers: str | None) -> forward.Policy:
 def ask(
     policy: forward.Policy, params: Any, prompts: types.Prompts, key: Array,
     knobs: rows.Knobs, *, group: int, length: int, whole: bool,
-    layers: str | None) -> Device:
-  """Reads the prompts; `layers` as in `schedule.Decoding`."""
+    layers: str | None, given: given_lib.Given | None = None) -> Device:
+  """Reads the prompts; `layers` as in `schedule.Decoding`, `given` on the
+  host."""
   decoder = decoder_of(policy, layers)
   asked = prefill(policy, decoder, params, prompts, key, group=group)
+  if given is not None:
+    asked = asked.replace(given=policy.layout.spread(given))
   if decoder.module.config.layers != 'scan':  # scanned ones are read as is
     params = _rearranged(decoder, params)
   return Device(decoder, params, asked, knobs, length, whole)

@@ -58,13 +58,13 @@ class Sampler:
   def __call__(
       self, published: Any, prompts: types.Prompts, key: Array,
       knobs: sample.Knobs, version: Array, *, group: int, length: int,
-  ) -> types.Rollout:
+      given: sample.Given | None = None) -> types.Rollout:
     """`sample.sample` with weights from `publish`."""
     moves = self.trains is not None and self.trains != self.policy.layout
     asked = self.policy.layout.spread(prompts) if moves else prompts
     rollout = sample.sample(
         self.policy, published, asked, key, knobs, version, group=group,
-        length=length, decoding=self.decoding)
+        length=length, decoding=self.decoding, given=given)
     if not moves:
       return rollout
     version, rollout = rollout.version, rollout.replace(

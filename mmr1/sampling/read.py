@@ -14,10 +14,12 @@ from mmr1.data import processor as processor_lib
 
 class Host(NamedTuple):
   """A rollout's small arrays on the host: tokens i32[N, G, T],
-  kind i8[N, G, T], done bool[N, G], of all hosts' rows."""
+  kind i8[N, G, T], done bool[N, G], of all hosts' rows. `inserted`: whether
+  tokens that were put in train as if the policy had said them."""
   tokens: np.ndarray
   kind: np.ndarray
   done: np.ndarray
+  inserted: bool = False
 
   @property
   def sampled(self) -> np.ndarray:
@@ -26,8 +28,10 @@ class Host(NamedTuple):
 
   @property
   def spoken(self) -> np.ndarray:
-    """bool[N, G, T], tokens that were sampled or are an expert's."""
-    return self.sampled | (self.kind == types.KIND_EXPERT)
+    """bool[N, G, T], tokens that were sampled, are an expert's or were put
+    in."""
+    mask = self.sampled | (self.kind == types.KIND_EXPERT)
+    return mask | (self.kind == types.KIND_FORCED) if self.inserted else mask
 
   @property
   def expert(self) -> np.ndarray:

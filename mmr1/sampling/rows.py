@@ -20,6 +20,7 @@ from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import cache as cache_lib
 from mmr1.sampling import draw as draw_lib
+from mmr1.sampling import given as given_lib
 from mmr1.sampling import keys as keys_lib
 from mmr1.sampling import truncation
 
@@ -35,11 +36,14 @@ class Knobs:
     top_k: i32[]; 0 keeps all.
     top_p: f32[]; 1 keeps all.
     max_new_tokens: i32[], at most the array length T.
+    sharpness: f32[]; tokens are drawn at temperature / sharpness, and log-probs
+      stay those of the temperature.
   """
   temperature: Array
   top_k: Array
   top_p: Array
   max_new_tokens: Array
+  sharpness: Array
 
 
 @flax.struct.dataclass
@@ -51,11 +55,13 @@ class Asked:
     mask: bool[N, P], real tokens.
     following: i32[N], rotary position of the first completion token.
     keys: [N, G], of the samples.
+    given: how they begin; None: with what is drawn.
   """
   prefix: types.Prefix
   mask: Array
   following: Array
   keys: Array
+  given: given_lib.Given | None = None
 
 
 @flax.struct.dataclass
@@ -236,12 +242,15 @@ def _draw(
   """Draws token `age` of every row from `hidden` and writes those of `live`."""
   temperature = jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)
   logits = policy.logits(params, hidden, temperature)
-  truncated = truncation.truncate(logits, knobs.top_k, knobs.top_p)
+  truncated = truncation.truncate(
+      logits * knobs.sharpness, knobs.top_k, knobs.top_p)
   keys = attention.take(
       asked.keys.reshape(len(seating.task), -1), seating.task)
   token = jnp.where(
       knobs.temperature > 0,
       draw_lib.draw(truncated, keys_lib.uniform(keys, age)), _argmax(truncated))
+  if asked.given is not None:
+    token = given_lib.instead(asked.given, seating.task, age, token)
 
   def logp_of(x):
     chosen = jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]

@@ -23,18 +23,20 @@ import jax.numpy as jnp
 from mmr1 import arrays
 from mmr1 import forward
 from mmr1 import types
+from mmr1.sampling import given as given_lib
 from mmr1.sampling import programs
 from mmr1.sampling import rows
 from mmr1.sampling import schedule as schedule_lib
 
 Array = jax.Array
 Knobs = rows.Knobs
+Given = given_lib.Given
 Decoding = schedule_lib.Decoding
 
 
 def knobs(
     *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    max_new_tokens: int,
+    max_new_tokens: int, sharpness: float = 1.0,
 ) -> Knobs:
   """Checked knobs. Errors name the value; 0 tokens is not 'unlimited'."""
   if not 0 <= temperature < math.inf or not 0 < top_p <= 1 or top_k < 0:
@@ -42,13 +44,16 @@ def knobs(
         f'sampling: got temperature={temperature}, top_p={top_p}, '
         f'top_k={top_k}; allowed are finite temperature >= 0 (0 is greedy), '
         '0 < top_p <= 1 (1 keeps all), top_k >= 0 (0 keeps all).')
+  if not 0 < sharpness < math.inf:
+    raise ValueError(f'sampling: got sharpness={sharpness}; allowed: above 0.')
   if max_new_tokens < 1:
     raise ValueError(
         f'sampling: got max_new_tokens={max_new_tokens}; it must be at least '
         '1 (there is no value for unlimited).')
   return Knobs(
       temperature=jnp.float32(temperature), top_k=jnp.int32(top_k),
-      top_p=jnp.float32(top_p), max_new_tokens=jnp.int32(max_new_tokens))
+      top_p=jnp.float32(top_p), max_new_tokens=jnp.int32(max_new_tokens),
+      sharpness=jnp.float32(sharpness))
 
 
 def sample(
@@ -62,6 +67,7 @@ def sample(
     group: int,
     length: int,
     decoding: Decoding = Decoding(),
+    given: Given | None = None,
 ) -> types.Rollout:
   """Samples G completions per prompt.
 
@@ -75,6 +81,8 @@ def sample(
     group: G.
     length: T, the array length (a bound on `knobs.max_new_tokens`).
     decoding: rows at a time, sizes of the cache.
+    given: how completions begin, on the host. `knobs.max_new_tokens` counts
+      these tokens too, and a Rollout does not tell them from drawn ones.
 
   Returns:
     A Rollout; rows that ran into the cap have done = False and no eos. Rows
@@ -86,7 +94,7 @@ def sample(
   schedule = schedule_lib.Schedule(real, group, length, decoding)
   device = programs.ask(
       policy, params, prompts, key, knobs, group=group, length=length,
-      whole=schedule.whole, layers=decoding.layers)
+      whole=schedule.whole, layers=decoding.layers, given=given)
   device.warm_up(schedule)
   layout = schedule.layout
   state, seen = device.begin(layout), programs.Seen.nothing(layout)

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmr1 import asking
 from mmr1 import context
+from mmr1 import experience
 from mmr1 import judged as judged_lib
 from mmr1 import judging
 from mmr1 import learner as learner_lib
@@ -24,6 +25,7 @@ from mmr1 import phases
 from mmr1 import probing
 from mmr1 import rl_checks
 from mmr1 import rl_setup
+from mmr1 import revising
 from mmr1 import rollouts as rollouts_lib
 from mmr1 import training
 from mmr1 import types
@@ -74,7 +76,10 @@ class Trainer:
     self.start, self.clock = self.learner.start, self.learner.clock
     self.rollouts = rollouts_lib.Rollouts(
         ctx, stage, section, plan, self.clock)
+    self.revising = revising.Revising(
+        ctx, stage, section, plan, self.rollouts)
     self.judging = judging.Judging(ctx, stage, section, plan)
+    self.experience = experience.Experience(ctx, stage, section, plan.replay)
     self._hooks: dict[str, Any] = {}  # the state of each
     self._before: dict[str, float] = {}  # knobs of the step before
     self._last_metrics: dict[str, float] = {}
@@ -85,16 +90,19 @@ class Trainer:
     return {**self.rollouts.state(),
             'host': {**self.judging.state, 'hooks': self._hooks,
                      'knobs': self._before},
+            'memory': self.experience.state(),
             'last_metrics': _numbers(self._last_metrics)}
 
   def arrays(self) -> dict[str, jax.Array]:
-    return self.rollouts.arrays()
+    return {**self.rollouts.arrays(), **self.experience.arrays()}
 
   def take_back(self, waiting: Mapping[str, jax.Array]) -> None:
     self.rollouts.take_back(waiting)
+    self.experience.take_back(waiting)
 
   def restore(self, state: Mapping[str, Any]) -> None:
     self.rollouts.restore(state)
+    self.experience.restore(state['memory'])
     self._hooks = state['host']['hooks']
     self._before = state['host']['knobs']
     self.judging.state = {
@@ -105,33 +113,38 @@ class Trainer:
 
   def step(self, state: types.TrainState, k: int) -> loop.Step:
     """Rollouts until `select` is content, and the updates from them."""
-    made = self.valued(state, self.rollouts.next(state, k))
+    made = self.revised(state, self.rollouts.next(state, k), k)
     looks = self.look(state, made)
     scored = self.score(made, looks, k)
     knobs = self.knobs(scored, k)
     filled = self.judge(made, looks, scored, knobs, k)
     while filled.short and filled.rounds < self._section.rounds:
-      again = self.valued(
-          state, self.rollouts.again(state, k, filled.rounds))
+      again = self.revised(
+          state, self.rollouts.again(state, k, filled.rounds), k,
+          filled.rounds)
       looks = self.look(state, again)
       filled = filled.with_next(self.judge(
           again, looks, self.score(again, looks, k), knobs, k, filled.rounds))
     if filled.rounds > 1:
       filled = self.judging.together(filled, knobs, k)
     traced = training.traced(knobs)
-    block = self.assemble(filled, traced, state)
-    state, metrics = self.learner.update(state, (block,), traced, k)
-    metrics = {**metrics, **self._report(filled, made.at, k)}
+    used = self.experience.use(
+        self.assemble(filled, traced, state), filled.judged.keep, k)
+    state, metrics = self.learner.update(state, used.batch, traced, k)
+    metrics = {
+        **metrics, **used.metrics, **self._report(filled, made.at, k)}
     self._last_metrics, self._before = metrics, knobs
     return loop.Step(
-        state, metrics, (block,),
+        state, metrics, used.batch,
         functools.partial(filled.judged.rows, 2),
         given={'knobs': traced, 'rewards': filled.judged.scored.named()},
         tokens=int(filled.arrays.lengths.sum()), times=self.clock.take())
 
-  def valued(self, state: types.TrainState,
-             made: asking.Made) -> asking.Made:
-    """With a critic's values of its tokens, where the advantage reads them."""
+  def revised(self, state: types.TrainState, made: asking.Made, k: int,
+              round_: int = 0) -> asking.Made:
+    """With its revisions, and a critic's values of its tokens where the
+    advantage reads them."""
+    made = self.revising(state, made, k, round_)
     if rl_checks.needs(self.plan.advantage.fn) != 'values':
       return made
     return made._replace(rollout=made.rollout.replace(
@@ -181,19 +194,18 @@ class Trainer:
                ) -> types.Block:
     """The block of this step; old and reference log-probs where needed."""
     rollout, judged = filled.rollout, filled.judged
+    spoken = filled.arrays.spoken
+    if not self.experience.keeps:  # else all of them may train later
+      spoken = spoken & (judged.keep > 0)[..., None]
     mask, advantage, extra = self._layout.spread(
-        (filled.arrays.spoken & (judged.keep > 0)[..., None],
-         judged.advantage, dict(judged.extra)))
-    times = None
-    if judged.keep.dtype != bool:
-      times = self._layout.spread(judged.keep[..., None].astype(np.float32))
+        (spoken, judged.advantage, dict(judged.extra)))
     extra['sampler_logp'] = rollout.logp
     for name, seen in filled.looks.items():
       made = {'view': seen.logp, 'pair': seen.pair, 'entropy': seen.entropy}
       extra |= {f'{key}/{name}': x for key, x in made.items() if x is not None}
     return self.learner.scored(state, types.Block(
         prompts=rollout.prompts, completions=rollout.completions, mask=mask,
-        advantage=advantage, times=times, extra=extra), knobs)
+        advantage=advantage, extra=extra), knobs)
 
   def _report(self, filled: judged_lib.Filled, at: int,
               k: int) -> dict[str, float]:

@@ -1,12 +1,11 @@
-"""VL-Rethinker by hand: waits, forced rethinking, replay of samples."""
+"""VL-Rethinker by hand: waits and forced rethinking."""
 
 import collections
-import json
+import dataclasses
 
 import numpy as np
 import pytest
 
-from mmr1 import advantages
 from mmr1 import records
 from mmr1 import types
 from mmr1.papers import vl_rethinker as paper
@@ -196,97 +195,51 @@ def test_what_is_kept_by_hand():
                         np.ones((2, 3), int)).any()
 
 
-# Selective sample replay.
+def test_other_marks_and_triggers():
+  marks = (('Wait', 'last'), ('</think>', 'last'))
+  said = '<think>3+4=8.</think> <answer>8</answer>'
+  assert paper.cut(said, rng(), share=1.0, marks=marks) == '<think>3+4=8.'
+  texts = ('a', 'b', 'c', 'd')
+  seen = {paper.trigger(right, rng(i), texts=texts)
+          for i in range(50) for right in (True, False)}
+  assert seen == {*texts}
 
 
-def test_probabilities_by_hand():
-  outcome = np.array([[1.0] * 6 + [0.0] * 2])
-  a = advantages.dr_grpo(outcome[..., None])[0, :, 0]
-  np.testing.assert_allclose(a, [.25] * 6 + [-.75] * 2)
-  np.testing.assert_allclose(
-      paper.probabilities(a), [1 / 12] * 6 + [.25] * 2)
-  np.testing.assert_allclose(
-      paper.probabilities(np.array([.25, -.75, .5]), floor=1e-4),
-      [.166700, .499967, .333333], atol=1e-6)
-  np.testing.assert_allclose(
-      paper.probabilities(np.array([1.0, 2, 0]), power=2.0), [.2, .8, 0])
-  assert paper.probabilities(np.zeros(3)).tolist() == [0, 0, 0]
-  with pytest.raises(ValueError, match='power=0.0'):
-    paper.probabilities(np.ones(2), power=0.0)
+def test_an_answer_block_in_place_of_a_box():
+  said = '<think>Wait, 7.</think> <answer>7</answer>'
+  assert paper.outcome(sample(said), {}) == -.1
+  assert paper.outcome(sample(said), {}, boxed=False) == 1.1
+  assert paper.outcome(sample(r'\boxed{7}'), {}, boxed=False) == -.1
+  assert paper.waited(sample(said + ' wait'), {}) == 2
 
 
-def test_fifo():
-  assert paper.fifo([1, 2, 3], [4, 5], 4) == [2, 3, 4, 5]
-  assert paper.fifo([], [1, 2, 3], 2) == [2, 3]
-  assert paper.fifo([1], [], 2) == [1]
-  assert paper.fifo([1], [2], 0) == []
-  old = [1, 2]
-  paper.fifo(old, [3], 2)
-  assert old == [1, 2]
+def test_edits_of_a_rollout():
+  """Group 1 has 3 of 4 right: its wrong one is not asked."""
+  columns = {'correct': np.array([[0., 1, np.nan, 0], [1, 1, 1, 0]])}
+  meta = dict(done=np.ones((2, 4), bool), lengths=np.full((2, 4), 5))
+  samples = [dataclasses.replace(sample('a Wait b'), group=n, slot=g)
+             for n in range(2) for g in range(4)]
+  def make(*address):
+    return np.random.default_rng([7, *address])
+  kw = dict(longest=5, dropped=0.0)
+  got = paper.rethink(samples, columns, meta, make, share=1.0, **kw)
+  assert set(got) == {(n, g) for n in range(2) for g in range(4)} - {(1, 3)}
+  assert {edit.said for edit in got.values()} == {'a '}
+  for (n, g), edit in got.items():
+    wrong = paper.VERIFY if columns['correct'][n, g] != 1 else paper.CORRECT
+    assert edit.put in (*paper.NEUTRAL, paper.VERIFY, paper.CORRECT)
+    assert edit.put != wrong
+  # A sample's edit does not depend on who else is there.
+  assert paper.rethink(samples[5:6], columns, meta, make, share=1.0, **kw) == {
+      (1, 1): got[1, 1]}
+  assert not paper.rethink(samples, columns, meta, make, queries=0.0, **kw)
 
 
-def test_a_full_rollout_needs_no_replay():
-  """Of the 70 halves 15 have both wrong ones, of .75 / 2 each, and 20 the
-  first of them only, of .75 / 1.5: (15 x .375 + 20 x .5) / 70 = .2232. The six
-  right ones share the rest of 1 - 2 x .2232: .0923."""
-  a = np.array([.25] * 6 + [-.75] * 2)
-  seen = collections.Counter()
-  for seed in range(1000):
-    got = paper.replayed(a, np.ones(4), rng(seed))
-    assert len(got.current) == 4 and len(got.old) == 0
-    seen.update(got.current.tolist())
-  total = sum(seen.values())
-  assert seen[6] / total == pytest.approx(.2232, abs=.03)
-  assert seen[0] / total == pytest.approx(.0923, abs=.02)
-
-
-def test_a_half_effective_rollout_is_drawn_by_its_advantages():
-  a = np.array([0, .25, 0, -.75, 0, 0, 0, 0])
-  seen = collections.Counter()
-  for seed in range(1000):
-    got = paper.replayed(a, np.array([.25, .75, .5]), rng(seed))
-    assert len(got.current) == len(got.old) == 2
-    seen.update(('now', i) for i in got.current.tolist())
-    seen.update(('old', i) for i in got.old.tolist())
-  share = {key: n / 2000 for key, n in seen.items()}
-  assert set(share) == {
-      ('now', 1), ('now', 3), ('old', 0), ('old', 1), ('old', 2)}
-  want = {('now', 1): .25, ('now', 3): .75, ('old', 0): .1667,
-          ('old', 1): .5, ('old', 2): .3333}
-  assert share == pytest.approx(want, abs=.04)
-
-
-@pytest.mark.parametrize('size, whole', [(1, 7), (3, 2), (4, 1), (8, 0)])
-def test_whole_copies_come_first(size, whole):
-  """8 are needed: of 3 kept ones two copies, then 2 by chance."""
-  got = paper.replayed(np.zeros(16), np.full(size, .5), rng())
-  assert len(got.current) == 0 and len(got.old) == 8
-  count = np.bincount(got.old, minlength=size)
-  assert (count >= whole).all() and count.sum() == 8
-  assert got.old[:whole * size].tolist() == [*range(size)] * whole
-
-
-def test_uniform_groups_train_on_what_was_kept():
-  """After steps without any advantage there are still N / 2 items, A != 0."""
-  kept = []
-  first = [1, 1, 0, 0]
-  for step, outcome in enumerate([first, [1] * 4, [0] * 4, [1] * 4]):
-    groups = np.array([outcome, [1] * 4, [0] * 4], float)
-    a = advantages.dr_grpo(groups[..., None])[..., 0].ravel()
-    items = [dict(a=float(x), logp=-1.0 - step) for x in a]
-    new = [one for one in items if one['a']]
-    kept = json.loads(json.dumps(paper.fifo(kept, new, len(a) // 2)))
-    got = paper.replayed(a, np.array([one['a'] for one in kept]), rng(step))
-    train = [items[i] for i in got.current] + [kept[i] for i in got.old]
-    assert len(train) == 6 and all(one['a'] for one in train)
-    # They keep the log-probs of the step that made them.
-    assert all(one['logp'] == -1.0 for one in train)
-  assert len(kept) == 4
-
-
-def test_nothing_to_train_on_is_an_end():
-  got = paper.replayed(np.zeros(8), np.zeros(0), rng())
-  assert got.current.size == got.old.size == 0
-  # Nothing kept: what there is.
-  got = paper.replayed(np.array([.5, -.5, 0, 0, 0, 0]), np.zeros(0), rng())
-  assert len(got.current) == 2 and not got.old.size
+def test_what_replaces_its_response():
+  meta = dict(asked=np.array([[1, 1, 0, 1]], bool), done=np.ones((1, 4), bool),
+              new=np.full((1, 4), 40))
+  after = {'correct': np.array([[1., 0, 1, np.nan]]), 'waits': np.ones((1, 4))}
+  assert paper.rethought({}, after, meta).tolist() == [[True, False, False,
+                                                        False]]
+  assert not paper.rethought({}, after, {
+      **meta, 'done': np.zeros((1, 4), bool)}).any()

@@ -79,6 +79,21 @@ def test_m1_sampler_and_trainer_agree(params, batch, knobs):
     np.testing.assert_array_equal(rollout.behaviour, rollout.logp)
 
 
+def test_sharper_draws_keep_the_temperature_of_log_probs(params, batch):
+  """Drawn at 1.2 / 3 = .4: `logp` is that of 1.2, `behaviour` that of .4."""
+  rollout = run(params, batch, temperature=1.2, sharpness=3.0)
+  alike = run(params, batch, temperature=0.4)
+  np.testing.assert_array_equal(
+      rollout.completions.tokens, alike.completions.tokens)
+  mask = sampled(rollout)
+  np.testing.assert_allclose(
+      np.asarray(rollout.behaviour)[mask], np.asarray(alike.logp)[mask],
+      atol=1e-4)
+  trained, _ = small.logp(
+      small.policy(), params, batch, rollout.completions, mask, 1.2)
+  np.testing.assert_allclose(rollout.logp, trained, atol=2e-5, rtol=0)
+
+
 def test_m1_sampler_and_trainer_agree_in_bf16(params, batch):
   policy = small.policy(compute_dtype='bfloat16')
   rollout = run(params, batch, policy_=policy)
@@ -291,6 +306,39 @@ def test_m28_numbers_compile_nothing(params, batch):
   assert counter.count == 0
 
 
+@pytest.mark.parametrize('decoding', [
+    sample.Decoding(), sample.Decoding(rows=4, cache_chunk=4)])
+def test_given_tokens_are_gone_on_from(params, batch, decoding):
+  """What was sampled itself, as given, comes out again, whatever its length;
+  other tokens are kept, and what follows them is as likely as the trainer
+  says."""
+  first = run(params, batch)
+  tokens = np.asarray(first.completions.tokens)
+  length = np.random.default_rng(0).integers(0, T + 1, (N, G))
+  length = np.minimum(length, sampled(first).sum(-1))
+  again = run(params, batch, decoding=decoding, given=sample.Given(
+      np.where(np.arange(T) < length[..., None], tokens, small.EOS), length))
+  for name in ('logp', 'behaviour', 'done'):
+    np.testing.assert_allclose(
+        getattr(again, name), getattr(first, name), atol=1e-5)
+  np.testing.assert_array_equal(again.completions.tokens, tokens)
+  np.testing.assert_array_equal(again.completions.kind, first.completions.kind)
+
+  other = np.where(tokens == small.EOS, tokens, (tokens + 1) % 7 + 1)
+  length[0, 0], other[0, 0, 0] = 1, small.EOS  # a row that is to do nothing
+  made = run(params, batch, decoding=decoding,
+             given=sample.Given(other, length))
+  mask = sampled(made)
+  here = np.arange(T) < length[..., None]
+  np.testing.assert_array_equal(
+      np.asarray(made.completions.tokens)[here], other[here])
+  assert mask[0, 0].sum() == 1 and made.done[0, 0]
+  want, _ = small.logp(
+      small.policy(), params, batch, made.completions, mask, np.float32(1.0))
+  np.testing.assert_allclose(
+      np.where(mask, made.logp, 0), want, atol=1e-4)
+
+
 def test_the_version_is_recorded(params, batch):
   assert int(run(params, batch).version) == 0
 
@@ -298,7 +346,7 @@ def test_the_version_is_recorded(params, batch):
 @pytest.mark.parametrize('bad', [
     dict(temperature=-1.0), dict(temperature=float('nan')),
     dict(temperature=float('inf')), dict(top_p=0.0), dict(top_p=1.1),
-    dict(top_k=-1), dict(max_new_tokens=0)])
+    dict(top_k=-1), dict(max_new_tokens=0), dict(sharpness=0.0)])
 def test_m22_knobs_out_of_range(bad):
   with pytest.raises(ValueError, match='sampling: got'):
     sample.knobs(**{'max_new_tokens': 4, **bad})

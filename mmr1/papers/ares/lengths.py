@@ -116,8 +116,9 @@ def adaptive(
 
   Of procedural worlds, whose meta has `facts` and `steps`: the solver stands in
   for the paper's model, and is ours. It doubts itself 0 to `doubts` times, says
-  a step again each time, and errs in each step with the chance `slip`: the more
-  steps a problem has, the longer are the responses to it and the fewer right.
+  its last step again each time, and errs in each step with the chance `slip`:
+  the more steps a problem has, the longer are the responses to it and the fewer
+  of them right.
 
   Args:
     examples: problems.
@@ -158,9 +159,8 @@ def _responses(example, count: int, slip: float, doubts: int) -> list[str]:
       said = steps[-1].rpartition('=')[2]
     parts = [traces.concise(facts, steps)]
     for _ in range(int(rng.integers(doubts + 1))):
-      parts += [str(rng.choice(np.asarray(traces.DOUBTS))),
-                f'{steps[int(rng.integers(len(steps)))]}.']
-    made.append(f'<think>{" ".join(parts)}</think> <answer>{said}</answer>')
+      parts += [str(rng.choice(np.asarray(traces.DOUBTS))), f'{steps[-1]}.']
+    made.append(f'<think>{" ".join(parts)}</think><answer>{said}</answer>')
   return made
 
 
