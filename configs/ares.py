@@ -24,8 +24,8 @@ Ablations:
                                             one KL weight, 1, for all
   --config.traces.kwargs.fitting_lengths=False
                                             the cold start without AdaCS
-  --config.probes.high_entropy.kwargs.width=8
   --config.probes.high_entropy.kwargs.triggers="('wait','but')"
+                                            moments at these words only
 
 `triggers` are lower-case words that are one token; (): our list,
 `mmr1.papers.ares.entropy.TRIGGERS`, in place of the released one of 174.
@@ -49,7 +49,8 @@ def get_config(arg: str | None = None):
   c.views.own = common.view('same')
   windows = dict(reads='entropy', width=4, form=form)
   counted = dict(threshold=1.5, triggers=(), **windows)
-  c.probes.level = common.probe(f'{paper}entropy:highest', 'own', **windows)
+  c.probes.level = common.probe(
+      f'{paper}entropy:highest', 'own', percent=95.0, **windows)
   c.probes.high_entropy = common.probe(
       f'{paper}entropy:moments', 'own', **counted)
   c.probes.soft_cost = common.probe(
@@ -83,6 +84,7 @@ def _tiny(c):
   c.evaluation.max_new_tokens = c.rl.max_new_tokens = 96
   for name in ('high_entropy', 'soft_cost'):
     c.probes[name].kwargs.threshold = 0.5
+  c.probes.level.kwargs.percent = 75.0  # its few words are seldom above 95
   c.hooks.beta.kwargs.every = 1
   c.traces = common.overlay(
       c.collect, engine='mmr1.papers.ares.lengths:adaptive', size=512,
@@ -113,7 +115,7 @@ def _real(c):
   c.rl.rounds = 20  # [EasyR1]
   # Microbatches of a step: 4,096 responses, 4 on each of 8 devices [ours].
   c.hooks.beta.kwargs.calls = 128
-  c.ares = common.overlay(
-      c.rl, steps=150, samples_per_prompt=8, max_new_tokens=8192,  # [ours] steps
+  c.ares = common.overlay(  # steps [ours]
+      c.rl, steps=150, samples_per_prompt=8, max_new_tokens=8192,
       chunks_per_minibatch=8, length_buckets=(1024, 2048, 4096))
   c.stages = ('cold_start', 'ares')

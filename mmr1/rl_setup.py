@@ -37,6 +37,7 @@ class Plan:
     replay: see `mmr1.experience`; None: no memory.
     hooks: {name: (knobs, state, columns, metrics, step) -> knobs, state}.
     host_knobs: numbers of combine, advantage, select and probes.
+    moved: knobs that hooks move, logged as 'knob/<name>'.
   """
   objective: objective_lib.Objective
   sampling: sample_lib.Knobs
@@ -51,6 +52,7 @@ class Plan:
   replay: sockets.Bound | None
   hooks: Mapping[str, Callable[..., Any]]
   host_knobs: Mapping[str, float]
+  moved: tuple[str, ...]
 
   @property
   def weights(self) -> dict[str, float]:
@@ -109,7 +111,8 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       select=sockets.bind(
           section.select, 'mmr1.select', f'{stage}.select', moved),
       **_optional(section, stage),
-      hooks=hooks, host_knobs=host_knobs)
+      hooks=hooks, host_knobs=host_knobs,
+      moved=tuple(sorted(moved - {''})))
 
 
 def _optional(section: Any, stage: str) -> dict[str, sockets.Bound | None]:

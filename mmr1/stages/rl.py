@@ -132,7 +132,8 @@ class Trainer:
         self.assemble(filled, traced, state), filled.judged.keep, k)
     state, metrics = self.learner.update(state, used.batch, traced, k)
     metrics = {
-        **metrics, **used.metrics, **self._report(filled, made.at, k)}
+        **metrics, **used.metrics, **self._report(filled, made.at, k),
+        **{f'knob/{name}': knobs[name] for name in self.plan.moved}}
     self._last_metrics, self._before = metrics, knobs
     return loop.Step(
         state, metrics, used.batch,
