@@ -88,7 +88,8 @@ def _tiny(c):
   c.hooks.beta.kwargs.every = 1
   c.traces = common.overlay(
       c.collect, engine='mmr1.papers.ares.lengths:adaptive', size=512,
-      kwargs=dict(responses=8, slip=0.3, doubts=2, fitting_lengths=True))
+      kwargs=dict(responses=8, slip=0.5, doubts=1, fitting_lengths=True,
+                  ends=()))
   c.cold_start = common.overlay(
       c.sft, data='traces', steps=20, max_new_tokens=96,
       optimizer=dict(lr=2e-4, warmup_steps=3, lr_decay='cosine'))

@@ -5,7 +5,8 @@ import pytest
 from tests.papers import runs
 
 # How many there are of each.
-COUNTS = dict(papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6)
+COUNTS = dict(papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6,
+              ares=4)
 CASES = [(slug, given) for slug in COUNTS for given in runs.ablations(slug)]
 # Said in words.
 CASES += [

@@ -109,16 +109,16 @@ def fitting(
 
 def adaptive(
     examples: Sequence[records.Example], ctx: Any, init: str, *,
-    responses: int = 8, slip: float = 0.25, doubts: int = 3,
-    fitting_lengths: bool = True,
+    responses: int = 8, slip: float = 0.5, doubts: int = 1,
+    fitting_lengths: bool = True, ends: Sequence[float] = (),
 ) -> tuple[list[records.Example], dict[str, float]]:
   """Engine of a `collect` stage: AdaCS on responses of a solver that slips.
 
   Of procedural worlds, whose meta has `facts` and `steps`: the solver stands in
-  for the paper's model, and is ours. It doubts itself 0 to `doubts` times, says
-  its last step again each time, and errs in each step with the chance `slip`:
-  the more steps a problem has, the longer are the responses to it and the fewer
-  of them right.
+  for the paper's model, and is ours. For each step after the first it doubts
+  itself 0 to `doubts` times, says the last step again each time, and errs with
+  the chance `slip`: the more steps a problem has, the longer are the responses
+  to it and the fewer of them right.
 
   Args:
     examples: problems.
@@ -129,10 +129,13 @@ def adaptive(
     doubts: 0 or more.
     fitting_lengths: False keeps the first right response to each problem, the
       cold start without AdaCS.
+    ends: L(0) and L(1); (): of these responses, see `anchors`.
 
   Returns:
-    The problems with a right response, and counts: 'unsolved' ones, 'l0', 'l1'
-    (`anchors`).
+    The problems with a right response, and counts: 'unsolved' ones, 'l0', 'l1'.
+
+  Raises:
+    ValueError: as `anchors`.
   """
   del init
   made = [_responses(example, responses, slip, doubts) for example in examples]
@@ -140,13 +143,12 @@ def adaptive(
              for some in made]
   right = [[answer.match(text.parse_think_answer(one).answer, example)
             for one in some] for some, example in zip(made, examples)]
-  ends = anchors(lengths, right)
+  l0, l1 = ends = tuple(ends) or anchors(lengths, right)
   chosen = fitting(lengths, right, ends=ends) if fitting_lengths else [
       np.flatnonzero(good)[:1] for good in right]
   kept = [dataclasses.replace(example, completions=(some[best[0]],))
           for example, some, best in zip(examples, made, chosen) if len(best)]
-  return kept, {'unsolved': len(examples) - len(kept), 'l0': ends[0],
-                'l1': ends[1]}
+  return kept, {'unsolved': len(examples) - len(kept), 'l0': l0, 'l1': l1}
 
 
 def _responses(example, count: int, slip: float, doubts: int) -> list[str]:
@@ -154,11 +156,11 @@ def _responses(example, count: int, slip: float, doubts: int) -> list[str]:
   facts, made = example.meta['facts'], []
   for _ in range(count):
     steps, said = list(example.meta['steps']), example.answer
-    if rng.random() > (1 - slip) ** len(steps):  # it has slipped somewhere
+    if rng.random() >= (1 - slip) ** (len(steps) - 1):  # somewhere it slips
       steps[-1] = traces.slip(steps[-1], rng)
       said = steps[-1].rpartition('=')[2]
     parts = [traces.concise(facts, steps)]
-    for _ in range(int(rng.integers(doubts + 1))):
+    for _ in range(rng.integers(doubts * (len(steps) - 1) + 1)):
       parts += [str(rng.choice(np.asarray(traces.DOUBTS))), f'{steps[-1]}.']
     made.append(f'<think>{" ".join(parts)}</think><answer>{said}</answer>')
   return made
