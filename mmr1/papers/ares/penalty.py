@@ -74,6 +74,9 @@ def graded(
       'kl_weight': weight[..., None], **inside}
 
 
+graded.hands = ('kl_weight', *shaping.BUCKETS)
+
+
 def by_difficulty(
     scores: types.Scores,
     block: types.Block,
