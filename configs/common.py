@@ -372,6 +372,16 @@ def view(fn: str, *, params: str = 'policy', when: str = 'rollout',
       divergence=divergence_, kwargs=kwargs))
 
 
+def probe(fn: str, view: str, *, reads: str = 'logp', **kwargs) -> ConfigDict:
+  """A section of `probes`: a column made of what a look says of each token.
+
+  Args:
+    fn: of mmr1/rewards, see `mmr1.probing`; `kwargs` are its own.
+    view: the look; reads: 'logp' or 'entropy'.
+  """
+  return ConfigDict(dict(fn=fn, view=view, reads=reads, kwargs=kwargs))
+
+
 def term(fn: str, coefficient: float, **kwargs) -> ConfigDict:
   """A section of `terms`: fn of mmr1/losses/terms.py, with its `kwargs`."""
   return ConfigDict(dict(fn=fn, coefficient=coefficient, kwargs=kwargs))
@@ -446,7 +456,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.views = ConfigDict()  # name: view(...)
   c.terms = ConfigDict()  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
-  c.probes = ConfigDict()  # name: dict(fn=..., view=..., kwargs=dict())
+  c.probes = ConfigDict()  # name: probe(...)
   c.sft = _sft()
   c.rl = _rl()
   c.evaluate = ConfigDict(dict(

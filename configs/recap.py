@@ -79,7 +79,7 @@ def _mixture(c, names):
 def _replayed(c):
   """The last source is imitated, and its loss is an objective."""
   c.views.own = common.view('same')
-  c.probes.nll = dict(fn='likelihood.nll', view='own', kwargs=dict())
+  c.probes.nll = common.probe('likelihood.nll', 'own')
   c.terms.imitation = common.term('imitation', 1.0)
   c.rl.probes, c.rl.terms = ('nll',), ('imitation',)
   c.rl.combine.kwargs.losses = dict(nll=1.0)

@@ -63,9 +63,9 @@ def get_config(arg: str | None = None):
   if not options:
     c.rl.terms = ('imitation',)
     c.rl.revise = dict(
-        fn='vl_rethinker:rethink', temperature=0.9,
+        fn='mmr1.papers.vl_rethinker:rethink', temperature=0.9,
         kwargs=dict(queries=1.0, share=0.5, neutral=0.5),
-        keep=dict(fn='vl_rethinker:rethought', kwargs=dict()))
+        keep=dict(fn='mmr1.papers.vl_rethinker:rethought', kwargs=dict()))
   (_tiny if c.scale == 'tiny' else _real)(c)
   return c
 
@@ -85,7 +85,7 @@ def _tiny(c):
                ' Wait, let me check.', ' Hmm, check again.'))
     c.rl.revise.keep.kwargs = dict(least=4)
   _memory(c)
-  c.vl_rethinker = common.overlay(c.rl, steps=20)
+  c.vl_rethinker = common.overlay(c.rl, steps=16)
   c.stages = ('vl_rethinker',)
 
 

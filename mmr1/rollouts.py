@@ -266,21 +266,22 @@ class Rollouts:
     return self.plan.scorer.together(every, n, g)
 
   def probed(self, made: asking.Made, scored: score_lib.Scored,
-             looks: Mapping[str, np.ndarray]) -> score_lib.Scored:
+             looks: Mapping[tuple[str, str], np.ndarray],
+             knobs: Mapping[str, float]) -> score_lib.Scored:
     """With the columns of the stage's probes. A collective if there are any.
 
     Args:
       made: whose samples.
       scored: their rewards.
-      looks: {view: f32[N, G, T]} on every host.
+      looks, knobs: see `probing.columns`; on every host.
     """
     if not self.plan.probes:
       return scored
     n, g, _ = made.host.tokens.shape
     first = self._layout.first_rows(n)
     part, error = hosts.attempt(
-        lambda: probing.columns(self.plan.probes, made.samples, first, looks),
-        None)
+        lambda: probing.columns(
+            self.plan.probes, made.samples, first, looks, knobs), None)
     columns = np.full((n, g, len(self.plan.probes)), np.nan)
     for rows, values in hosts.share((first, part), error):
       columns[list(rows)] = values

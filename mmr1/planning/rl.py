@@ -13,6 +13,7 @@ from mmr1 import forward
 from mmr1 import learner
 from mmr1 import looks as looks_lib
 from mmr1 import pixels as pixels_lib
+from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import sockets
 from mmr1 import training
@@ -143,10 +144,13 @@ class _Rl:
     one = functools.partial(self._make.scores, size, g, t)
     extra = {'sampler_logp': one()}
     for look in self._rollout_looks:
-      keys = ('view',) if look.divergence is None else (
-          'view', 'pair', 'entropy')
+      keys = ('view', 'pair', 'entropy') if look.divergence is not None else (
+          ('view', 'entropy') if look.entropy else ('view',))
       extra |= {f'{key}/{look.name}': one() for key in keys}
     extra |= {f'weight/{name}': one() for name in self._objective.weights}
+    advantage = resolve.function(self.section.advantage.fn, 'mmr1.advantages')
+    extra |= {name: self._make.array(jnp.float32, size, g, 1)
+              for name in getattr(advantage, 'hands', ())}
     given: dict[str, Any] = dict(extra=extra)
     if self.section.old != 'self':
       given['old'] = one()

@@ -49,7 +49,7 @@ def test_responses_train_as_often_as_they_are_drawn(pictures):
     block, size = step.block, np.abs(step.block.advantage[..., 0])
     times = block.times[..., 0]
     np.testing.assert_array_equal(times, revisual_r1.pad_counts(
-        revisual_r1.pad_probabilities(size), one._rng(k)))
+        revisual_r1.pad_probabilities(size), one.judging._rng(k)))
     inside = (size > .03) & (size < .97)
     assert inside.any() and times.sum() == 12 == step.metrics['select/drawn']
     assert not times[~inside].any()

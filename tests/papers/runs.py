@@ -62,6 +62,7 @@ class Taken:
     metrics, block, samples: of the step; rewards: {name: f64[N, G]}.
     before: the state it was made with, without the optimiser's.
     programs: how many were compiled until its end.
+    more: blocks beside the step's own.
   """
   metrics: dict[str, float]
   block: Any
@@ -69,6 +70,7 @@ class Taken:
   rewards: dict[str, np.ndarray]
   before: Any
   programs: int
+  more: list[Any] = dataclasses.field(default_factory=list)
 
 
 def take(one, state, steps):
@@ -78,11 +80,11 @@ def take(one, state, steps):
     before = copied(state)
     step = one.step(state, k)
     state = step.state
-    metrics, (block,) = jax.device_get((dict(step.metrics), step.batch))
+    metrics, (block, *more) = jax.device_get((dict(step.metrics), step.batch))
     taken.append(Taken(
         {name: np.asarray(x).item() for name, x in metrics.items()}, block,
         step.samples(), step.given['rewards'], before,
-        one._ctx.compiles.count))
+        one._ctx.compiles.count, more))
   return state, taken
 
 

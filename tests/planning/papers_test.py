@@ -22,6 +22,7 @@ def plan(slug, arg=None):
     ('vppo', 'paper', {'look_masked'}),
     ('vogue', None, {'look_raw'}),
     ('grpo_care', None, {'look_slow'}),
+    ('ares', None, {'look_own', 'reference'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)

@@ -1,0 +1,87 @@
+"""Papers that keep something from step to step: killed, or on other devices,
+their runs say the same. Slow: each test is whole runs in processes."""
+
+import pytest
+
+from tests import command
+from tests import hosts_test
+
+STEPS = 4
+SMALL = (
+    '--config.rl.prompts_per_step=4', '--config.rl.samples_per_prompt=4',
+    '--config.rl.optimizer.lr=1e-2', '--config.rl.samples_every=1',
+    '--config.rl.checkpoint_every=1', '--config.rl.max_new_tokens=8',
+    '--config.evaluate_base=False')
+EVEN = '--config.rewards.{}.fn=tests.own:even'
+# Of each config the stages to run, the last of them is killed; and its flags.
+PAPERS = {
+    'revisual_r1': ("('text','mrl','trl')", (
+        '--config.text.size=16', EVEN.format('result'),
+        EVEN.format('text_result'), '--config.mrl.steps=2')),
+    'mm_helix': ("('traces','mm_helix')", (
+        '--config.traces.size=16', '--config.rl.max_new_tokens=112',
+        EVEN.format('result'))),
+    'vl_rethinker': ("('vl_rethinker',)", (
+        '--config.rl.replay.capacity=12', '--config.rl.replay.rows=8',
+        '--config.rl.max_new_tokens=16',
+        '--config.rl.revise.fn=tests.papers.vl_rethinker_steps_test:rethink',
+        '--config.rl.revise.kwargs.longest=16',
+        '--config.rl.revise.keep.fn='
+        'tests.papers.vl_rethinker_steps_test:rethought',
+        '--config.rl.revise.keep.kwargs.least=0')),
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize('slug', PAPERS)]
+
+
+@pytest.fixture(scope='module')
+def run(shell, flags, tmp_path_factory):
+  """(slug, *more, moment, folder) -> (its workdir, result)."""
+  def start(slug, *more, moment=None, folder=None):
+    stages, own = PAPERS[slug]
+    folder = folder or tmp_path_factory.mktemp(slug)
+    result = shell.run(
+        slug, '--workdir=run', *flags, f'--config.stages={stages}', *SMALL,
+        f'--config.{slug_stage(slug)}.steps={STEPS}', *own, *more, cwd=folder,
+        moment=moment)
+    return folder / 'run', result
+  return start
+
+
+@pytest.fixture(scope='module')
+def whole(run):
+  """slug -> the workdir of a run that nobody stopped; made once."""
+  known = {}
+
+  def get(slug):
+    if slug not in known:
+      known[slug], result = run(slug)
+      assert result.code == 0, result.err[-3000:]
+    return known[slug]
+  return get
+
+
+def slug_stage(slug):
+  """Name of the last stage."""
+  return PAPERS[slug][0].rstrip(",)'").rpartition("'")[2]
+
+
+def test_m15_killed_and_resumed_to_the_bit(slug, run, whole):
+  stage = slug_stage(slug)
+  folder, result = run(
+      slug, moment=command.Moment('write', stage, STEPS - 1))
+  assert result.code == -9, result.err[-3000:]
+  _, result = run(slug, folder=folder.parent)
+  assert result.code == 0, result.err[-3000:]
+  assert hosts_test.rows(folder) == hosts_test.rows(whole(slug))
+  assert hosts_test.texts(folder) == hosts_test.texts(whole(slug))
+  hosts_test.assert_same_arrays(
+      hosts_test.arrays(folder), hosts_test.arrays(whole(slug)))
+
+
+def test_m27_devices_change_nothing(slug, run, whole):
+  """Two devices, as the config has, and one."""
+  folder, result = run(slug, '--config.cpu_devices=1')
+  assert result.code == 0, result.err[-3000:]
+  hosts_test.assert_close(
+      hosts_test.rows(folder), hosts_test.rows(whole(slug)))
