@@ -193,12 +193,12 @@ def _check_members(section: Any, stage: str, config: Any) -> None:
       raise ValueError(
           f'{where}.imitate: True needs steps of demonstrations alone. Set '
           'data.homogeneous to True.')
-    if section.experts or section.branches:
+    if section.experts or section.branches or section.replay.fn is not None:
       raise ValueError(
           f'{where}.imitate: True with {stage}.experts={section.experts}, '
-          f'branches={section.branches}: where nothing is sampled there is no '
-          'group to join and no view to sample from. Set them to their '
-          'defaults.')
+          f'branches={section.branches}, replay.fn={section.replay.fn!r}: where '
+          'nothing is sampled there is no group to join or to keep, and no view '
+          'to sample from. Set them to their defaults.')
     rows = section.prompts_per_step // section.minibatches_per_step
     if rows % section.chunks_per_minibatch:
       raise ValueError(

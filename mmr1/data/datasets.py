@@ -264,6 +264,26 @@ def open_expert(
   return sources.Mixture([source], seed=config.seed, order=order)
 
 
+def open_stage(
+    config: Any, section: Any, collected: str | None, *, order: int,
+) -> sources.Mixture:
+  """What an rl stage reads.
+
+  Args:
+    config: the resolved config.
+    section: of the stage.
+    collected: the file of the collect stage that its `data` names | None.
+    order: see `sources.Mixture`.
+  """
+  if collected is not None:
+    return open_completions(collected, config.seed, order=order)
+  if section.experts or is_file(section.data):
+    return open_expert(config, section.data,
+                       completions=bool(section.experts), order=order)
+  return open_split(config, 'train', order=order,
+                    prompts=section.prompts_per_step)
+
+
 def is_file(data: str) -> bool:
   """True if a stage's `data` names a file and not a stage."""
   return data.startswith('tfds:') or data.endswith(('.jsonl', '.parquet'))
