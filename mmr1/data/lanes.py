@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mmr1 import records
 from mmr1.data import breakage
 from mmr1.data import pipeline
@@ -118,17 +120,17 @@ class Lanes:
     for k, one in sorted(broken, key=lambda item: item[0]):
       self.breakage.note(k, one)
 
-  def turns(self) -> dict[int, tuple[int, ...]]:
-    """{own lane: its next turn}, of each member where steps are of one."""
-    return {lane: self._turns[lane] for lane in self.own}
+  def turns(self) -> dict[int, int | list[int]]:
+    """{own lane: its next turn}; of each member where steps are of one."""
+    return {lane: list(turns) if self.mixture.block is not None else turns[0]
+            for lane, turns in enumerate(self._turns) if lane in self.own}
 
   def position(self) -> dict[str, Any]:
     """What `restore` needs, with the turns of the own lanes alone."""
     return {'turns': self.turns(), 'steps': self._steps,
             **self.breakage.state()}
 
-  def state(self, turns: dict[int, tuple[int, ...]] | None = None,
-            ) -> dict[str, Any]:
+  def state(self, turns: dict[int, Any] | None = None) -> dict[str, Any]:
     """JSON-able state; `turns` of all lanes, where not all are own."""
     every = self.turns() if turns is None else turns
     return {**self.position(),
@@ -138,7 +140,8 @@ class Lanes:
     """Goes on from a saved state. The mixture and the count must be the same.
     """
     self.close()
-    self._turns = [tuple(map(int, turns)) for turns in state['turns']]
+    self._turns = [tuple(map(int, np.atleast_1d(turn)))
+                   for turn in state['turns']]
     self._steps = int(state['steps'])
     self.breakage.restore(state)
 
