@@ -75,6 +75,8 @@ def _data() -> ConfigDict:
       # Procedural worlds, sections of `tasks`, and their weights.
       mixture=('digits',),
       weights=(1.0,),
+      # All prompts of a step of rl are of one member of the mixture.
+      homogeneous=False,
       train_size=1_000_000,
       eval_size=100_000,
       # A user's file (.jsonl, .parquet) or TFDS name ('tfds:<name>/<split>')
@@ -307,6 +309,10 @@ def _tasks() -> ConfigDict:
               'kind_of', 'relation', 'compare', 'total', 'difference',
               'cost')),
       geometry=dict(fn='geometry.geometry'),
+      reading=dict(fn='digits.reading', min_digits=2, max_digits=4),
+      grounding=dict(
+          fn='grounding.grounding', objects=(1, 3), grid=(4, 4), colour='red',
+          kind='square'),
       motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
       puzzles=dict(
           fn='puzzles.puzzles', levels=(1, 5), kinds=(

@@ -138,20 +138,23 @@ def report(filled: judged_lib.Filled, *, cap: int) -> dict[str, float]:
   judged, facts = filled.judged, filled.arrays
   _, valid, values = columns_lib.split(judged.rewards)
   total = columns_lib.total(judged.rewards)[valid.any(-1)]
+  taught = facts.expert.all()  # by demonstrations alone: no group, no reward
   # Without any value there is none to log; 0.0 would be one (M13).
-  reward = {'reward/mean': total.mean(),
-            'reward/std': total.std()} if total.size else {}
+  reward = {} if taught or not total.size else {
+      'reward/mean': total.mean(), 'reward/std': total.std()}
   # As the advantage decides it.
-  flat = columns_lib.flat(np, values, valid, 1).all(-1)
-  lengths, done = facts.lengths[~facts.expert], facts.done[~facts.expert]
+  flat = {} if taught else {'group/zero_std_frac': columns_lib.flat(
+      np, values, valid, 1).all(-1).mean()}
+  own = ~facts.expert | taught
+  lengths, done = facts.lengths[own], facts.done[own]
   handed = {f'advantage/{name}/mean': (
       x if x.shape[-1] == 1 else x[facts.spoken]).mean()
             for name, x in judged.extra.items()}
   # A wish that was not granted.
   short = {'select/short': 1} if judged.more else {}
   return {
-      **judged.scored.metrics, **judged.counts, **reward, **handed, **short,
-      'group/zero_std_frac': flat.mean(),
+      **judged.scored.metrics, **judged.counts, **reward, **flat, **handed,
+      **short,
       'response_length/mean': lengths.mean(),
       'response_length/max': lengths.max(),
       'response_length/clip_frac': np.mean((lengths >= cap) & ~done)}

@@ -44,7 +44,8 @@ class Shape:
       at all, the tower is not run.
     prefix: start of the assistant's turn.
     completions: how many an item must have that can be trained on, else it is
-      Broken; completion_tokens: None, or what each may have at most.
+      Broken (one at least where it is to be imitated); completion_tokens: None,
+      or what each may have at most.
   """
   processor: processor_lib.Processor
   template: template_lib.Template
@@ -87,19 +88,34 @@ class Shape:
     try:
       encoded = encode.encode(
           item, self.processor, template=self.template, prefix=self.prefix)
-      self._check_completions(item.completions)
+      self._check_completions(item)
     except ValueError as error:
       return records.Broken(where=where, reason=f'cannot encode: {error}')
     reason = collate.misfit(
         encoded, prompt_length=self.prompt_length, patches=self.patches)
     if reason:
       return records.Broken(where=where, reason=reason)
-    return item, encoded
+    return self._framed(item), encoded
 
-  def _check_completions(self, texts: Sequence[str]) -> None:
-    if len(texts) < self.completions:
-      raise ValueError(f'{len(texts)} completions, {self.completions} needed')
-    for text in texts[:self.completions]:
+  def _framed(self, item: records.Example) -> records.Example:
+    """Where a box is asked for, with the frame that the family writes it in."""
+    codec = self.processor.codec
+    if item.meta.get('box') is None or not (
+        item.images and codec and codec.box_frame):
+      return item
+    seen = {}
+    if codec.box_frame == 'seen':
+      width, height = item.images[0].size
+      seen = {'seen': tuple(codec.seen(height, width))}
+    return dataclasses.replace(
+        item, meta={**item.meta, 'box_frame': codec.box_frame, **seen})
+
+  def _check_completions(self, item: records.Example) -> None:
+    texts, needed = item.completions, max(
+        self.completions, int(item.member.imitate))
+    if len(texts) < needed:
+      raise ValueError(f'{len(texts)} completions, {needed} needed')
+    for text in texts[:needed]:
       count = len(encode.encode_completion(text, self.processor))
       if self.completion_tokens is not None and count > self.completion_tokens:
         raise ValueError(f'a completion of {count} tokens, allowed are '
