@@ -32,7 +32,6 @@ from mmr1 import types
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import lanes
-from mmr1.data import sources
 from mmr1.rewards import score as score_lib
 from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
@@ -66,7 +65,9 @@ class Rollouts:
     n = section.prompts_per_step
     self._rows = self._layout.own_rows(n)
     self._lanes = lanes.Lanes(
-        self._mixture(), self.shape, n, self._rows,
+        datasets.open_stage(
+            ctx.config, section, ctx.files, ctx.index(stage)),
+        self.shape, n, self._rows,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
     self._ahead: collections.deque[asking.Made] = collections.deque()
@@ -286,18 +287,3 @@ class Rollouts:
     for rows, values in hosts.share((first, part), error):
       columns[list(rows)] = values
     return probing.beside(scored, tuple(self.plan.probes), columns)
-
-  def _mixture(self) -> sources.Mixture:
-    """What the stage reads."""
-    ctx, data = self._ctx, self._section.data
-    if data in ctx.files:
-      return datasets.open_completions(
-          ctx.files[data], ctx.config.seed, order=ctx.index(self._stage))
-    # Stages do not see the same prompts first: each has its own order.
-    order = ctx.index(self._stage)
-    if self._section.experts or datasets.is_file(data):
-      return datasets.open_expert(
-          ctx.config, data, completions=bool(self._section.experts),
-          order=order)
-    return datasets.open_split(ctx.config, 'train', order=order,
-                               prompts=self._section.prompts_per_step)

@@ -1,6 +1,6 @@
 """From the `data` and `tasks` sections of a config to mixtures and shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -262,6 +262,26 @@ def open_expert(
   if data == 'train' and config.data.eval_path is None:
     source, _ = sources.holdout(source, every=config.data.holdout)
   return sources.Mixture([source], seed=config.seed, order=order)
+
+
+def open_stage(config: Any, section: Any, written: Mapping[str, str],
+               order: int) -> sources.Mixture:
+  """What a stage of rl reads.
+
+  Args:
+    config: the resolved config.
+    section: of the stage; reads data, experts, prompts_per_step.
+    written: {collect stage: the file it wrote}.
+    order: see `sources.Mixture`; stages do not see the same prompts first.
+  """
+  data = section.data
+  if data in written:
+    return open_completions(written[data], config.seed, order=order)
+  if section.experts or is_file(data):
+    return open_expert(
+        config, data, completions=bool(section.experts), order=order)
+  return open_split(config, 'train', order=order,
+                    prompts=section.prompts_per_step)
 
 
 def is_file(data: str) -> bool:
