@@ -113,7 +113,7 @@ def _real(c):
   c.rl.old = 'recompute'
   c.rl.select = dict(fn='drop_zero_std', kwargs=dict(
       column='overall', low=0.01, high=0.99))
-  c.rl.rounds = 20  # [EasyR1]
+  c.rl.rounds = 20  # [EasyR1]; at each of them targets and alphas move
   # Microbatches of a step: 4,096 responses, 4 on each of 8 devices [ours].
   c.hooks.beta.kwargs.calls = 128
   c.ares = common.overlay(  # steps [ours]

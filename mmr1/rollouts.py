@@ -65,9 +65,8 @@ class Rollouts:
     n = section.prompts_per_step
     self._rows = self._layout.own_rows(n)
     self._lanes = lanes.Lanes(
-        # Stages do not see the same prompts first: each has its own order.
-        datasets.open_stage(ctx.config, section, ctx.files.get(section.data),
-                            order=ctx.index(stage)),
+        datasets.open_stage(
+            ctx.config, section, ctx.files, ctx.index(stage)),
         self.shape, n, self._rows,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)

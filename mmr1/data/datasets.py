@@ -1,6 +1,6 @@
 """From the `data` and `tasks` sections of a config to mixtures and shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -264,22 +264,22 @@ def open_expert(
   return sources.Mixture([source], seed=config.seed, order=order)
 
 
-def open_stage(
-    config: Any, section: Any, collected: str | None, *, order: int,
-) -> sources.Mixture:
-  """What an rl stage reads.
+def open_stage(config: Any, section: Any, written: Mapping[str, str],
+               order: int) -> sources.Mixture:
+  """What a stage of rl reads.
 
   Args:
     config: the resolved config.
-    section: of the stage.
-    collected: the file of the collect stage that its `data` names | None.
-    order: see `sources.Mixture`.
+    section: of the stage; reads data, experts, prompts_per_step.
+    written: {collect stage: the file it wrote}.
+    order: see `sources.Mixture`; stages do not see the same prompts first.
   """
-  if collected is not None:
-    return open_completions(collected, config.seed, order=order)
-  if section.experts or is_file(section.data):
-    return open_expert(config, section.data,
-                       completions=bool(section.experts), order=order)
+  data = section.data
+  if data in written:
+    return open_completions(written[data], config.seed, order=order)
+  if section.experts or is_file(data):
+    return open_expert(
+        config, data, completions=bool(section.experts), order=order)
   return open_split(config, 'train', order=order,
                     prompts=section.prompts_per_step)
 

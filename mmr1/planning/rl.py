@@ -18,6 +18,7 @@ from mmr1 import rl_setup
 from mmr1 import sockets
 from mmr1 import training
 from mmr1 import trees
+from mmr1 import types
 from mmr1 import weighing
 from mmr1.models import partition
 from mmr1.planning import costs
@@ -43,7 +44,7 @@ def stage(config: Any, name: str, policy: forward.Policy,
   found, unread = sampled.programs_of(config, made.section, policy, params)
   found += [*made.looks(), *made.passes(), made.update()]
   return records.Stage(name, 'rl', tuple(
-      one._replace(resident=(*one.resident, 'waiting', 'average'))
+      one._replace(resident=(*one.resident, 'waiting', 'average', 'memory'))
       for one in found), made.held() | unread, made.useful(),
       math.prod(made.shape))
 
@@ -139,8 +140,20 @@ class _Rl:
     return found
 
   def _minibatch(self) -> Any:
-    size, (_, g, t) = self.shape[0] // self.section.minibatches_per_step, (
-        self.shape)
+    """The step's own block of an update; weights are of it alone."""
+    size, g, _ = self.shape
+    block = self._scored(size // self.section.minibatches_per_step, g)
+    if self.section.weights:
+      block = block.replace(weight=self._make.scores(*block.mask.shape))
+    return block
+
+  def _replayed(self, rows: int) -> Any:
+    """Groups of one, of earlier steps."""
+    return self._scored(rows, 1)
+
+  def _scored(self, size: int, g: int) -> Any:
+    """A block with what an update reads besides weights."""
+    t = self.shape[2]
     one = functools.partial(self._make.scores, size, g, t)
     extra = {'sampler_logp': one()}
     for look in self._rollout_looks:
@@ -160,17 +173,27 @@ class _Rl:
       tree = self._policy.module.config
       given['ref_hidden'] = self._make.array(
           jnp.dtype(tree.compute_dtype), size, g, t, tree.width)
-    if self.section.weights:
-      given['weight'] = one()
-    return self._sized(size, **given)
+    return self._make.block(
+        size, g, t, noise=bool(self._config.views), **given)
 
   def _minibatch_parts(self) -> Mapping[str, float]:
     share = self.section.minibatches_per_step
     return {part: x / share for part, x in self._parts.items()}
 
+  def _batch(self) -> tuple[types.Batch, Mapping[str, float]]:
+    """Blocks of an update, and operations of a pass over them."""
+    batch, parts = (self._minibatch(),), self._minibatch_parts()
+    if self.section.replay.fn is None:
+      return batch, parts
+    rows = self.section.replay.rows // self.section.minibatches_per_step
+    more = costs.forward(self._policy.module.config, self._make.work(
+        rows, 1, self.shape[2], rows * self.shape[2]))
+    return (*batch, self._replayed(rows)), {
+        part: x + more[part] for part, x in parts.items()}
+
   def update(self) -> records.Program:
     """One of a step's updates."""
-    part, parts = self._minibatch(), self._minibatch_parts()
+    batch, parts = self._batch()
     train = training.make_update(
         self._policy, self._optimizer, self._objective.terms,
         chunks=self.section.chunks_per_minibatch, looks=self._update_looks)
@@ -183,8 +206,8 @@ class _Rl:
       work = {name: x + more[name] for name, x in work.items()}
     return records.Program(
         'update', lambda: train.trace(
-            self._state, (part,), self._knobs, *ref.values() or (None,)),
-        {'state': self._state, 'batch': part, **ref}, self._updates, 1, work,
+            self._state, batch, self._knobs, *ref.values() or (None,)),
+        {'state': self._state, 'batch': batch, **ref}, self._updates, 1, work,
         ('reference', 'rollout'))
 
   def held(self) -> dict[str, Any]:
@@ -195,6 +218,8 @@ class _Rl:
             'rollout': (self._block if self.section.minibatches_per_step > 1
                         else {}),
             'waiting': (self._block,) * self.section.staleness}
+    if self.section.replay.fn is not None:
+      held['memory'] = self._replayed(self.section.replay.capacity)
     on_device = self.section.reference_memory == 'device'
     looked = {look.params for look in self._rollout_looks}
     if on_device and ('reference' in looked or self._objective.reference

@@ -140,6 +140,7 @@ def test_the_kl_weighs_by_difficulty(made):
   """.01 mean(beta_d zeta_i k3); beta by the KL of each in the step before."""
   one, steps, _, kept = made
   start, state, chances = steps[0].before, duals.kl_start(), 0
+  measured = None
   for k, step in enumerate(steps):
     block, right = step.block, step.rewards['result']
     level = np.select([block.extra[name][:, 0, 0] == 1

@@ -23,6 +23,7 @@ def plan(slug, arg=None):
     ('vogue', None, {'look_raw'}),
     ('grpo_care', None, {'look_slow'}),
     ('ares', None, {'look_own', 'reference'}),
+    ('vl_rethinker', None, {'old'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)
@@ -35,6 +36,8 @@ def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   # An average of all that trains, in float32; nobody else has one.
   average = stage['held'].get('average', 0)
   assert (average > 0) == (slug == 'grpo_care')
+  memory = stage['held'].get('memory', 0)
+  assert (memory > 0) == (slug == 'vl_rethinker')
 
 
 def test_a_look_costs_what_it_computes():
