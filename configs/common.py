@@ -85,12 +85,9 @@ def _data() -> ConfigDict:
       path=placeholder(str),
       eval_path=placeholder(str),
       holdout=10,
-      image_column='images',
-      video_column='videos',
-      message_column='messages',
-      question_column='problem',
-      answer_column='answer',
-      completion_column='completion',
+      image_column='images', video_column='videos', message_column='messages',
+      question_column='problem', answer_column='answer',
+      completion_column='completion', given_column='given',
       # Past this fraction of unusable records the run refuses to go on.
       max_broken_frac=0.5,
       worker_count=0,  # processes that decode and encode; 0: in this process
@@ -98,24 +95,19 @@ def _data() -> ConfigDict:
       system=placeholder(str),
       instruction=placeholder(str),
       # Shapes of one prompt row. Longer prompts are dropped and counted.
-      prompt_tokens=64,
-      patches=64,
+      prompt_tokens=64, patches=64,
       # Smaller sizes for batches that fit, ascending.
-      prompt_buckets=(),
-      patch_buckets=(),
-      min_pixels=placeholder(int),  # None: as the checkpoint's preprocessor
-      max_pixels=placeholder(int),
-      video_fps=placeholder(float),
-      video_max_frames=placeholder(int),
+      prompt_buckets=(), patch_buckets=(),
+      # None: as the checkpoint's preprocessor.
+      min_pixels=placeholder(int), max_pixels=placeholder(int),
+      video_fps=placeholder(float), video_max_frames=placeholder(int),
   ))
 
 
 def _optimizer() -> ConfigDict:
   return ConfigDict(dict(
       lr=1e-4,
-      b1=0.9,
-      b2=0.999,
-      eps=1e-8,
+      b1=0.9, b2=0.999, eps=1e-8,
       weight_decay=0.0,
       decay_mask='matrices',  # 'matrices' | 'all'
       moment_dtype='float32',
@@ -176,7 +168,9 @@ def _sft() -> ConfigDict:
   return ConfigDict(dict(
       kind='sft',
       rows_per_step=32,
-      max_new_tokens=128,  # longer completions are dropped and counted
+      # Longer completions, with what they go on from, are dropped and counted.
+      max_new_tokens=128,
+      instruction=placeholder(str),  # of its prompts; None: data.instruction
       # As many examples in a row as fit: data.prompt_tokens, data.patches and
       # max_new_tokens are then its length, and an update has more examples.
       pack=False,
@@ -190,10 +184,12 @@ def _sockets() -> dict:
   """Keys of rl that only some papers set."""
   return dict(
       # More terms, sections of `terms`; weights on tokens of the policy term,
-      # sections of `weights`; columns made of a look, sections of `probes`.
+      # sections of `weights`; columns made of a look, sections of `probes`, or
+      # by another model, sections of `judges`.
       terms=(),
       weights=(),
       probes=(),
+      judges=(),
       # Views that rollouts are sampled from, a group for each; (): the images
       # as they are. And looks that nothing reads, to be logged.
       branches=(),
@@ -311,8 +307,8 @@ def _tasks() -> ConfigDict:
       geometry=dict(fn='geometry.geometry'),
       reading=dict(fn='digits.reading', min_digits=2, max_digits=4),
       grounding=dict(
-          fn='grounding.grounding', objects=(1, 3), grid=(4, 4), colour='red',
-          kind='square'),
+          fn='grounding.grounding', objects=(1, 3), grid=(4, 4),
+          colour='red', kind='square'),
       motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
       puzzles=dict(
           fn='puzzles.puzzles', levels=(1, 5), kinds=(
@@ -323,13 +319,7 @@ def _tasks() -> ConfigDict:
 
 def _rewards() -> ConfigDict:
   return ConfigDict(dict(
-      result=dict(
-          fn='answer.correct', weight=1.0, in_pool=False, limit_s=5.0,
-          kwargs=dict()),
-      format=dict(
-          fn='format.think_answer', weight=1.0, in_pool=False, limit_s=5.0,
-          kwargs=dict()),
-  ))
+      result=reward('answer.correct'), format=reward('format.think_answer')))
 
 
 def split(arg: str | None, options: tuple[str, ...], slug: str,
@@ -402,6 +392,22 @@ def small_digits(c: ConfigDict) -> None:
   c.rl.max_new_tokens = 48
 
 
+def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
+          max_new_tokens: int = 8, memory: str = 'device',
+          parse: str = 'number.unit') -> ConfigDict:
+  """A section of `judges`: a model that scores responses, see `mmr1.judges`.
+
+  Args:
+    params: 'base', a stage before that trains, or a folder.
+    instruction: under which it reads the problem.
+    suffix: what it reads after the response, before it writes the score.
+    max_new_tokens: of the score.
+    memory: where its parameters wait, 'device' or 'host'.
+    parse: of mmr1/rewards, its reply to 0 .. 1, or None.
+  """
+  return ConfigDict(dict(locals()))
+
+
 def boxed(c: ConfigDict) -> None:
   r"""Answers in \boxed{} after a think block: EasyR1's mathematics."""
   c.data.instruction = (
@@ -457,6 +463,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.terms = ConfigDict()  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
+  c.judges = ConfigDict()  # name: judge(...)
   c.sft = _sft()
   c.rl = _rl()
   c.evaluate = ConfigDict(dict(

@@ -131,8 +131,9 @@ class Context:
         self.config.model, datasets.model_path(path), self.processor,
         self.policy.layout)[1]
 
-  def shape(self) -> pipeline.Shape:
-    return datasets.shape(self.config.data, self.processor)
+  def shape(self, instruction: str | None = None) -> pipeline.Shape:
+    """How prompts are written, under another instruction if one is given."""
+    return datasets.shape(self.config.data, self.processor, instruction)
 
   def close(self) -> None:
     """Closes the services."""

@@ -69,9 +69,15 @@ def check(
 
 
 def _next_rl(ctx: context.Context, stage: str) -> str | None:
-  """The first rl stage after this one."""
-  later = ctx.order[ctx.order.index(stage) + 1:]
-  return next((s for s in later if ctx.config[s].kind == 'rl'), None)
+  """The first rl stage that starts from what this one makes."""
+  made = {stage}
+  for later in ctx.order[ctx.order.index(stage) + 1:]:
+    kind = ctx.config[later].kind
+    if kind in context.TRAINS and ctx.lineage.source(later) in made:
+      if kind == 'rl':
+        return later
+      made.add(later)
+  return None
 
 
 def _samples(

@@ -69,6 +69,9 @@ class Example:
     messages: a conversation, `({'role': ..., 'content': ...}, ...)`, whose
       contents carry the placeholders; replaces `question`.
     completions: expert or logged assistant texts (for sft and off-policy use).
+    given: texts that the assistant's turn starts with, before a completion,
+      and that nobody imitates (only sft reads them). Each is made tokens by
+      itself: a sampled response and what is put after it stay apart.
     source: where it came from: a task's name, or `file:line`.
     meta: anything else a reward or solver needs (facts, steps, boxes, choices,
       'answer_type').
@@ -84,6 +87,7 @@ class Example:
   videos: tuple[Video, ...] = ()
   messages: tuple[Mapping[str, Any], ...] = ()
   completions: tuple[str, ...] = ()
+  given: tuple[str, ...] = ()
   source: str = ''
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   member: Member = Member()

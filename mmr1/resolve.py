@@ -25,7 +25,8 @@ from mmr1 import overlays
 from mmr1 import sections
 
 # Sections that are there to be named by stages.
-LIBRARIES = ('rewards', 'hooks', 'tasks', 'views', 'terms', 'weights', 'probes')
+LIBRARIES = ('rewards', 'hooks', 'tasks', 'views', 'terms', 'weights', 'probes',
+             'judges')
 
 Config = sections.Section  # what `finalise` returns
 Section = sections.Section

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mmr1 import average
 from mmr1 import context
+from mmr1 import judges
 from mmr1 import objective as objective_lib
 from mmr1 import resolve
 from mmr1 import rl_checks
@@ -30,6 +31,7 @@ class Plan:
     temperature: of the sampler, and of every log-prob (law 5).
     scorer: the rewards.
     probes: columns made of looks.
+    judges: columns made by other models.
     combine: (columns, names, knobs, state) -> (rewards, metrics, state).
     advantage: (rewards, tokens) -> [N, G, 1 or T].
     select: (columns, advantage, meta, state, rng) -> keep, counts, more, state.
@@ -44,6 +46,7 @@ class Plan:
   temperature: float
   scorer: score_lib.Scorer
   probes: Mapping[str, sockets.Probe]
+  judges: Mapping[str, judges.Settings]
   combine: sockets.Bound
   advantage: sockets.Bound
   select: sockets.Bound
@@ -56,8 +59,10 @@ class Plan:
 
   @property
   def weights(self) -> dict[str, float]:
-    """Of every column; those of probes are there to be combined by name."""
-    return {**self.scorer.weights, **dict.fromkeys(self.probes, 0.0)}
+    """Of every column; those of probes and judges are there to be combined by
+    name."""
+    return {**self.scorer.weights,
+            **dict.fromkeys((*self.probes, *self.judges), 0.0)}
 
   @property
   def knobs(self) -> dict[str, float]:
@@ -103,6 +108,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       sampling=sampling,
       temperature=section.temperature, scorer=scorer,
       probes=sockets.probes(section, config, moved),
+      judges=judges.settings(section, stage, config),
       combine=sockets.bind(
           section.combine, 'mmr1.rewards', f'{stage}.combine', moved,
           ('weights',)),

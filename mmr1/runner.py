@@ -21,6 +21,7 @@ from mmr1 import context
 from mmr1.data import datasets
 from mmr1 import guard
 from mmr1 import hosts
+from mmr1 import judges
 from mmr1 import log
 from mmr1 import mesh
 from mmr1 import profiling
@@ -155,6 +156,7 @@ def open_run(
   rl_setup.check_prefilled(
       config, datasets.shape(config.data, processor).prefilled)
   rl_setup.check_media(config, processor.reads_media)
+  judges.check(config, processor)
   datasets.check(config.data)
   for split in ('train', 'eval'):
     datasets.open_split(config, split)
@@ -295,5 +297,3 @@ def _finish(ctx, results, seconds: float) -> None:
   if jax.process_index() == 0:
     workdir_lib.write_whole(
         epath.Path(ctx.path) / 'FINISHED', json.dumps(results, indent=2) + '\n')
-
-

@@ -93,3 +93,9 @@ def late(sample, knobs):
 
 
 late.range = (0.0, 1.0)
+
+
+def summed(reply):
+  """A score of whatever a judge says, or none."""
+  total = sum(map(ord, reply))
+  return None if total % 4 == 0 else total % 101 / 100

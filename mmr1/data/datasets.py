@@ -15,9 +15,11 @@ from mmr1.data import rows
 from mmr1.data import sources
 
 
-def open_processor(model: Any, data: Any) -> processor_lib.Processor:
-  """The checkpoint's processor with the pixel budget of `data`."""
-  path = model_path(model.path)
+def open_processor(
+    model: Any, data: Any, path: str | None = None) -> processor_lib.Processor:
+  """The processor of the checkpoint, or of another one at `path`, with the
+  pixel budget of `data`."""
+  path = model_path(path or model.path)
   _check_vocabulary(epath.Path(path))
   return processor_lib.Processor.open(
       path, min_pixels=data.min_pixels,
@@ -53,17 +55,23 @@ def _check_vocabulary(folder: epath.Path) -> None:
         'it. Download the tokenizer files of the model too.')
 
 
-def template(data: Any) -> Callable[..., Any]:
-  """The template function of the config, its text bound."""
+def template(
+    data: Any, instruction: str | None = None) -> Callable[..., Any]:
+  """The template function of the config, its text bound; `instruction`: in
+  place of that of `data`."""
   fn = resolve.function(data.template, 'mmr1.data.template')
-  given = {'system': data.system, 'instruction': data.instruction}
+  given = {'system': data.system, 'instruction': (
+      data.instruction if instruction is None else instruction)}
   kwargs = {k: v for k, v in given.items() if v is not None}
   resolve.check_kwargs(fn, kwargs, 'data')
   return functools.partial(fn, **kwargs) if kwargs else fn
 
 
-def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
-  """How prompts are written and what fits.
+def shape(
+    data: Any, processor: processor_lib.Processor,
+    instruction: str | None = None) -> pipeline.Shape:
+  """How prompts are written, under another instruction if one is given, and
+  what fits.
 
   For a model that reads text only there are no patches, whatever `data` says.
 
@@ -99,7 +107,7 @@ def shape(data: Any, processor: processor_lib.Processor) -> pipeline.Shape:
         f'data.prompt_buckets: got {lengths}; allowed: ascending numbers from '
         f'1 to below data.prompt_tokens={data.prompt_tokens}.')
   return pipeline.Shape(
-      processor=processor, template=template(data),
+      processor=processor, template=template(data, instruction),
       prompt_length=data.prompt_tokens, patches=patches,
       prompt_buckets=lengths, patch_buckets=buckets)
 
@@ -109,6 +117,7 @@ def _form(data: Any, *, completions: bool) -> rows.RowFormat:
       image=data.image_column, video=data.video_column,
       message=data.message_column, question=data.question_column,
       answer=data.answer_column, completion=data.completion_column,
+      given=data.given_column,
       require_answer=not completions, require_completion=completions)
 
 

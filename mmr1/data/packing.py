@@ -17,9 +17,11 @@ from mmr1.data import pipeline
 
 
 class Example(NamedTuple):
-  """A prompt with ids i32[t] of its completion."""
+  """A prompt with ids i32[t] of its completion; the first `given` of them are
+  read and not trained on."""
   pair: pipeline.Pair
   ids: np.ndarray
+  given: int = 0
 
   @property
   def encoded(self) -> encode.Encoded:

@@ -20,6 +20,7 @@ from mmr1 import types
 from mmr1.data import breakage
 from mmr1.data import collate
 from mmr1.data import encode
+from mmr1.data import framing
 from mmr1.data import processor as processor_lib
 from mmr1.data import sources
 from mmr1.data import template as template_lib
@@ -95,26 +96,18 @@ class Shape:
         encoded, prompt_length=self.prompt_length, patches=self.patches)
     if reason:
       return records.Broken(where=where, reason=reason)
-    return self._framed(item), encoded
-
-  def _framed(self, item: records.Example) -> records.Example:
-    """Where a box is asked for, with the frame that the family writes it in."""
-    codec = self.processor.codec
-    if item.meta.get('box') is None or not (
-        item.images and codec and codec.box_frame):
-      return item
-    seen = {}
-    if codec.box_frame == 'seen':
-      width, height = item.images[0].size
-      seen = {'seen': tuple(codec.seen(height, width))}
-    return dataclasses.replace(
-        item, meta={**item.meta, 'box_frame': codec.box_frame, **seen})
+    return framing.framed(item, self.processor.codec), encoded
 
   def _check_completions(self, item: records.Example) -> None:
     texts, needed = item.completions, max(
         self.completions, int(item.member.imitate))
     if len(texts) < needed:
       raise ValueError(f'{len(texts)} completions, {needed} needed')
+    if item.given and needed:
+      encode.encode_given(item.given, self.processor)
+      if self.completion_tokens is not None:
+        raise ValueError('its completion goes on from a given text, which only '
+                         'sft reads')
     for text in texts[:needed]:
       count = len(encode.encode_completion(text, self.processor))
       if self.completion_tokens is not None and count > self.completion_tokens:

@@ -22,6 +22,7 @@ _ALIASES = {
     'answer': ('answer',),
     'message': ('messages',),
     'completion': ('completion', 'completions', 'solution'),
+    'given': ('given',),
 }
 _ROLES = ('system', 'user', 'assistant')
 
@@ -45,6 +46,8 @@ class RowFormat:
       with placeholders or lists of parts. A closing assistant turn is the
       completion; earlier ones are part of the prompt.
     completion: assistant text to imitate, or a list of them.
+    given: text that the completion goes on from and that is not imitated, or
+      a list of parts, see `records.Example`.
     constant_question: question of every row of a file without that column.
     require_answer, require_completion: rows without are Broken.
   """
@@ -54,6 +57,7 @@ class RowFormat:
   answer: str = 'answer'
   message: str = 'messages'
   completion: str = 'completion'
+  given: str = 'given'
   constant_question: str = ''
   require_answer: bool = True
   require_completion: bool = False
@@ -147,7 +151,7 @@ def to_example(
 def _example(row, form, folder, uid, where, load) -> records.Example:
   pictures = _listed(_value(row, form.image))
   messages, inline = _messages(_value(row, form.message))
-  completions = _completions(_value(row, form.completion))
+  completions = _texts(_value(row, form.completion), 'completion')
   if messages and messages[-1]['role'] == 'assistant':
     if completions:
       raise RecordError(
@@ -162,10 +166,11 @@ def _example(row, form, folder, uid, where, load) -> records.Example:
   if form.require_completion and not completions:
     raise RecordError('empty completion: no assistant text')
   used = {form.image, form.video, form.question, form.answer, form.message,
-          form.completion}
+          form.completion, form.given}
   return records.Example(
       uid=uid, question=question, answer=answer, messages=tuple(messages),
       completions=completions, source=where,
+      given=_texts(_value(row, form.given), 'given'),
       images=tuple(
           media.image(p, folder, load=load) for p in [*pictures, *inline]),
       videos=tuple(
@@ -241,8 +246,8 @@ def _answer(value: Any) -> str | None:
   return str(value)
 
 
-def _completions(value: Any) -> tuple[str, ...]:
-  return tuple(_text(v, 'completion') for v in _listed(value))
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+  return tuple(_text(v, what) for v in _listed(value))
 
 
 def _messages(value: Any) -> tuple[list[dict[str, str]], list[Any]]:

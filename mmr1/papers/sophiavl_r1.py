@@ -42,7 +42,7 @@ def outcome(
 
   The type is `example.meta['problem_type']`, of which case, spaces and hyphens
   do not matter; without one 'multiple choice' is an example whose
-  `answer.kind` is 'choice'.
+  `answer.kind` is 'choice' or 'choices'.
 
   Args:
     sample: the completion.
@@ -73,7 +73,7 @@ def outcome(
   if type_ == 'freeform':
     return text_overlap.rouge(gold, said)
   if type_ == 'multiplechoice' or not type_ and answer.kind(
-      example) == 'choice':
+      example) in ('choice', 'choices'):
     return float(choice_set.equal(
         gold, said, example.meta.get('choices'), form=choices))
   return float(answer.match(parsed.answer, example, limit_s=limit_s))

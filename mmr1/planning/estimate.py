@@ -148,7 +148,7 @@ _LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores',
 
 
 def _kind(program: records.Program) -> str:
-  """Its name; looks are of a kind."""
+  """Its name; looks are of a kind, what judges do is of another's."""
   return program.name.partition('_')[0]
 
 

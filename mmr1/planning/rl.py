@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import functools
 import math
+import types as simple_types
 from typing import Any
 
 import jax
@@ -42,9 +43,10 @@ def stage(config: Any, name: str, policy: forward.Policy,
   """
   made = _Rl(config, name, policy, params)
   found, unread = sampled.programs_of(config, made.section, policy, params)
-  found += [*made.looks(), *made.passes(), made.update()]
+  found += [*made.judges(), *made.looks(), *made.passes(), made.update()]
   return records.Stage(name, 'rl', tuple(
-      one._replace(resident=(*one.resident, 'waiting', 'average', 'memory'))
+      one._replace(resident=(
+          *one.resident, 'waiting', 'average', 'memory', 'judges'))
       for one in found), made.held() | unread, made.useful(),
       math.prod(made.shape))
 
@@ -99,6 +101,23 @@ class _Rl:
             chunks=self.section.chunks_per_minibatch, hidden=hidden),
         {whose if whose != 'policy' else 'parameters': params,
          'batch': self._block}, 1, 1, self._parts, resident)
+
+  def judges(self) -> list[records.Program]:
+    """What judges read, as if they were the model that trains and had nothing
+    between a response and its score."""
+    rows, g, t = self.shape
+    views, found = max(1, len(self.section.branches)), []
+    for name in self.section.judges:
+      asked = simple_types.SimpleNamespace(
+          prompts_per_step=rows // views, samples_per_prompt=g * views,
+          branches=(), experts=0, max_new_tokens=(
+              t + self._config.judges[name].max_new_tokens))
+      made, _ = sampled.programs_of(
+          self._config, asked, self._policy, self._of('reference'))
+      found += [one._replace(
+          name=f'{one.name}_{name}', resident=('state', 'reference', 'rollout'))
+                for one in made]
+    return found
 
   def looks(self) -> list[records.Program]:
     """Passes of the rollout's looks."""
@@ -220,6 +239,9 @@ class _Rl:
             'waiting': (self._block,) * self.section.staleness}
     if self.section.replay.fn is not None:
       held['memory'] = self._replayed(self.section.replay.capacity)
+    held['judges'] = [
+        self._of('reference') for name in self.section.judges
+        if self._config.judges[name].memory == 'device']
     on_device = self.section.reference_memory == 'device'
     looked = {look.params for look in self._rollout_looks}
     if on_device and ('reference' in looked or self._objective.reference

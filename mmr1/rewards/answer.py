@@ -7,12 +7,13 @@ from mmr1 import puzzle_rules
 from mmr1 import records
 from mmr1 import text
 from mmr1.rewards import choice
+from mmr1.rewards import choice_set
 from mmr1.rewards import grounding
 from mmr1.rewards import math
 from mmr1.rewards import number
 from mmr1.rewards import quantity
 
-TYPES = ('number', 'choice', 'math', 'text', 'puzzle', 'box')
+TYPES = ('number', 'choice', 'choices', 'math', 'text', 'puzzle', 'box')
 _COVERS = 0.5  # IoU from which on a box is right
 _LONGEST = 1000  # characters, beside those of the gold answer
 _LETTER = re.compile(r'\(?[A-J]\)?\.?')
@@ -24,7 +25,8 @@ _SYMBOLS = re.compile(r'[0-9\\=+*/^<>{}\[\]√π∞]')
 def kind(example: records.Example) -> str:
   """How an example's answer is compared: one of `TYPES`.
 
-  `meta['answer_type']` if given. Otherwise 'choice' when meta has 'choices'
+  `meta['answer_type']` if given, the only way to 'choices' (several letters,
+  'A,C') and 'puzzle'. Otherwise 'choice' when meta has 'choices'
   (an empty column is none) or the gold answer is one letter A-J; 'math' when it
   is a number (a unit may follow) or holds a digit or a mathematical symbol and
   no word of four letters; else 'text'.
@@ -64,6 +66,8 @@ def unusable(example: records.Example) -> str:
       choice.equal(example.answer, '', example.meta.get('choices'))
     elif type_ == 'box':
       grounding.overlap(None, example)
+    elif type_ == 'choices':
+      choice_set.check(example.answer, example.meta.get('choices'))
     elif type_ == 'puzzle':
       if not puzzle_rules.passes(example.meta.get('puzzle'), example.answer):
         return f'gold answer {example.answer[:80]!r} does not solve the puzzle'
@@ -81,8 +85,8 @@ def match(
   """Whether an extracted answer is the example's gold answer.
 
   number: the exact value (`number.within`); choice: the same letter
-  (`choice.equal`); math: `math.equal`; text: equal after
-  `text.normalise_answer`; puzzle: whatever solves `meta['puzzle']`
+  (`choice.equal`); choices: the same letters (`choice_set.equal`); math:
+  `math.equal`; text: equal after `text.normalise_answer`; puzzle: whatever solves `meta['puzzle']`
   (`puzzle_rules.passes`), be it the gold answer or not; box: an IoU of at least
   .5 with `meta['box']` (`grounding.overlap`).
 
@@ -106,6 +110,8 @@ def match(
     return number.within(gold, answer)
   if type_ == 'choice':
     return choice.equal(gold, answer, example.meta.get('choices'))
+  if type_ == 'choices':
+    return choice_set.equal(gold, answer, example.meta.get('choices'))
   if type_ == 'math':
     return math.equal(
         gold, answer, question=example.asked, limit_s=limit_s)

@@ -43,6 +43,21 @@ def equal(
   return set(filter(None, ours)) == set(filter(None, theirs))
 
 
+def check(gold: str, choices: choice.Choices | None) -> None:
+  """Refuses a gold answer that does not name letters only.
+
+  Raises:
+    ValueError: one of its parts is no choice.
+  """
+  known = choice.labels(choices) if choice.given(choices) else None
+  for part in [*filter(None, _named(gold, choices))] or ['']:
+    if len(part) != 1 or known is not None and part not in known:
+      raise ValueError(
+          f'gold answer {gold[:80]!r}: {part!r} is no letter'
+          + (f' or text of one of the choices {known}' if known else '')
+          + ". Several choices are written 'A,C'.")
+
+
 def _named(said: str, choices: choice.Choices | None) -> list[str]:
   """Letters, else texts in lower case, in order; '' of an empty part."""
   whole = choice.pick(said, choices)

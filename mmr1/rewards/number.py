@@ -37,6 +37,15 @@ def within(
              for value in quantity.values(expected, got))
 
 
+def unit(reply: str) -> float | None:
+  """A judge's reply that is one number and nothing else, clamped to [0, 1].
+
+  Read is what `text.parse_number` reads, '70%' and '7/10' too; else None.
+  """
+  value = text.parse_number(reply)
+  return None if value is None else float(min(max(value, 0), 1))
+
+
 def close(
     sample: records.Sample,
     knobs: Mapping[str, float],

@@ -96,6 +96,7 @@ def _readable(
   kept, refused = [], []
   for example in made:
     try:
+      encode.encode_given(example.given, ctx.processor)
       encode.encode_completion(example.completions[0], ctx.processor)
     except ValueError as error:
       refused.append(f'{example.source} (uid {example.uid}): {error}')
@@ -113,8 +114,8 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
   """JSONL and the PNGs it names.
 
   Columns: images, problem (or messages), answer, completion, uid, source, and
-  what the matcher of answers reads, answer_type, choices and puzzle, where
-  given.
+  where given: given, and what the matcher of answers reads, answer_type,
+  choices and puzzle.
   """
   images = folder / 'images'
   images.mkdir(parents=True, exist_ok=True)
@@ -127,6 +128,7 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
         'images': [f'images/{name}' for name in names], **asked,
         'answer': example.answer, 'completion': example.completions[0],
         'uid': example.uid, 'source': example.source,
+        **({'given': example.given} if example.given else {}),
         **{key: records.thawed(example.meta[key])
            for key in ('answer_type', 'choices', 'puzzle')
            if key in example.meta}}) + '\n')

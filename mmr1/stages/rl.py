@@ -18,6 +18,7 @@ from mmr1 import asking
 from mmr1 import context
 from mmr1 import experience
 from mmr1 import judged as judged_lib
+from mmr1 import judges
 from mmr1 import judging
 from mmr1 import learner as learner_lib
 from mmr1 import loop
@@ -61,6 +62,7 @@ class Trainer:
     plan: the stage's functions.
     learner: makes the updates.
     rollouts: makes what they read.
+    judges: other models, that score them.
     judging: makes advantages of their rewards.
     start: where the stage starts.
     clock: of the phases.
@@ -76,6 +78,8 @@ class Trainer:
     self.start, self.clock = self.learner.start, self.learner.clock
     self.rollouts = rollouts_lib.Rollouts(
         ctx, stage, section, plan, self.clock)
+    self.judges = judges.Judges(
+        ctx, plan.judges, section.max_new_tokens, self.clock)
     self.revising = revising.Revising(
         ctx, stage, section, plan, self.rollouts)
     self.judging = judging.Judging(ctx, stage, section, plan)
@@ -160,11 +164,11 @@ class Trainer:
   @phases.phase('score')
   def score(self, made: asking.Made, looks: Looks,
             k: int) -> score_lib.Scored:
-    """Rewards, and probes with the knobs of the step before."""
-    scored = self.rollouts.probed(
+    """Rewards, judges, and probes with the knobs of the step before."""
+    scored = self.judges.beside(made, self.rollouts.probed(
         made, self.rollouts.scored(made),
         probing.read(self.plan.probes, looks),
-        {**self.plan.knobs, **self._before})
+        {**self.plan.knobs, **self._before}))
     if scored.failures:
       first = scored.failures[0]
       self._ctx.logger.warn(

@@ -46,6 +46,7 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
         f'{stage}.reduce: got {section.reduce!r}; allowed are token_mean, '
         'seq_mean and seq_sum.')
   section.pack  # read in run
+  datasets.template(config.data, section.instruction)
   _check_data(section.data, stage, config)
   return {}
 
@@ -72,14 +73,16 @@ class Rows:
     self.dropped = 0
 
   def take(self, n: int) -> list[packing.Example]:
-    """The next n prompts with ids i32[t], t <= cap, of their completion."""
+    """The next n prompts with ids i32[t], t <= cap, of their completion, after
+    what it goes on from."""
     rows, since = [], 0
     while len(rows) < n:
       pair = self._stream.take(1)[0]
-      ids = encode.encode_completion(
-          pair[0].completions[0], self._ctx.processor)
+      given = encode.encode_given(pair[0].given, self._ctx.processor)
+      ids = np.concatenate([given, encode.encode_completion(
+          pair[0].completions[0], self._ctx.processor)])
       if len(ids) <= self._cap:
-        rows.append(packing.Example(pair, ids))
+        rows.append(packing.Example(pair, ids, len(given)))
         since = 0
         continue
       self.dropped += 1
@@ -104,18 +107,20 @@ class Rows:
 
 
 def assemble(
-    rows: list[tuple[pipeline.Pair, np.ndarray]],
+    rows: list[packing.Example],
     shape: pipeline.Shape,
     length: int,
 ) -> types.Block:
-  """A block of N rows, G = 1; the mask covers every completion token.
+  """A block of N rows, G = 1; the mask covers what is imitated.
 
   For ids [5, 9, 2] under T = 5: tokens [5, 9, 2, pad, pad], kind
-  [expert, expert, expert, pad, pad], mask [1, 1, 1, 0, 0].
+  [expert, expert, expert, pad, pad], mask [1, 1, 1, 0, 0]. If the first is
+  given, kind [forced, expert, expert, pad, pad], mask [0, 1, 1, 0, 0].
   """
-  prompts = shape.collate([encoded for (_, encoded), _ in rows])
+  prompts = shape.collate([one.encoded for one in rows])
   tokens, kind = asking.traces(
-      [[ids] for _, ids in rows], length, shape.processor.pad_id)
+      [[one.ids] for one in rows], length, shape.processor.pad_id)
+  _mark_given(kind, [[one] for one in rows])
   return _block(prompts, types.Completions(
       tokens=tokens, kind=kind, positions=np.asarray(
           sample.text_positions(prompts.next_position, tokens.shape))))
@@ -137,6 +142,7 @@ def assemble_packed(
   tokens, kind = asking.traces(
       [[np.concatenate([one.ids for one in row])] for row in rows],
       room.completion, shape.processor.pad_id)
+  _mark_given(kind, rows)
   segment = np.zeros(tokens.shape, np.int32)
   place = np.zeros((*tokens.shape, 3), np.int32)
   for i, row in enumerate(rows):
@@ -149,11 +155,21 @@ def assemble_packed(
       tokens=tokens, kind=kind, positions=place, segment=segment))
 
 
+def _mark_given(
+    kind: np.ndarray, rows: list[list[packing.Example]]) -> None:
+  """Tokens that nobody imitates, in kind i8[N, 1, T] of rows of examples."""
+  for i, row in enumerate(rows):
+    start = 0
+    for one in row:
+      kind[i, 0, start:start + one.given] = types.KIND_FORCED
+      start += len(one.ids)
+
+
 def _block(
     prompts: types.Prompts, completions: types.Completions) -> types.Block:
   return types.Block(
       prompts=prompts, completions=completions,
-      mask=completions.kind != types.KIND_PAD,
+      mask=completions.kind == types.KIND_EXPERT,
       advantage=np.zeros((len(completions.kind), 1, 1), np.float32))
 
 
@@ -189,7 +205,8 @@ def run(
   mixture = (datasets.open_completions(ctx.files[section.data], ctx.config.seed)
              if section.data in ctx.files
              else datasets.open_expert(ctx.config, section.data))
-  shape = dataclasses.replace(ctx.shape(), completions=1)
+  shape = dataclasses.replace(
+      ctx.shape(section.instruction), completions=1)
   handover.check(ctx, stage, mixture, section.max_new_tokens)
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
@@ -210,7 +227,7 @@ def run(
       block = assemble_packed(packed, shape, room)
     batch = (ctx.policy.layout.spread(block),)
     state, metrics = trainer.update(state, batch, knobs, k)
-    lengths = [len(ids) for _, ids in taken]
+    lengths = [len(one.ids) for one in taken]
     return loop.Step(state, {
         **metrics, **full, 'response_length/mean': np.mean(lengths),
         'response_length/max': np.max(lengths),
@@ -228,4 +245,4 @@ def _samples(taken) -> list[dict[str, Any]]:
   """Rows for the samples file."""
   return [{'prompt': example.question, 'images': list(example.images),
            'completion': example.completions[0], 'answer': example.answer}
-          for (example, _), _ in taken[:4]]
+          for (example, _), _, _ in taken[:4]]

@@ -237,6 +237,17 @@ def test_completion_columns(tmp_path):
   source = files.JsonlSource(path)
   assert source[0].completions == ('<think>s</think>',)
   assert source[1].completions == ('s', 't')
+  assert source[1].given == ()
+
+
+def test_given_texts(tmp_path):
+  path = _jsonl(tmp_path / 'a.jsonl', [
+      dict(problem='q', answer='1', completion='0.7', given=given)
+      for given in (['s', 't'], 's', None, [''], 3)])
+  source = files.JsonlSource(path)
+  assert [source[i].given for i in range(3)] == [('s', 't'), ('s',), ()]
+  assert 'given' not in source[0].meta
+  assert 'empty given' in source[3].reason and 'given is int' in source[4].reason
 
 
 def test_videos(tmp_path, noise):

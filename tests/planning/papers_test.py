@@ -24,6 +24,8 @@ def plan(slug, arg=None):
     ('grpo_care', None, {'look_slow'}),
     ('ares', None, {'look_own', 'reference'}),
     ('vl_rethinker', None, {'old'}),
+    ('sophiavl_r1', None, {
+        'prefill_thinking', 'decode_thinking', 'reference'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)

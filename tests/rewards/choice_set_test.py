@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmr1.rewards import answer
 from mmr1.rewards import choice_set
 
 CHOICES = ('red', '30 cm', 'Dr. Smith', 'salt, pepper')
@@ -42,6 +43,23 @@ def test_what_is_wrong_is_said():
     choice_set.equal('A', 'A', None, form='length')
   with pytest.raises(ValueError, match='names no choice'):
     choice_set.equal(' , ', 'A', None)
+
+
+@pytest.mark.parametrize('gold, choices, fault', [
+    ('A,C', None, ''), ('C', None, ''), ('A,C', CHOICES, ''),
+    ('red, salt', CHOICES, 'salt'), ('red, 30 cm', CHOICES, ''),
+    ('A,Z', CHOICES, 'z'), ('oil, C', None, 'oil'), (' , ', None, "''")])
+def test_the_matcher_takes_what_is_declared(make, gold, choices, fault):
+  meta = {'choices': choices} if choices else {}
+  one = make('', gold, answer_type='choices', **meta).example
+  assert (fault in answer.unusable(one)) if fault else not answer.unusable(one)
+  if not fault and ',' in gold:
+    assert answer.match('C, A' if 'C' in gold else 'B, A', one) is True
+    for wrong in ('A', 'A,B,C,D', 'A,A', '', None):
+      assert answer.match(wrong, one) is False
+    # Without it the gold answer is one letter, a number or a text.
+    if choices:
+      assert answer.unusable(make('', gold, **meta).example)
 
 
 def test_hostile_texts_are_wrong():

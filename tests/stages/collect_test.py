@@ -78,15 +78,21 @@ def test_modes_that_png_lacks_are_written_as_rgb(tmp_path):
       source[0].images[0], np.asarray(image.convert('RGB')))
 
 
-def test_conversations_and_choices_come_back(tmp_path):
+def test_conversations_and_given_texts_come_back(tmp_path):
   talk = ({'role': 'system', 'content': 'Be brief.'},
           {'role': 'user', 'content': 'See <image>'})
-  source, _ = written(tmp_path, [
-      example(1, question='', messages=talk),
-      example(2, answer='B', meta=dict(
-          answer_type='choice', choices=('3', '4'), facts=('many',)))])
+  source, _ = written(tmp_path, [example(1, question='', messages=talk)])
   assert tuple(source[0].messages) == talk
   assert source[0].completions == example(1).completions
+  assert source[0].given == ()
+  source, _ = written(tmp_path / 'more', [example(3, given=('s', '\nt: '))])
+  assert source[0].given == ('s', '\nt: ')
+
+
+def test_choices_come_back(tmp_path):
+  source, _ = written(tmp_path, [
+      example(1), example(2, answer='B', meta=dict(
+          answer_type='choice', choices=('3', '4'), facts=('many',)))])
   # A matcher that reads the file judges as it did before.
   assert answer.match('4', source[1]) and not answer.match('3', source[1])
 

@@ -1,5 +1,6 @@
 """The sft stage, and freezing in both stages that train."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -17,10 +18,12 @@ from mmr1 import resolve
 from mmr1 import sharding
 from mmr1 import trees
 from mmr1.data import encode
+from mmr1.data import packing
 from mmr1.data import pipeline
 from mmr1.data import datasets
 from mmr1.stages import rl
 from mmr1.stages import sft
+from tests import small
 
 
 def write(folder, completions):
@@ -75,7 +78,8 @@ def test_a_block_by_hand(config, open_run, tmp_path):
       datasets.open_expert(ctx.config), ctx.shape(), max_broken_frac=0.5)
   (pair,) = stream.take(1)
   block = sft.assemble(
-      [(pair, np.asarray([5, 9, 2], np.int32))], ctx.shape(), 5)
+      [packing.Example(pair, np.asarray([5, 9, 2], np.int32))],
+      ctx.shape(), 5)
   pad = ctx.processor.pad_id
   np.testing.assert_array_equal(
       block.completions.tokens, [[[5, 9, 2, pad, pad]]])
@@ -85,6 +89,53 @@ def test_a_block_by_hand(config, open_run, tmp_path):
   first = int(block.prompts.next_position[0])
   np.testing.assert_array_equal(
       block.completions.positions[0, 0, :, 1], first + np.arange(5))
+  # Of the same with two given tokens, and of two such in one row.
+  given = packing.Example(pair, np.asarray([5, 9, 2], np.int32), 2)
+  block = sft.assemble([given], ctx.shape(), 5)
+  np.testing.assert_array_equal(block.completions.kind, [[[3, 3, 4, 0, 0]]])
+  np.testing.assert_array_equal(block.mask, [[[0, 0, 1, 0, 0]]])
+  shape = dataclasses.replace(ctx.shape(), prompt_length=128, patches=128)
+  block = sft.assemble_packed(
+      [[given, given]], shape, packing.Room(128, 7, 128, 2))
+  np.testing.assert_array_equal(
+      block.completions.kind, [[[3, 3, 4, 3, 3, 4, 0]]])
+  np.testing.assert_array_equal(block.mask, block.completions.kind == 4)
+
+
+def test_a_given_text_is_read_and_not_imitated(config, taken, tmp_path):
+  """The loss is that of the score alone, after the given parts, each made
+  tokens by itself, under the stage's own instruction."""
+  path = tmp_path / 'scores.jsonl'
+  lines = [dict(
+      images=['a.png'], problem=f'What is {i}?', answer=str(i),
+      given=[f'<think>{i}', '>\nScore: '], completion=f'0.{i}')
+           for i in range(10)]
+  lines += [{**lines[0], 'given': ['<|im_end|>', 'x']},
+            {**lines[0], 'given': '1+1=2 ' * 30}]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  config.imitate.data, config.imitate.instruction = str(path), 'Score it.'
+  config.stages = ('imitate',)
+  ctx, state, rows, take_step = taken(config)
+  before = jax.tree.map(np.array, state.params['policy'])
+  step = take_step(state, 0)
+  block = jax.device_get(step.batch[0])
+  tokens, mask = block.completions.tokens[:, 0], block.mask[:, 0]
+  for row, kept, asked in zip(tokens, mask, block.prompts.tokens):
+    said = encode.decode(row[kept], ctx.processor)
+    assert said.startswith('0.') and kept.sum() == 4  # eos too
+    i, until = said[2:], int(np.argmax(kept))
+    ids = [ctx.processor.tokenizer(text)['input_ids']
+           for text in (f'<think>{i}', '>\nScore: ')]
+    assert row[:until].tolist() == sum(ids, [])
+    shown = encode.decode(asked, ctx.processor)
+    assert f'What is {i}?\nScore it.' in shown
+  logp, _ = small.logp(
+      ctx.policy, before, block.prompts, block.completions,
+      block.completions.kind != 0, np.float32(1))
+  assert float(step.metrics['loss']) == pytest.approx(
+      -np.asarray(logp)[block.mask].mean(), rel=1e-4)
+  rows.take(20)
+  assert rows.broken == 1 and rows.dropped >= 1
 
 
 def test_the_loss_is_the_mean_over_tokens_and_falls(config, taken):
