@@ -99,9 +99,9 @@ def _tiny(c):
   common.small_digits(c)
   c.traces = common.overlay(
       c.collect, engine='sophiavl_r1_judge.graded', size=4096,
-      kwargs=dict(suffix=SUFFIX, off=20, again=0.5, most=700))
+      kwargs=dict(suffix=SUFFIX, off=20, again=0.3, most=900))
   c.judge = common.overlay(
-      c.sft, data='traces', instruction=SHORT, steps=120, max_new_tokens=88,
+      c.sft, data='traces', instruction=SHORT, steps=140, max_new_tokens=80,
       optimizer=dict(lr=1e-3, warmup_steps=10, lr_decay='cosine'))
   c.judges.thinking = common.judge('judge', instruction=SHORT, suffix=SUFFIX)
   c.sophiavl_r1 = common.overlay(c.rl, init='base', steps=20)

@@ -40,17 +40,20 @@ def agreement(ctx, params: str, problems: int) -> dict[str, float]:
   Args:
     ctx: a run with a section `judges.thinking`.
     params: 'base', or the stage that made the judge.
-    problems: how many; one is left out whose response is too long.
+    problems: how many, a multiple of `ROWS`.
   """
   section = ctx.config.judges.thinking
   longest = ctx.config.judge.max_new_tokens
   one = judges.Judge(ctx, judges.Settings(
       'thinking', params, section, number.unit), longest)
   held = datasets.open_split(ctx.config, 'eval')
+  mistakes = {key: value for key, value in ctx.config.traces.kwargs.as_dict(
+      ).items() if key in ('off', 'again', 'cut', 'wrong')}
   scores, rules, failures = [], [], []
   for first in range(0, problems, ROWS):
     examples = [held[first + i] for i in range(ROWS)]
-    said = [sophiavl_r1_judge.response(example) for example in examples]
+    said = [sophiavl_r1_judge.response(example, **mistakes)
+            for example in examples]
     ids = [encode.encode_given((text,), ctx.processor) for text in said]
     lengths = np.asarray([[len(x)] for x in ids])
     tokens = np.zeros((ROWS, 1, longest), np.int32)
