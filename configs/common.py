@@ -75,6 +75,8 @@ def _data() -> ConfigDict:
       # Procedural worlds, sections of `tasks`, and their weights.
       mixture=('digits',),
       weights=(1.0,),
+      # All prompts of a step of rl are of one member of the mixture.
+      homogeneous=False,
       train_size=1_000_000,
       eval_size=100_000,
       # A user's file (.jsonl, .parquet) or TFDS name ('tfds:<name>/<split>')
@@ -83,13 +85,9 @@ def _data() -> ConfigDict:
       path=placeholder(str),
       eval_path=placeholder(str),
       holdout=10,
-      image_column='images',
-      video_column='videos',
-      message_column='messages',
-      question_column='problem',
-      answer_column='answer',
-      completion_column='completion',
-      given_column='given',
+      image_column='images', video_column='videos', message_column='messages',
+      question_column='problem', answer_column='answer',
+      completion_column='completion', given_column='given',
       # Past this fraction of unusable records the run refuses to go on.
       max_broken_frac=0.5,
       worker_count=0,  # processes that decode and encode; 0: in this process
@@ -97,24 +95,19 @@ def _data() -> ConfigDict:
       system=placeholder(str),
       instruction=placeholder(str),
       # Shapes of one prompt row. Longer prompts are dropped and counted.
-      prompt_tokens=64,
-      patches=64,
+      prompt_tokens=64, patches=64,
       # Smaller sizes for batches that fit, ascending.
-      prompt_buckets=(),
-      patch_buckets=(),
-      min_pixels=placeholder(int),  # None: as the checkpoint's preprocessor
-      max_pixels=placeholder(int),
-      video_fps=placeholder(float),
-      video_max_frames=placeholder(int),
+      prompt_buckets=(), patch_buckets=(),
+      # None: as the checkpoint's preprocessor.
+      min_pixels=placeholder(int), max_pixels=placeholder(int),
+      video_fps=placeholder(float), video_max_frames=placeholder(int),
   ))
 
 
 def _optimizer() -> ConfigDict:
   return ConfigDict(dict(
       lr=1e-4,
-      b1=0.9,
-      b2=0.999,
-      eps=1e-8,
+      b1=0.9, b2=0.999, eps=1e-8,
       weight_decay=0.0,
       decay_mask='matrices',  # 'matrices' | 'all'
       moment_dtype='float32',
@@ -312,6 +305,10 @@ def _tasks() -> ConfigDict:
               'kind_of', 'relation', 'compare', 'total', 'difference',
               'cost')),
       geometry=dict(fn='geometry.geometry'),
+      reading=dict(fn='digits.reading', min_digits=2, max_digits=4),
+      grounding=dict(
+          fn='grounding.grounding', objects=(1, 3), grid=(4, 4),
+          colour='red', kind='square'),
       motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
       puzzles=dict(
           fn='puzzles.puzzles', levels=(1, 5), kinds=(
@@ -322,13 +319,7 @@ def _tasks() -> ConfigDict:
 
 def _rewards() -> ConfigDict:
   return ConfigDict(dict(
-      result=dict(
-          fn='answer.correct', weight=1.0, in_pool=False, limit_s=5.0,
-          kwargs=dict()),
-      format=dict(
-          fn='format.think_answer', weight=1.0, in_pool=False, limit_s=5.0,
-          kwargs=dict()),
-  ))
+      result=reward('answer.correct'), format=reward('format.think_answer')))
 
 
 def split(arg: str | None, options: tuple[str, ...], slug: str,
@@ -369,6 +360,16 @@ def view(fn: str, *, params: str = 'policy', when: str = 'rollout',
   return ConfigDict(dict(
       fn=fn, params=params, when=when, gradient=gradient,
       divergence=divergence_, kwargs=kwargs))
+
+
+def probe(fn: str, view: str, *, reads: str = 'logp', **kwargs) -> ConfigDict:
+  """A section of `probes`: a column made of what a look says of each token.
+
+  Args:
+    fn: of mmr1/rewards, see `mmr1.probing`; `kwargs` are its own.
+    view: the look; reads: 'logp' or 'entropy'.
+  """
+  return ConfigDict(dict(fn=fn, view=view, reads=reads, kwargs=kwargs))
 
 
 def term(fn: str, coefficient: float, **kwargs) -> ConfigDict:
@@ -461,7 +462,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.views = ConfigDict()  # name: view(...)
   c.terms = ConfigDict()  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
-  c.probes = ConfigDict()  # name: dict(fn=..., view=..., kwargs=dict())
+  c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
   c.sft = _sft()
   c.rl = _rl()

@@ -38,8 +38,8 @@ def get_config(arg: str | None = None):
   c.name = 'grpo_care'
   c.rl.ema.decay, c.rl.ema.every = 0.995, 10
   c.views.slow = common.view('same', params='ema')
-  c.probes.likelihood = dict(
-      fn='likelihood.answer', view='slow', kwargs=dict(opening=True))
+  c.probes.likelihood = common.probe(
+      'likelihood.answer', 'slow', opening=True)
   c.rl.probes = ('likelihood',)
   c.rl.combine.fn = 'mmr1.papers.grpo_care:consistency'
   c.rl.combine.kwargs = dict(

@@ -81,3 +81,32 @@ def branches(path: pathlib.Path) -> dict[str, float]:
   mean = lambda x, at: float(x[at::2][live[at::2]].mean())
   return {'entropy/raw': mean(entropy, 0), 'entropy/noisy': mean(entropy, 1),
           'uncertainty/noisy': mean(pair, 1)}
+
+
+def sizes(path: pathlib.Path) -> dict[str, float]:
+  """Of what trained in a step, replayed or not and as often as it did: the mean
+  size of its advantage, and the share that has one."""
+  size, count, some = 0.0, 0.0, 0.0
+  with np.load(path) as record:
+    for block in ('0', '1'):
+      if f'{block}/mask' not in record:
+        continue
+      there = record[f'{block}/mask'].any(-1).astype(float)
+      if f'{block}/times' in record:
+        there = there * record[f'{block}/times'][..., 0]
+      a = np.abs(record[f'{block}/advantage'][..., 0])
+      size, count = size + (a * there).sum(), count + there.sum()
+      some += ((a > 0) * there).sum()
+  return {'train/size': size / max(count, 1),
+          'train/effective': some / max(count, 1)}
+
+
+def by_difficulty(path: pathlib.Path) -> dict[str, float]:
+  """Mean length of responses to easy problems (two thirds of the group right at
+  least) and to hard ones (less than a third); none of such, no number."""
+  with np.load(path) as record:
+    lengths = (record['0/completions/kind'] == types.KIND_SAMPLED).sum(-1)
+    right = record['rewards/result'].mean(1)
+  found = {'easy': right >= 2 / 3 - 1e-9, 'hard': right < 1 / 3 - 1e-9}
+  return {f'length/{name}': float(lengths[at].mean())
+          for name, at in found.items() if at.any()}

@@ -27,8 +27,10 @@ import matplotlib.pyplot as plt
 from experiments import kept
 from mmr1 import log
 
-flags.DEFINE_enum('paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy'],
-                  'Which paper.', required=True)
+flags.DEFINE_enum(
+    'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy', 'revisual_r1',
+                    'mm_helix', 'vl_rethinker', 'ares', 'recap', 'sophiavl_r1'],
+    'Which paper.', required=True)
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
 FLAGS = flags.FLAGS
@@ -43,13 +45,16 @@ class Paper(NamedTuple):
     curves: metrics of the rl stage, or numbers of `rollouts`.
     steps: of the rl stage; more than the tiny config's.
     rollouts: numbers of a recorded step, of experiments/kept.py, or None.
+    stage: which one; None: that of the paper's name.
   """
   arms: dict[str, tuple[str, tuple[str, ...]]]
   curves: tuple[str, ...]
   steps: int = 30
   rollouts: Callable[[pathlib.Path], dict[str, float]] | None = None
+  stage: str | None = None
 
 
+_UP_TO_MRL = "--config.stages=('text','cold_start','mrl')"
 ARMS = {
     # The masked policy with a gradient, and a gamma that shows in 30 steps.
     'papo': Paper(
@@ -80,6 +85,36 @@ ARMS = {
         {'luffy': ('', ()),
          'grpo': ('', ('--config.rl.experts=0', '--config.rl.terms=()'))},
         ('reward/mean', 'entropy', 'response_length/mean', 'grad_norm')),
+    'revisual_r1': Paper(
+        {'revisual_r1': ('', (_UP_TO_MRL,)), 'grpo': ('grpo', (_UP_TO_MRL,))},
+        ('train/size', 'grad_norm', 'reward/result/mean', 'reward/length/mean',
+         'response_length/mean'), rollouts=kept.sizes, stage='mrl'),
+    'mm_helix': Paper(
+        {'mm_helix': ('', ()),
+         'grpo': ('', ('--config.rl.experts=0', '--config.rl.terms=()'))},
+        ('reward/mean', 'reward/result/mean', 'entropy', 'grad_norm')),
+    'vl_rethinker': Paper(
+        {'vl_rethinker': ('', ()), 'grpo': ('grpo', ())},
+        ('train/effective', 'replay/rows', 'revise/kept', 'grad_norm',
+         'reward/correct/mean'), rollouts=kept.sizes),
+    'ares': Paper(
+        {'ares': ('', ()),
+         'grpo': ('', ('--config.rl.combine.kwargs.alpha=0.0',
+                       '--config.rl.combine.kwargs.lr=0.0',
+                       "--config.rl.hooks=('tau',)",
+                       '--config.rl.advantage.kwargs.relaxed=1.0'))},
+        ('length/easy', 'length/hard', 'aepo/easy/count', 'aepo/hard/count',
+         'reward/result/mean'), rollouts=kept.by_difficulty),
+    'recap': Paper(
+        {'recap': ('', ()),
+         'fixed': ('', ('--config.rl.combine.kwargs.form=none',))},
+        ('reward/accuracy/weight', 'reward/read/weight', 'reward/nll/weight',
+         'reward/accuracy/mean', 'reward/read/mean', 'reward/nll/mean')),
+    'sophiavl_r1': Paper(
+        {'sophiavl_r1': ('', ()),
+         'grpo': ('', ('--config.rl.combine.kwargs.alpha=0.0',))},
+        ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
+         'reward/outcome/mean')),
 }
 
 
@@ -92,7 +127,7 @@ def command(paper: str, arm: str, seed: str, workdir: pathlib.Path,
       sys.executable, '-m', 'mmr1.main',
       f'--config=configs/{paper}.py' + (f':{arg}' if arg else ''),
       f'--workdir={workdir}', '--fresh', f'--config.seed={seed}',
-      f'--config.{paper}.steps={spec.steps}',
+      f'--config.{spec.stage or paper}.steps={spec.steps}',
       *(['--config.rl.record_every=1'] if spec.rollouts else []), *overrides]
 
 
@@ -104,11 +139,12 @@ def run(paper: str, arm: str, seed: str) -> dict:
   started = time.time()
   subprocess.run(line, check=True)
   rows = log.read_rows(workdir / 'metrics.jsonl')
-  steps = [row for row in rows if row['stage'] == paper and 'grad_norm' in row]
+  stage = spec.stage or paper
+  steps = [row for row in rows if row['stage'] == stage and 'grad_norm' in row]
   if spec.rollouts:
     for row in steps:
       row.update(spec.rollouts(
-          workdir / 'rollouts' / f'{paper}_{row["step"]}.npz'))
+          workdir / 'rollouts' / f'{stage}_{row["step"]}.npz'))
   curves = {key: [row.get(key) for row in steps] for key in spec.curves}
   return {
       'command': ' '.join(line[1:]), 'arm': arm, 'seed': int(seed),
@@ -128,7 +164,7 @@ def table(paper: str, results: list[dict]) -> str:
   lines = [' | '.join(['', *head, '']).strip(),
            '|---' * len(head) + '|']
   for result in results:
-    end = result['evaluations'][paper]
+    end = result['evaluations'][spec.stage or paper]
     cells = [result['arm'], str(result['seed']), f'{end["eval/accuracy"]:.3f}',
              f'{end["eval/accuracy_sampled"]:.3f}']
     for key in spec.curves:

@@ -24,11 +24,13 @@ class Prompted(NamedTuple):
   Fields:
     pairs: of the rows of this host.
     needs: tokens and patches of the longest prompt of all hosts.
+    imitated: the step learns from their completions; nothing is sampled.
     before: what `lanes.Lanes.restore` needs to read them again, of this
       host's lanes.
   """
   pairs: list[pipeline.Pair]
   needs: tuple[int, int]
+  imitated: bool
   before: dict[str, Any]
 
 
@@ -90,6 +92,20 @@ def branched(asked: types.Prompts,
            for b, look in enumerate(branches)]
   return jax.tree.map(
       lambda *x: jnp.stack(x, 1).reshape((-1,) + x[0].shape[1:]), *every)
+
+
+@jax.jit
+def demonstrated(prompts: types.Prompts, tokens: jax.Array, kind: jax.Array,
+                 step: jax.Array) -> types.Rollout:
+  """A rollout of traces alone, [N, E, T]: the line goes on as after a sampler.
+  """
+  zeros = jnp.zeros(tokens.shape)
+  return types.Rollout(
+      prompts=prompts, completions=types.Completions(
+          tokens=tokens, kind=kind, positions=sample.text_positions(
+              prompts.next_position, tokens.shape)),
+      logp=zeros, behaviour=zeros, done=jnp.ones(tokens.shape[:2], bool),
+      version=step + 0)  # a copy: the state's own is given up by its update
 
 
 @jax.jit

@@ -28,6 +28,7 @@ class Tokens(NamedTuple):
     branch: int[N], number of the view that the row was sampled from.
     logp: f32[N, G, T], of the policy that sampled.
     looks: {name: Seen}, what the rollout's looks saw.
+    columns: {name: f64[N, G]}, of rewards and probes before `combine`.
     rng: np.random.Generator of this step, for what is drawn on the host.
   """
   mask: Array | None = None
@@ -39,6 +40,7 @@ class Tokens(NamedTuple):
   branch: Array | None = None
   logp: Array | None = None
   looks: Mapping[str, Any] | None = None
+  columns: Mapping[str, Array] | None = None
   rng: np.random.Generator | None = None
 
 
@@ -80,6 +82,12 @@ def split(rewards: Array) -> tuple[Any, Array, Array]:
         'finite, or nan where a column has no value.')
   valid = ~xp.isnan(rewards)
   return xp, valid, xp.where(valid, rewards, 0)
+
+
+def total(rewards: Array) -> Array:
+  """[N, G], each sample's sum of what has a value; nan where nothing has."""
+  xp, valid, values = split(rewards)
+  return xp.where(valid.any(-1), values.sum(-1), xp.nan)
 
 
 def flat(xp: Any, values: Array, valid: Array, axis: Any) -> Array:

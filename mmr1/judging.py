@@ -62,9 +62,9 @@ class Judging:
         host.spoken, host.lengths, host.done, made.branch, host.expert,
         self._baseline(greedy, len(host.done), knobs, before))
     advantage, extra = self._advantage(
-        rewards, facts, made.rollout, looks, knobs, [k, round_, 1])
+        rewards, scored, facts, made.rollout, looks, knobs, [k, round_, 1])
     keep, counts, more, self.state['select'] = plan.select(
-        scored.named(), advantage,
+        {'overall': columns_lib.total(rewards), **scored.named()}, advantage,
         {'truncated': ~host.done, 'branch': made.branch,
          'expert': host.expert, 'spoken': host.spoken},
         self.state['select'],
@@ -85,8 +85,8 @@ class Judging:
     judged = filled.judged
     rewards = np.where(judged.good[:, None, None], judged.rewards, np.nan)
     advantage, extra = self._advantage(
-        rewards, filled.arrays, filled.rollout, filled.looks, knobs,
-        [k, filled.rounds, 1])
+        rewards, judged.scored, filled.arrays, filled.rollout, filled.looks,
+        knobs, [k, filled.rounds, 1])
     return judged_lib.replace(
         filled, rewards=rewards, advantage=advantage, extra=extra)
 
@@ -109,12 +109,12 @@ class Judging:
         weights=self.plan.scorer.weights, knobs=knobs)
     return np.nansum(rewards, axis=(1, 2))
 
-  def _advantage(self, rewards, facts, rollout, looks, knobs, address):
+  def _advantage(self, rewards, scored, facts, rollout, looks, knobs, address):
     """f32[N, G, 1 or T], and what it hands to terms."""
     view = self.plan.advantage.kwargs.get('view')
     tokens = columns_lib.Tokens(
         mask=facts.spoken, lengths=facts.lengths, expert=facts.expert,
-        branch=facts.branch, baseline=facts.baseline,
+        branch=facts.branch, baseline=facts.baseline, columns=scored.named(),
         rng=self._rng(*address), values=arrays.fetch(rollout.value),
         logp=None if view is None else arrays.fetch(rollout.logp),
         looks={} if view is None else {view: arrays.fetch(looks[view])})
@@ -137,21 +137,24 @@ def report(filled: judged_lib.Filled, *, cap: int) -> dict[str, float]:
   """
   judged, facts = filled.judged, filled.arrays
   _, valid, values = columns_lib.split(judged.rewards)
-  total = values.sum(-1)[valid.any(-1)]
+  total = columns_lib.total(judged.rewards)[valid.any(-1)]
+  taught = facts.expert.all()  # by demonstrations alone: no group, no reward
   # Without any value there is none to log; 0.0 would be one (M13).
-  reward = {'reward/mean': total.mean(),
-            'reward/std': total.std()} if total.size else {}
+  reward = {} if taught or not total.size else {
+      'reward/mean': total.mean(), 'reward/std': total.std()}
   # As the advantage decides it.
-  flat = columns_lib.flat(np, values, valid, 1).all(-1)
-  lengths, done = facts.lengths[~facts.expert], facts.done[~facts.expert]
+  flat = {} if taught else {'group/zero_std_frac': columns_lib.flat(
+      np, values, valid, 1).all(-1).mean()}
+  own = ~facts.expert | taught
+  lengths, done = facts.lengths[own], facts.done[own]
   handed = {f'advantage/{name}/mean': (
       x if x.shape[-1] == 1 else x[facts.spoken]).mean()
             for name, x in judged.extra.items()}
   # A wish that was not granted.
   short = {'select/short': 1} if judged.more else {}
   return {
-      **judged.scored.metrics, **judged.counts, **reward, **handed, **short,
-      'group/zero_std_frac': flat.mean(),
+      **judged.scored.metrics, **judged.counts, **reward, **flat, **handed,
+      **short,
       'response_length/mean': lengths.mean(),
       'response_length/max': lengths.max(),
       'response_length/clip_frac': np.mean((lengths >= cap) & ~done)}

@@ -139,6 +139,10 @@ class GroupLearner(Learner):
     params = (state.params['policy'] if look.params == 'policy'
               else self._params[look.params](state))
     shown = _shown(look, asked)
+    if look.divergence is None and look.entropy:
+      made = weighing.scores(
+          self._ctx.policy, params, block.replace(prompts=shown), **given)
+      return types.Seen(logp=made.logp, entropy=made.entropy)
     if look.divergence is not None:
       return pair(self._ctx.policy, params, block, shown,
                   divergence=look.divergence, **given)

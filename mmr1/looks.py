@@ -34,6 +34,8 @@ class Look:
     gradient: of an update's look, whether it has one.
     divergence: of the completions' own distribution from the look's, summed
       over the vocabulary; None: only the log-probs of the tokens are made.
+    entropy: the look's entropy of each token is made too; with a divergence
+      it is, of the completions' own distribution.
   """
   name: str
   fn: Callable[[types.Media, Array], types.Media]
@@ -41,6 +43,7 @@ class Look:
   when: str = 'rollout'
   gradient: bool = False
   divergence: divergences.Divergence | None = None
+  entropy: bool = False
 
   def shown(self, prompts: types.Prompts) -> types.Prompts:
     """The prompts with other images.

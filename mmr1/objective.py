@@ -140,7 +140,8 @@ def _read(section: Any) -> set[tuple[str, str]]:
 
 
 def _named(name: str, section: Any, reduction: Mapping[str, Any]):
-  """A term of the library."""
+  """A term of the library; `fn.parts`, if there is such a function, makes more
+  means to be logged, {name: (sum, count)} of the term's own arguments."""
   fn = resolve.function(section.fn, 'mmr1.losses.terms')
   kwargs = section.kwargs.as_dict()
   resolve.check_kwargs(fn, kwargs, f'{section.where}.kwargs', ('reduction',))
@@ -148,10 +149,16 @@ def _named(name: str, section: Any, reduction: Mapping[str, Any]):
   if 'reduction' in inspect.signature(fn).parameters:
     static = {**static, 'reduction': reduction}
   term = _with_knobs(fn, name, names, **static)
+  parts = getattr(fn, 'parts', None)
+  parts = parts and _with_knobs(parts, name, names, **static)
 
   def metrics(scores, block, knobs):
-    total, count = term(jax.lax.stop_gradient(scores), block, knobs)
-    return {f'term/{name}': (total, count)}, {}
+    scores = jax.lax.stop_gradient(scores)
+    said = {f'term/{name}': term(scores, block, knobs)}
+    if parts:
+      said |= {f'term/{name}/{key}': pair
+               for key, pair in parts(scores, block, knobs).items()}
+    return said, {}
   return update.Term(name, term, metrics), section.coefficient, values
 
 

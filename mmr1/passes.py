@@ -129,7 +129,7 @@ def _by_piece(
   def one(piece):
     return buckets_lib.at_length(whole, piece, buckets)
 
-  if chunks == 1:
+  if chunks == 1 or block.mask.shape[1] == 1:  # a group of one has no parts
     return one(block)
   block, undo = buckets_lib.ordered(block, buckets)
   return undo(jax.tree.map(

@@ -38,6 +38,23 @@ class Video:
 
 
 @dataclasses.dataclass(frozen=True)
+class Member:
+  """What a config says of all examples of one source of its mixture.
+
+  Fields:
+    name: of the source.
+    imitate: nothing is sampled for them: an rl stage learns from their first
+      completion.
+    rewards: names of those that judge them; None: all.
+    instruction: text after the question in place of the config's one | None.
+  """
+  name: str = ''
+  imitate: bool = False
+  rewards: tuple[str, ...] | None = None
+  instruction: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
   """One problem.
 
@@ -58,6 +75,7 @@ class Example:
     source: where it came from: a task's name, or `file:line`.
     meta: anything else a reward or solver needs (facts, steps, boxes, choices,
       'answer_type').
+    member: what holds of all examples of its source.
 
   `meta` and `messages` are read-only to the last level (M25): their lists are
   tuples here. Images are the caller's own objects and must not be drawn on.
@@ -72,6 +90,7 @@ class Example:
   given: tuple[str, ...] = ()
   source: str = ''
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  member: Member = Member()
 
   def __post_init__(self):
     for name in _READ_ONLY:

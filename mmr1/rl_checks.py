@@ -32,6 +32,8 @@ def check(section: Any, stage: str, config: Any) -> None:
   _check_revise(section, stage)
   _check_replay(section, stage)
   _check_data(section, stage, config)
+  if section.data == 'train' and config.data.path is None:
+    _check_members(section, stage, config)
   average.check(section, stage)
 
 
@@ -169,6 +171,39 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         f"{stage}.experts: got {section.experts} with data='train': the "
         'procedural worlds have no traces. Set data.path to a file with '
         f'completions, or {stage}.data to a collect stage.')
+
+
+def _check_members(section: Any, stage: str, config: Any) -> None:
+  """Steps of one member of the mixture, and members that are imitated."""
+  same, rounds = config.data.homogeneous, section.rounds
+  if same and rounds > 1:
+    raise ValueError(
+        f'{stage}.rounds: got {rounds} with data.homogeneous=True; the next '
+        'rollout would be of another member. Set one of both to its default.')
+  for name in config.data.mixture:
+    member, _ = datasets.member(config, name)
+    where, judged = f'tasks.{name}', member.rewards
+    if not member.imitate:
+      if judged is not None and not {*judged} & {*section.rewards}:
+        raise ValueError(
+            f'{where}.rewards: got {judged}, none of {stage}.rewards='
+            f'{section.rewards}: nothing would judge what is sampled.')
+      continue
+    if not same:
+      raise ValueError(
+          f'{where}.imitate: True needs steps of demonstrations alone. Set '
+          'data.homogeneous to True.')
+    if section.experts or section.branches or section.replay.fn is not None:
+      raise ValueError(
+          f'{where}.imitate: True with {stage}.experts={section.experts}, '
+          f'branches={section.branches}, replay.fn={section.replay.fn!r}: where '
+          'nothing is sampled there is no group to join or to keep, and no view '
+          'to sample from. Set them to their defaults.')
+    rows = section.prompts_per_step // section.minibatches_per_step
+    if rows % section.chunks_per_minibatch:
+      raise ValueError(
+          f'{stage}.chunks_per_minibatch: {rows} demonstrations of a minibatch '
+          f'do not split into {section.chunks_per_minibatch} chunks.')
 
 
 def _check_staleness(section: Any, stage: str) -> None:

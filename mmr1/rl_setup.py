@@ -38,7 +38,8 @@ class Plan:
     revise, revise_keep: see `mmr1.revising`; None: no revisions.
     replay: see `mmr1.experience`; None: no memory.
     hooks: {name: (knobs, state, columns, metrics, step) -> knobs, state}.
-    host_knobs: numbers of combine, advantage and select.
+    host_knobs: numbers of combine, advantage, select and probes.
+    moved: knobs that hooks move, logged as 'knob/<name>'.
   """
   objective: objective_lib.Objective
   sampling: sample_lib.Knobs
@@ -54,6 +55,7 @@ class Plan:
   replay: sockets.Bound | None
   hooks: Mapping[str, Callable[..., Any]]
   host_knobs: Mapping[str, float]
+  moved: tuple[str, ...]
 
   @property
   def weights(self) -> dict[str, float]:
@@ -83,7 +85,8 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
   hooks = {name: _hook(config.hooks[name], f'hooks.{name}', section.steps)
            for name in section.hooks}
   objective = objective_of(section, stage, config)
-  moved, host_knobs = _moved(section, config), sockets.host_knobs(section)
+  moved, host_knobs = _moved(section, config), sockets.host_knobs(
+      section, config)
   for knob in sorted(moved - {'', *objective.knobs, *host_knobs}):
     raise ValueError(
         f'{stage}.hooks: there is no knob {knob!r}. '
@@ -104,7 +107,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       objective=objective,
       sampling=sampling,
       temperature=section.temperature, scorer=scorer,
-      probes=sockets.probes(section, config),
+      probes=sockets.probes(section, config, moved),
       judges=judges.settings(section, stage, config),
       combine=sockets.bind(
           section.combine, 'mmr1.rewards', f'{stage}.combine', moved,
@@ -114,7 +117,8 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       select=sockets.bind(
           section.select, 'mmr1.select', f'{stage}.select', moved),
       **_optional(section, stage),
-      hooks=hooks, host_knobs=host_knobs)
+      hooks=hooks, host_knobs=host_knobs,
+      moved=tuple(sorted(moved - {''})))
 
 
 def _optional(section: Any, stage: str) -> dict[str, sockets.Bound | None]:
@@ -149,10 +153,11 @@ def objective_of(
 
 
 def _moved(section: Any, config: Any) -> frozenset[str]:
-  """Knobs that the stage's hooks move."""
-  return frozenset(
-      config.hooks[name].kwargs.as_dict().get('knob', '')
-      for name in section.hooks)
+  """Knobs that the stage's hooks move, each one or several."""
+  named = [config.hooks[name].kwargs.as_dict().get('knob', '')
+           for name in section.hooks]
+  return frozenset(knob for one in named for knob in (
+      (one,) if isinstance(one, str) else one))
 
 
 def _hook(section: Any, where: str, steps: int) -> Callable[..., Any]:

@@ -32,7 +32,6 @@ from mmr1 import types
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import lanes
-from mmr1.data import sources
 from mmr1.rewards import score as score_lib
 from mmr1.sampling import keys
 from mmr1.sampling import read as read_lib
@@ -57,7 +56,7 @@ class Rollouts:
     self.plan, self.clock = plan, clock
     self.shape = dataclasses.replace(
         ctx.shape(), completions=section.experts,
-        completion_tokens=section.max_new_tokens if section.experts else None)
+        completion_tokens=section.max_new_tokens)
     self._layout = ctx.policy.layout
     views = {look.name: look for look in sockets.looks(
         section, stage, ctx.config, section.branches,
@@ -66,7 +65,9 @@ class Rollouts:
     n = section.prompts_per_step
     self._rows = self._layout.own_rows(n)
     self._lanes = lanes.Lanes(
-        self._mixture(), self.shape, n, self._rows,
+        datasets.open_stage(
+            ctx.config, section, ctx.files, ctx.index(stage)),
+        self.shape, n, self._rows,
         max_broken_frac=ctx.config.data.max_broken_frac,
         worker_count=ctx.config.data.worker_count)
     self._ahead: collections.deque[asking.Made] = collections.deque()
@@ -95,6 +96,9 @@ class Rollouts:
     prompted, prompts = self.take()
     asked = self.asked(prompts, step, round_)
     shown = self._shown(asked)
+    if prompted.imitated:
+      return self.made(at, step, prompted, asked, asking.demonstrated(
+          shown, *self._traces(prompted, 1), state.step))
     rollout = self.sample(state, shown, step, round_)
     greedy = None
     if rl_checks.needs(self.plan.advantage.fn) == 'baseline':
@@ -108,7 +112,7 @@ class Rollouts:
   def state(self) -> dict[str, Any]:
     """JSON-able: where to read on, and when what waits was sampled."""
     before = (self._ahead[0].prompted.before if self._ahead
-              else self._position())
+              else self._lanes.position())
     turns = {lane: turn for part in hosts.gather(before['turns'])
              for lane, turn in part.items()}
     return {'stream': {**before, 'turns': [
@@ -140,21 +144,21 @@ class Rollouts:
 
   # How a rollout is made.
 
-  def _position(self) -> dict[str, Any]:
-    return {'turns': self._lanes.turns(), **self._lanes.breakage.state()}
-
   @phases.phase('data')
   def take(self) -> tuple[asking.Prompted, types.Prompts]:
     """The rows of this host; what was broken in those of the others too."""
-    before = self._position()
+    before = self._lanes.position()
     (pairs, broken), error = hosts.attempt(self._lanes.take, ([], []))
     self._ctx.watchdog.prompts = [example.uid for example, _ in pairs]
     needs = [(len(e.tokens), len(e.patches)) for _, e in pairs]
-    every = hosts.share((broken, needs), error)
-    self._lanes.note([one for part, _ in every for one in part])
+    imitated = [example.member.imitate for example, _ in pairs]
+    every = hosts.share((broken, needs, imitated), error)
+    self._lanes.note([one for part, _, _ in every for one in part])
     taken = asking.Prompted(pairs, tuple(
-        max(sizes) for sizes in zip(*(one for _, part in every
-                                      for one in part))), before)
+        max(sizes) for sizes in zip(*(one for _, part, _ in every
+                                      for one in part))),
+                            any(one for *_, part in every for one in part),
+                            before)
     # Rows of several rollouts become one batch: all have the full shape then.
     alone = self._section.rounds == 1 and self.plan.replay is None
     needs = taken.needs if alone else (
@@ -207,13 +211,17 @@ class Rollouts:
     experts = self._section.experts
     if not experts:
       return rollout
-    texts = [example.completions[:experts] for example, _ in prompted.pairs]
+    return asking.attached(rollout, *self._traces(prompted, experts))
+
+  def _traces(self, prompted: asking.Prompted,
+              count: int) -> tuple[jax.Array, jax.Array]:
+    """Tokens and kinds [N, count, T] of the first completions of the data."""
+    texts = [example.completions[:count] for example, _ in prompted.pairs]
     ids = [[encode.encode_completion(text, self._ctx.processor) for text in row]
            for row in texts]
-    tokens, kind = asking.traces(
-        ids, self._section.max_new_tokens, self._ctx.processor.pad_id)
-    return asking.attached(rollout, *self._layout.spread_own(
-        (tokens, kind), self._section.prompts_per_step))
+    return self._layout.spread_own(asking.traces(
+        ids, self._section.max_new_tokens, self._ctx.processor.pad_id),
+                                   self._section.prompts_per_step)
 
   @phases.phase('score')
   def made(self, at: int, step: int, prompted: asking.Prompted,
@@ -259,36 +267,23 @@ class Rollouts:
     return self.plan.scorer.together(every, n, g)
 
   def probed(self, made: asking.Made, scored: score_lib.Scored,
-             looks: Mapping[str, np.ndarray]) -> score_lib.Scored:
+             looks: Mapping[tuple[str, str], np.ndarray],
+             knobs: Mapping[str, float]) -> score_lib.Scored:
     """With the columns of the stage's probes. A collective if there are any.
 
     Args:
       made: whose samples.
       scored: their rewards.
-      looks: {view: f32[N, G, T]} on every host.
+      looks, knobs: see `probing.columns`; on every host.
     """
     if not self.plan.probes:
       return scored
     n, g, _ = made.host.tokens.shape
     first = self._layout.first_rows(n)
     part, error = hosts.attempt(
-        lambda: probing.columns(self.plan.probes, made.samples, first, looks),
-        None)
+        lambda: probing.columns(
+            self.plan.probes, made.samples, first, looks, knobs), None)
     columns = np.full((n, g, len(self.plan.probes)), np.nan)
     for rows, values in hosts.share((first, part), error):
       columns[list(rows)] = values
     return probing.beside(scored, tuple(self.plan.probes), columns)
-
-  def _mixture(self) -> sources.Mixture:
-    """What the stage reads."""
-    ctx, data = self._ctx, self._section.data
-    if data in ctx.files:
-      return datasets.open_completions(
-          ctx.files[data], ctx.config.seed, order=ctx.index(self._stage))
-    # Stages do not see the same prompts first: each has its own order.
-    order = ctx.index(self._stage)
-    if self._section.experts or datasets.is_file(data):
-      return datasets.open_expert(
-          ctx.config, data, completions=bool(self._section.experts),
-          order=order)
-    return datasets.open_split(ctx.config, 'train', order=order)

@@ -2,7 +2,8 @@
 
 `(columns, advantage, meta, state, rng, *, ...) -> (keep, counts, more, state)`
 
-  columns: {name: float[N, G]}, rewards by name, nan where there is no value.
+  columns: {name: float[N, G]}, rewards by name, nan where there is no value;
+    'overall' is what `combine` made of them, if no reward has that name.
   advantage: float[N, G, 1 or T].
   meta: {name: array}, 'truncated' bool[N, G], 'spoken' bool[N, G, T] (tokens
     that were sampled or are an expert's), 'expert' bool[N, G], 'branch' i[N].

@@ -13,6 +13,8 @@ from mmr1 import objective as objective_lib
 from mmr1 import pixels as pixels_lib
 from mmr1 import resolve
 
+READS = ('logp', 'entropy')
+_TAKEN = ('policy', 'kl', 'entropy', 'combine', 'advantage', 'select')
 NO_PIXELS = pixels_lib.Pixels(mean=(0.0,), std=(1.0,), patch=1)
 
 
@@ -57,11 +59,13 @@ def bind(section: Any, root: str, where: str, moved: Iterable[str] = (),
       knob.partition('/')[2]: knob for knob in numbers if knob in moved})
 
 
-def host_knobs(section: Any) -> dict[str, float]:
-  """Numbers of the host's sockets that a hook may move."""
+def host_knobs(section: Any, config: Any) -> dict[str, float]:
+  """Numbers of the host's sockets and probes that a hook may move."""
   found = {}
-  for socket in ('combine', 'advantage', 'select'):
-    found |= objective_lib.split(section[socket].kwargs.as_dict(), socket)[0]
+  for name, asked in (
+      *((name, section[name]) for name in ('combine', 'advantage', 'select')),
+      *((name, config.probes[name]) for name in section.probes)):
+    found |= objective_lib.split(asked.kwargs.as_dict(), name)[0]
   return found
 
 
@@ -92,12 +96,15 @@ def looks(
   Raises:
     ValueError: no such section, or one that contradicts the stage.
   """
+  entropies = {config.probes[name].view for name in section.probes
+               if config.probes[name].reads == 'entropy'}
   return tuple(_look(section, stage, config.views[name], name,
-                     pixels or NO_PIXELS) for name in sorted(names))
+                     pixels or NO_PIXELS, name in entropies)
+               for name in sorted(names))
 
 
 def _look(section: Any, stage: str, asked: Any, name: str,
-          pixels: pixels_lib.Pixels) -> looks_lib.Look:
+          pixels: pixels_lib.Pixels, entropy: bool) -> looks_lib.Look:
   where = f'views.{name}'
   fn = resolve.function(asked.fn, 'mmr1.views')
   kwargs = asked.kwargs.as_dict()
@@ -110,7 +117,7 @@ def _look(section: Any, stage: str, asked: Any, name: str,
       asked.divergence, 'mmr1.losses.divergence')
   look = looks_lib.Look(
       name, functools.partial(fn, pixels=pixels, **kwargs), asked.params,
-      asked.when, asked.gradient, divergence or None)
+      asked.when, asked.gradient, divergence or None, entropy)
   _check_look(look, section, stage, where)
   return look
 
@@ -178,30 +185,41 @@ def reads_scores(weight: Weight) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """A column made of what a look says of each token.
+  """A column made of what a look says of each token; hooks may move the
+  numbers among its keywords, for the step after.
 
   Fields:
-    fn: (Sample, f32[T] log-probs of the look) -> float or None.
+    fn: (Sample, f32[T]) -> float or None.
     view: the look.
+    reads: what of it, 'logp' or 'entropy'.
   """
-  fn: Callable[[Any, Any], float | None]
+  fn: Bound
   view: str
+  reads: str
 
 
-def probes(section: Any, config: Any) -> dict[str, Probe]:
+def probes(section: Any, config: Any,
+           moved: Iterable[str] = ()) -> dict[str, Probe]:
   """The probes that an rl section names, in its order.
 
+  `moved`: knobs that hooks move; a probe's are '<probe>/<keyword>'.
+
   Raises:
-    ValueError: no such section, function or keyword; a name that is a reward.
+    ValueError: no such section, function or keyword; a name that is a reward,
+      a term or a socket.
   """
-  found = {}
+  found, taken = {}, (*section.rewards, *section.terms, *_TAKEN)
   for name in section.probes:
-    asked = config.probes[name]
-    fn = resolve.function(asked.fn, 'mmr1.rewards')
-    kwargs = asked.kwargs.as_dict()
-    resolve.check_kwargs(fn, kwargs, f'probes.{name}.kwargs')
-    if name in section.rewards:
-      raise ValueError(f'probes.{name}: there is a reward of that name; both '
-                       'would be the same column.')
-    found[name] = Probe(functools.partial(fn, **kwargs), asked.view)
+    asked, where = config.probes[name], f'probes.{name}'
+    if name in taken:
+      raise ValueError(f'{where}: there is a reward, term or socket of that '
+                       'name; columns and knobs would have the same.')
+    if config.views[asked.view].when != 'rollout':
+      raise ValueError(f"{where}.view: {asked.view!r} is a look of every update;"
+                       " columns are made before. Set its when='rollout'.")
+    if asked.reads not in READS:
+      raise ValueError(f'{where}.reads: got {asked.reads!r}; allowed are '
+                       f'{READS}.')
+    found[name] = Probe(
+        bind(asked, 'mmr1.rewards', where, moved), asked.view, asked.reads)
   return found

@@ -177,7 +177,8 @@ class Seen:
   Fields:
     logp: of the tokens.
     pair: the look's divergence | None.
-    entropy: of the completions' own distribution, where there is a pair.
+    entropy: where there is a pair, of the completions' own distribution; where
+      a probe reads it and there is none, of the look's | None.
   """
   logp: Array
   pair: Array | None = None

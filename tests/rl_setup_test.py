@@ -235,3 +235,24 @@ def test_m22_a_view_of_images_needs_a_model_that_sees():
     with pytest.raises(ValueError, match="views.masked.fn: 'mask'.*text only"):
       rl_setup.check_media(final, False)
     c.rl[key] = ()
+
+
+@pytest.mark.parametrize('section, flat, said', [
+    (dict(imitate=True), {}, r'tasks.mine.imitate.*homogeneous to True'),
+    (dict(imitate=True, same=True), dict(branches=('own',)),
+     r"imitate.*rl.experts=0, branches=\('own',\)"),
+    (dict(imitate=True, same=True), dict(
+        prompts_per_step=6, samples_per_prompt=8, chunks_per_minibatch=4),
+     r'rl.chunks_per_minibatch: 6 demonstrations .* 4 chunks'),
+    (dict(same=True), dict(rounds=2), r'rl.rounds: got 2 with data.homogeneous'),
+    (dict(rewards=('format',)), {},
+     r"tasks.mine.rewards: got \('format',\), none of rl.rewards")])
+def test_m22_members_of_the_mixture(section, flat, said):
+  def change(c):
+    c.data.homogeneous = section.pop('same', False)
+    c.data.mixture, c.data.weights = ('digits', 'mine'), (1.0, 1.0)
+    c.tasks.mine = dict(fn='digits.reading', **section)
+    c.views.own = common.view('same')
+  section = dict(section)
+  with pytest.raises(ValueError, match=said):
+    setup(change, **flat)

@@ -60,6 +60,12 @@ class Breakage:
           [self.broken[i] for i in mine], seen, size, place.member,
           self._fraction))
 
+  def in_a_row(self, size: int) -> int:
+    """How many broken records one after the other are possible at all, of a
+    shuffled source of `size` with no more of them than is allowed."""
+    good = 1 - self._fraction
+    return size if AT_LEAST >= size * good else int(AT_LEAST / good)
+
   def counts(self) -> dict[str, int]:
     """Broken records by kind, the part of the reason before the colon."""
     return dict(collections.Counter(

@@ -1,11 +1,12 @@
 """From the `data` and `tasks` sections of a config to mixtures and shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
 from etils import epath
 
+from mmr1 import records
 from mmr1 import resolve
 from mmr1.data import files
 from mmr1.data import pipeline
@@ -128,58 +129,116 @@ def check(data: Any) -> None:
   if data.worker_count < 0:
     raise ValueError(f'data.worker_count: got {data.worker_count}; allowed: 0 '
                      '(in this process) or more.')
+  if data.homogeneous and data.path is not None:
+    raise ValueError(
+        f'data.homogeneous: True with data.path={data.path!r}, which is one '
+        'source. Give every file a section of tasks with its `path`, name them '
+        'in data.mixture, and set data.path to None.')
 
 
-def _worlds(config: Any, split: str) -> list[sources.Source]:
-  """The procedural worlds of `data.mixture`."""
-  data, result = config.data, []
+# What a section of `tasks` may say beside the keywords of its function.
+_OF_MEMBER = ('instruction', 'rewards', 'imitate')
+
+
+def member(config: Any, name: str) -> tuple[records.Member, dict[str, Any]]:
+  """What a section of `tasks` says of its examples, and the rest of it.
+
+  Raises:
+    ValueError: it names a reward that does not exist.
+  """
+  section = config.tasks[name].as_dict()
+  given = {key: section.pop(key) for key in _OF_MEMBER if key in section}
+  for reward in given.get('rewards') or ():
+    config.rewards[reward]
+  return records.Member(name=name, **given), section
+
+
+def _opened(config: Any, name: str, split: str) -> sources.Source | None:
+  """A member of `data.mixture`: a procedural world, or a file if its section
+  has a `path`. None: a file of demonstrations, which has no questions to be
+  evaluated on."""
+  data = config.data
   size = data.train_size if split == 'train' else data.eval_size
   if size < 1:
     raise ValueError(
         f'data.{split}_size: got {size}; allowed: at least 1.')
-  for name in data.mixture:
-    section = config.tasks[name].as_dict()
+  about, section = member(config, name)
+  where = f'tasks.{name}'
+  if 'path' in section:
+    path = section.pop('path')
+    if section:
+      raise ValueError(f'{where}: got {sorted(section)} beside a path; allowed '
+                       f'are {_OF_MEMBER}.')
+    if about.imitate and split != 'train':
+      return None
+    source = _file(path, _form(data, completions=about.imitate), data, split)
+  else:
     fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
-    resolve.check_kwargs(fn, section, f'tasks.{name}', ('uid_offset',))
-    result.append(sources.TaskSource(
-        fn, seed=config.seed, split=split, size=size, **section))
-  return result
+    resolve.check_kwargs(fn, section, where, ('uid_offset',))
+    source = sources.TaskSource(
+        fn, seed=config.seed, split=split, size=size, **section)
+  return sources.Labelled(source, about)
+
+
+def _file(path: str, form: rows.RowFormat, data: Any,
+          split: str) -> sources.Source:
+  """Of a file, what is held out of it or the rest."""
+  source = files.open_path(path, form=form)
+  if data.eval_path is not None:
+    return source
+  return sources.holdout(source, every=data.holdout)[split != 'train']
+
+
+def _mixed(config: Any, split: str, order: int,
+           block: int | None) -> sources.Mixture:
+  data = config.data
+  if len(data.mixture) != len(data.weights) or not data.mixture or not all(
+      0 < weight < float('inf') for weight in data.weights):
+    raise ValueError(
+        f'data.weights: got {data.weights} for data.mixture={data.mixture}; '
+        'needed is at least one world and one positive number for each.')
+  opened = {name: (source, weight) for name, weight in zip(
+      data.mixture, data.weights)
+            if (source := _opened(config, name, split)) is not None}
+  if not opened:
+    raise ValueError(
+        f'data.mixture: {data.mixture} has demonstrations alone, and nothing '
+        'to be evaluated on. Set data.eval_path to a file with answers.')
+  members, weights = zip(*opened.values())
+  return sources.Mixture(
+      members, weights, seed=config.seed, order=order, block=block)
 
 
 def open_split(
-    config: Any, split: str, *, order: int = 0) -> sources.Mixture:
+    config: Any, split: str, *, order: int = 0,
+    prompts: int | None = None) -> sources.Mixture:
   """The mixture of the run's data, split 'train' or 'eval'.
 
-  `data.path` (and `data.eval_path`) replace the worlds; without `eval_path`
-  one of every `data.holdout` records of the file is kept for evaluation.
+  `data.path` (and `data.eval_path`) replace the mixture; without `eval_path`
+  one of every `data.holdout` records of a file is kept for evaluation.
 
   Args:
     config: the resolved config.
     split: which.
     order: see `sources.Mixture`.
+    prompts: of a step; with `data.homogeneous` as many in a row are of one
+      member.
   """
   data = config.data
   train, seed = split == 'train', config.seed
-  if data.path is None:
-    if data.eval_path is not None:
-      raise ValueError(
-          f'data.eval_path: got {data.eval_path!r} without data.path; the '
-          'procedural worlds have held-out problems of their own.')
-    if len(data.mixture) != len(data.weights) or not data.mixture or not all(
-        0 < weight < float('inf') for weight in data.weights):
-      raise ValueError(
-          f'data.weights: got {data.weights} for data.mixture={data.mixture}; '
-          'needed is at least one world and one positive number for each.')
-    return sources.Mixture(
-        _worlds(config, split), data.weights, seed=seed, order=order)
-  form = _form(data, completions=False)
+  block = prompts if data.homogeneous else None
+  if data.eval_path is not None and data.path is None and not any(
+      'path' in config.tasks[name] for name in data.mixture):
+    raise ValueError(
+        f'data.eval_path: got {data.eval_path!r} without data.path; the '
+        'procedural worlds have held-out problems of their own.')
   if not train and data.eval_path is not None:
     return sources.Mixture(
-        [files.open_path(data.eval_path, form=form)], seed=seed,
-        shuffle=False)
-  source = files.open_path(data.path, form=form)
-  if data.eval_path is None:
-    source = sources.holdout(source, every=data.holdout)[0 if train else 1]
+        [files.open_path(data.eval_path, form=_form(data, completions=False))],
+        seed=seed, shuffle=False)
+  if data.path is None:
+    return _mixed(config, split, order, block)
+  source = _file(data.path, _form(data, completions=False), data, split)
   return sources.Mixture([source], seed=seed, order=order, shuffle=train)
 
 
@@ -212,6 +271,26 @@ def open_expert(
   if data == 'train' and config.data.eval_path is None:
     source, _ = sources.holdout(source, every=config.data.holdout)
   return sources.Mixture([source], seed=config.seed, order=order)
+
+
+def open_stage(config: Any, section: Any, written: Mapping[str, str],
+               order: int) -> sources.Mixture:
+  """What a stage of rl reads.
+
+  Args:
+    config: the resolved config.
+    section: of the stage; reads data, experts, prompts_per_step.
+    written: {collect stage: the file it wrote}.
+    order: see `sources.Mixture`; stages do not see the same prompts first.
+  """
+  data = section.data
+  if data in written:
+    return open_completions(written[data], config.seed, order=order)
+  if section.experts or is_file(data):
+    return open_expert(
+        config, data, completions=bool(section.experts), order=order)
+  return open_split(config, 'train', order=order,
+                    prompts=section.prompts_per_step)
 
 
 def is_file(data: str) -> bool:

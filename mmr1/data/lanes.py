@@ -4,12 +4,19 @@ Row r of a batch of n reads the positions r, r + n, r + 2n, ... of a mixture; a
 broken record moves its lane on and no other. So who reads which rows changes
 nothing: a host opens the lanes of its own rows, and what it trains on is the
 same with one host or many.
+
+Of a mixture in blocks of n all prompts of a step are of one member, and step s
+is of the member of block s. A broken record then moves its lane on to its next
+position in a block of the same member, ahead of the other lanes there and
+nowhere else: the steps of other members stay as they are.
 """
 
 import collections
 from collections.abc import Sequence
 import dataclasses
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from mmr1 import records
 from mmr1.data import breakage
@@ -74,15 +81,22 @@ class Lanes:
       max_broken_frac, worker_count, worker_buffer: see `pipeline.Stream`.
 
     Raises:
-      ValueError: an argument outside its range.
+      ValueError: an argument outside its range; blocks of another size.
     """
     pipeline.check_workers(worker_count, worker_buffer)
+    if mixture.block not in (None, count):
+      raise ValueError(f'Lanes: {count} lanes over blocks of {mixture.block}; '
+                       'a step is a block, so both must be the same.')
     self.mixture, self.shape, self.count = mixture, shape, count
     self.own = tuple(range(count) if own is None else own)
     self.breakage = breakage.Breakage(mixture, max_broken_frac)
     self._workers = worker_count, worker_buffer
-    self._turns = [0] * count  # of every lane, the next; true of the own ones
-    self._ahead: dict[int, collections.deque] = {}
+    # Of every lane, the first turn that it has not taken, of each member where
+    # steps are of one; true of the own ones.
+    queues = 1 if mixture.block is None else len(mixture.sources)
+    self._turns = [(0,) * queues for _ in range(count)]
+    self._steps = 0
+    self._ahead: dict[tuple[int, int], collections.deque] = {}
     self._iterator = None
 
   def take(self) -> Taken:
@@ -92,7 +106,10 @@ class Lanes:
       ValueError: a lane has nothing but broken records.
     """
     broken: list[tuple[int, records.Broken]] = []
-    return Taken([self._next(lane, broken) for lane in self.own], broken)
+    queue = self._queue(self._steps)
+    pairs = [self._next(lane, queue, broken) for lane in self.own]
+    self._steps += 1
+    return Taken(pairs, broken)
 
   def note(self, broken: Sequence[tuple[int, records.Broken]]) -> None:
     """Tells what was broken in all lanes, whoever read them.
@@ -103,21 +120,29 @@ class Lanes:
     for k, one in sorted(broken, key=lambda item: item[0]):
       self.breakage.note(k, one)
 
-  def turns(self) -> dict[int, int]:
-    """{own lane: its next turn}."""
-    return {lane: self._turns[lane] for lane in self.own}
+  def turns(self) -> dict[int, int | list[int]]:
+    """{own lane: its next turn}; of each member where steps are of one."""
+    return {lane: list(turns) if self.mixture.block is not None else turns[0]
+            for lane, turns in enumerate(self._turns) if lane in self.own}
 
-  def state(self, turns: dict[int, int] | None = None) -> dict[str, Any]:
+  def position(self) -> dict[str, Any]:
+    """What `restore` needs, with the turns of the own lanes alone."""
+    return {'turns': self.turns(), 'steps': self._steps,
+            **self.breakage.state()}
+
+  def state(self, turns: dict[int, Any] | None = None) -> dict[str, Any]:
     """JSON-able state; `turns` of all lanes, where not all are own."""
     every = self.turns() if turns is None else turns
-    return {'turns': [every[lane] for lane in range(self.count)],
-            **self.breakage.state()}
+    return {**self.position(),
+            'turns': [every[lane] for lane in range(self.count)]}
 
   def restore(self, state: dict[str, Any]) -> None:
     """Goes on from a saved state. The mixture and the count must be the same.
     """
     self.close()
-    self._turns = [int(turn) for turn in state['turns']]
+    self._turns = [tuple(map(int, np.atleast_1d(turn)))
+                   for turn in state['turns']]
+    self._steps = int(state['steps'])
     self.breakage.restore(state)
 
   def close(self) -> None:
@@ -126,30 +151,44 @@ class Lanes:
       self._iterator.close()
     self._iterator = None
 
-  def _next(self, lane: int, broken: list) -> pipeline.Pair:
-    bad = 0
+  def _queue(self, turn: int) -> int:
+    """What the lanes' turns are counted by: the member of a block, or 0."""
+    if self.mixture.block is None:
+      return 0
+    return self.mixture.place(turn * self.count).member
+
+  def _next(self, lane: int, queue: int, broken: list) -> pipeline.Pair:
+    bad, every = 0, self.mixture
+    if self.mixture.block is not None:
+      every = self.mixture.sources[queue]
+    most = self.breakage.in_a_row(len(every))
     while True:
-      k, item = self._pull(lane)
-      self._turns[lane] = k // self.count + 1
+      k, item = self._pull(lane, queue)
+      turns = list(self._turns[lane])
+      turns[queue] = k // self.count + 1
+      self._turns[lane] = tuple(turns)
       if not isinstance(item, records.Broken):
         return item
       broken.append((k, item))
       bad += 1
-      if bad > len(self.mixture):
+      if bad > most:
         raise ValueError(
             f'{bad} records one after the other cannot be used; the last is '
             f'{item.where}: {item.reason}')
 
-  def _pull(self, lane: int):
+  def _pull(self, lane: int, queue: int):
     if self._iterator is None:
-      start = min(self._turns[own] for own in self.own)
-      self._ahead = {own: collections.deque() for own in self.own}
+      # Turns of steps that were taken are behind every lane.
+      start = max(self._steps, min(
+          min(self._turns[own]) for own in self.own))
+      self._ahead = collections.defaultdict(collections.deque)
       self._iterator = pipeline.iterate(
           _Turns(self.mixture, self.shape, self.count, self.own, start),
           *self._workers)
-    while not self._ahead[lane]:
+    while not self._ahead[lane, queue]:
       k, item = next(self._iterator)
       turn, other = divmod(k, self.count)
-      if turn >= self._turns[other]:  # else it was taken before a restart
-        self._ahead[other].append((k, item))
-    return self._ahead[lane].popleft()
+      its = self._queue(turn)
+      if turn >= self._turns[other][its]:  # else taken before a restart
+        self._ahead[other, its].append((k, item))
+    return self._ahead[lane, queue].popleft()

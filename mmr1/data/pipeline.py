@@ -20,6 +20,7 @@ from mmr1 import types
 from mmr1.data import breakage
 from mmr1.data import collate
 from mmr1.data import encode
+from mmr1.data import framing
 from mmr1.data import processor as processor_lib
 from mmr1.data import sources
 from mmr1.data import template as template_lib
@@ -44,7 +45,8 @@ class Shape:
       at all, the tower is not run.
     prefix: start of the assistant's turn.
     completions: how many an item must have that can be trained on, else it is
-      Broken; completion_tokens: None, or what each may have at most.
+      Broken (one at least where it is to be imitated); completion_tokens: None,
+      or what each may have at most.
   """
   processor: processor_lib.Processor
   template: template_lib.Template
@@ -94,18 +96,19 @@ class Shape:
         encoded, prompt_length=self.prompt_length, patches=self.patches)
     if reason:
       return records.Broken(where=where, reason=reason)
-    return item, encoded
+    return framing.framed(item, self.processor.codec), encoded
 
   def _check_completions(self, item: records.Example) -> None:
-    texts = item.completions
-    if len(texts) < self.completions:
-      raise ValueError(f'{len(texts)} completions, {self.completions} needed')
-    if item.given and self.completions:
+    texts, needed = item.completions, max(
+        self.completions, int(item.member.imitate))
+    if len(texts) < needed:
+      raise ValueError(f'{len(texts)} completions, {needed} needed')
+    if item.given and needed:
       encode.encode_given(item.given, self.processor)
       if self.completion_tokens is not None:
         raise ValueError('its completion goes on from a given text, which only '
                          'sft reads')
-    for text in texts[:self.completions]:
+    for text in texts[:needed]:
       count = len(encode.encode_completion(text, self.processor))
       if self.completion_tokens is not None and count > self.completion_tokens:
         raise ValueError(f'a completion of {count} tokens, allowed are '

@@ -7,7 +7,6 @@ Sources of files are in `mmr1.data.files` and `mmr1.data.tfds_source`.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmr1 import records
+from mmr1.data import shuffle as shuffle_lib
 
 Item = records.Example | records.Broken
 # Uids of member m of a mixture are [m, m + 1) * UID_STRIDE: disjoint whatever
@@ -96,6 +96,26 @@ class Subset:
     return self.source[int(self.indices[i])]
 
 
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+  """A source whose examples say what the config says of them.
+
+  Fields:
+    source: any source.
+    member: what they carry.
+  """
+  source: Source
+  member: records.Member
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, i: int) -> Item:
+    item = self.source[i]
+    return item if isinstance(item, records.Broken) else dataclasses.replace(
+        item, member=self.member)
+
+
 def holdout(
     source: Source, *, every: int = 10, seed: int = 0) -> tuple[
         Subset, Subset]:
@@ -162,6 +182,8 @@ class Mixture:
   proportion of their weights (off by less than one item each at any k, for two
   members; no draw is involved); a member's items come once per epoch, in
   another order each epoch.
+
+  With a block of n items alternate by n: 0 to n - 1 are of one member.
   """
 
   def __init__(
@@ -172,6 +194,7 @@ class Mixture:
       seed: int,
       order: int = 0,
       shuffle: bool = True,
+      block: int | None = None,
   ):
     """Makes the mixture.
 
@@ -183,9 +206,10 @@ class Mixture:
       seed: 0 <= seed < 2^32.
       order: which of the seed's shuffles; each stage has its own.
       shuffle: False keeps each member's own order.
+      block: how many items in a row are of one member; None: one.
 
     Raises:
-      ValueError: empty members, or weights that are not positive.
+      ValueError: empty members, weights that are not positive.
     """
     _check_members(sources)
     if weights is None:
@@ -198,9 +222,8 @@ class Mixture:
     if not 0 <= seed < 1 << 32:
       raise ValueError(f'Mixture: seed={seed}; allowed is 0..2^32-1.')
     self.sources = tuple(sources)
-    self.seed = seed
-    self.order = order
-    self.shuffle = shuffle
+    self.seed, self.order, self.shuffle = seed, order, shuffle
+    self.block = block
     exact = [Fraction(repr(float(w))) for w in weights]  # 0.1 is 1/10
     self._shares = [
         share / sum(exact[m:]) for m, share in enumerate(exact)]
@@ -215,24 +238,30 @@ class Mixture:
 
   def place(self, k: int) -> Place:
     """Where item k >= 0 comes from. Opens nothing."""
-    member, rank = self._member(k)
+    size = self.block or 1
+    member, rank = self._member(k // size)
+    rank = rank * size + k % size
     size = len(self.sources[member])
     epoch, index = divmod(rank, size)
     if self.shuffle:
-      index = _shuffled(index, size, (self.seed, member, epoch, self.order))
+      index = shuffle_lib.shuffled(
+          index, size, (self.seed, member, epoch, self.order))
     return Place(member=member, index=index, epoch=epoch, seen=rank)
 
   def counts(self, k: int) -> tuple[int, ...]:
     """How many of the first k items come from each member."""
-    result = []
+    size = self.block or 1
+    result, blocks = [], k // size
+    left = blocks
     for share in self._shares:
-      taken = math.floor(k * share)
-      result.append(taken)
-      k -= taken
+      taken = math.floor(left * share)
+      result.append(taken * size)
+      left -= taken
+    result[self._member(blocks)[0]] += k % size
     return tuple(result)
 
   def _member(self, k: int) -> tuple[int, int]:
-    """The member of item k and how many it gave before.
+    """The member of item (or block) k and how many it gave before.
 
     The first member takes item k when floor(k * share) steps up there; what it
     leaves is divided among the others in the same way. Fractions keep this
@@ -267,34 +296,3 @@ def _check_members(sources: Sequence[Source]):
       raise ValueError(
           f'source {number} has {len(source)} records; allowed are 1 to '
           f'{UID_STRIDE}.')
-
-
-@functools.lru_cache(maxsize=64)
-def _round_keys(key: tuple[int, ...]) -> tuple[int, ...]:
-  return tuple(int(x) for x in np.random.SeedSequence(key).generate_state(6))
-
-
-def _shuffled(index: int, size: int, key: tuple[int, ...]) -> int:
-  """Position `index` of a permutation of 0..size-1 that `key` draws.
-
-  A Feistel network over the next power of four, walked until it falls inside:
-  no table, so a source of millions costs nothing per epoch.
-  """
-  half = max(1, ((size - 1).bit_length() + 1) // 2)
-  mask = (1 << half) - 1
-  while True:
-    left, right = index >> half, index & mask
-    for key_word in _round_keys(key):
-      left, right = right, left ^ (_mix(right ^ key_word) & mask)
-    index = left << half | right
-    if index < size:
-      return index
-
-
-def _mix(x: int) -> int:
-  """The 32-bit finaliser of MurmurHash3."""
-  x ^= x >> 16
-  x = x * 0x85EBCA6B & 0xFFFFFFFF
-  x ^= x >> 13
-  x = x * 0xC2B2AE35 & 0xFFFFFFFF
-  return x ^ x >> 16

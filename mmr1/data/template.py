@@ -34,11 +34,14 @@ def think_answer(
 
   Args:
     example: the problem.
-    instruction: text after the last user turn, on a line of its own.
+    instruction: text after the last user turn, on a line of its own. An
+      example whose member has one of its own gets that.
     system: text of a system turn; '' for none. An example's own system
       message stays in front of it.
   """
   messages = plain(example)
+  if example.member.instruction is not None:
+    instruction = example.member.instruction
   if instruction:
     users = [m for m in messages if m['role'] == 'user']
     users[-1]['content'].append(

@@ -192,6 +192,25 @@ def nll(
   return reading.over_block(value, block, reduction)
 
 
+def imitation(
+    scores: types.Scores,
+    block: types.Block,
+    knobs: Knobs,
+    *,
+    reduction: Mapping[str, Any] = TOKEN_MEAN,
+) -> Term:
+  """-A log p of traces of the data, which the policy term leaves out.
+
+  Under a constant A = w this is w x the negative log-likelihood of `nll`, the
+  loss of the sft stage.
+  """
+  del knobs
+  block = reading.experts(block)
+  reduce.check_shape('block.advantage', block.advantage, block.mask)
+  return reading.over_block(
+      -block.advantage * masked.fill(scores.logp, block.mask), block, reduction)
+
+
 def critic(
     scores: types.Scores,
     block: types.Block,

@@ -63,6 +63,9 @@ def hybrid(
       'gate': np.broadcast_to(gate, (*rewards.shape[:2], 1)).astype(np.float32)}
 
 
+hybrid.hands = ('gate',)
+
+
 def guided(
     scores: types.Scores,
     block: types.Block,

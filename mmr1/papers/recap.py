@@ -6,13 +6,16 @@ what has converged loses weight, what falls back or is noisy gains it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+import types
 from typing import Any
 
 import numpy as np
 
+from mmr1 import advantages
+from mmr1 import columns as columns_lib
 from mmr1.rewards import combine
 
-FORMS = ('code', 'paper')
+FORMS = ('code', 'paper', 'none')
 _TINY = 1e-15
 _HUGE = 1e30  # a softmax of it is settled; its sums are still finite
 
@@ -82,6 +85,7 @@ def objective_weights(
 
       code    K (alpha softmax(c / T) + (1 - alpha) softmax(i / T))
       paper   K softmax((c + i) / T)
+      none    1: the baseline with fixed weights
 
   See `signals`. Source: `src/open_r1/trainers/mixed_trainer.py` of
   https://github.com/VietHoang1512/recap and section 4. The code divides F by S
@@ -94,7 +98,7 @@ def objective_weights(
     temperature: T, above 0.
     alpha: of the code's form, 0 to 1; `alpha=-1` of its config is
       1 - step / steps, a linear hook on `combine/alpha`.
-    form: 'code' or 'paper'.
+    form: of FORMS.
 
   Raises:
     ValueError: an unknown form, or a number out of range.
@@ -112,8 +116,10 @@ def objective_weights(
   if form == 'code':
     share = alpha * _softmax(c / temperature) + (1 - alpha) * _softmax(
         i / temperature)
-  else:
+  elif form == 'paper':
     share = _softmax((c + i) / temperature)
+  else:
+    share = np.full(len(history), 1 / len(history))
   return dict(zip(history, map(float, len(history) * share)))
 
 
@@ -125,6 +131,7 @@ def reweighted(
     *,
     weights: Mapping[str, float],
     falling: Sequence[str] = (),
+    losses: Mapping[str, float] = types.MappingProxyType({}),
     window: int = 10,
     temperature: float = 5.0,
     alpha: float = 0.5,
@@ -145,6 +152,9 @@ def reweighted(
     weights: one per name: 1 as in the paper, 0 logged only. c and i do not
       depend on the scale of a reward.
     falling: names of columns of which less is better.
+    losses: {column of a loss of demonstrations: its fixed weight}. Falling, and
+      objectives whatever `weights` says. A row with a value there is worth
+      w_k weight_k itself: how much its loss counts, see `mixed`.
     window, temperature, alpha, form: as of `pushed`, `objective_weights`.
 
   Returns:
@@ -152,27 +162,58 @@ def reweighted(
     state with their values.
 
   Raises:
-    ValueError: a name in `falling` that is no column; as `objective_weights`.
+    ValueError: a name in `falling` or `losses` that is no column; as
+      `objective_weights`.
   """
-  unknown = sorted(set(falling) - set(names))
-  if unknown:
-    raise ValueError(f'RECAP: falling names {unknown}; the columns are '
-                     f'{list(names)}.')
+  for key, given in (('falling', falling), ('losses', losses)):
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+      raise ValueError(f'RECAP: {key} names {unknown}; the columns are '
+                       f'{list(names)}.')
+  weights = {**weights, **losses}
   seen = {}
   for k, name in enumerate(names):
     values = columns[..., k][~np.isnan(columns[..., k])]
     if values.size and weights.get(name):
       seen[name] = float(values.mean())
   history = pushed(state.get('history', {}), seen, window)
-  found = objective_weights(history, falling=falling, temperature=temperature,
-                            alpha=alpha, form=form)
+  found = objective_weights(
+      history, falling={*falling, *losses}, temperature=temperature,
+      alpha=alpha, form=form)
+  # Of a loss the row's worth is the weight alone.
+  paid = np.where([name in losses for name in names] & ~np.isnan(columns),
+                  1.0, columns)
   total, says, _ = combine.weighted_sum(
-      columns, names, knobs, None, weights={
+      paid, names, knobs, None, weights={
           name: weight * found.get(name, 1.0)
           for name, weight in weights.items()})
   return total, {**says, **{
       f'reward/{name}/weight': found[name] for name in seen}}, {
           **state, 'history': history}
+
+
+def mixed(
+    rewards: np.ndarray,
+    tokens: columns_lib.Tokens,
+    *,
+    std: str = 'group',
+    ddof: int = 1,
+    eps: float = 1e-4,
+) -> np.ndarray:
+  """GRPO's advantage of samples; of demonstrations what `reweighted` gave them.
+
+  With `terms.imitation` a demonstration's loss is then w_source times its
+  negative log-likelihood, as in the code; it is in no group.
+
+  Args:
+    rewards: float[N, G, 1].
+    tokens: reads expert bool[N, G].
+    std, ddof, eps: see `advantages.grpo`. std='none': without scale_rewards.
+  """
+  expert = columns_lib.need(tokens, 'expert', 'mixed')[..., None]
+  own = advantages.grpo(
+      np.where(expert, np.nan, rewards), std=std, ddof=ddof, eps=eps)
+  return np.where(expert, np.nan_to_num(rewards), own)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:

@@ -14,10 +14,12 @@ from mmr1 import forward
 from mmr1 import learner
 from mmr1 import looks as looks_lib
 from mmr1 import pixels as pixels_lib
+from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import sockets
 from mmr1 import training
 from mmr1 import trees
+from mmr1 import types
 from mmr1 import weighing
 from mmr1.models import partition
 from mmr1.planning import costs
@@ -43,7 +45,8 @@ def stage(config: Any, name: str, policy: forward.Policy,
   found, unread = sampled.programs_of(config, made.section, policy, params)
   found += [*made.judges(), *made.looks(), *made.passes(), made.update()]
   return records.Stage(name, 'rl', tuple(
-      one._replace(resident=(*one.resident, 'waiting', 'average', 'judges'))
+      one._replace(resident=(
+          *one.resident, 'waiting', 'average', 'memory', 'judges'))
       for one in found), made.held() | unread, made.useful(),
       math.prod(made.shape))
 
@@ -156,15 +159,30 @@ class _Rl:
     return found
 
   def _minibatch(self) -> Any:
-    size, (_, g, t) = self.shape[0] // self.section.minibatches_per_step, (
-        self.shape)
+    """The step's own block of an update; weights are of it alone."""
+    size, g, _ = self.shape
+    block = self._scored(size // self.section.minibatches_per_step, g)
+    if self.section.weights:
+      block = block.replace(weight=self._make.scores(*block.mask.shape))
+    return block
+
+  def _replayed(self, rows: int) -> Any:
+    """Groups of one, of earlier steps."""
+    return self._scored(rows, 1)
+
+  def _scored(self, size: int, g: int) -> Any:
+    """A block with what an update reads besides weights."""
+    t = self.shape[2]
     one = functools.partial(self._make.scores, size, g, t)
     extra = {'sampler_logp': one()}
     for look in self._rollout_looks:
-      keys = ('view',) if look.divergence is None else (
-          'view', 'pair', 'entropy')
+      keys = ('view', 'pair', 'entropy') if look.divergence is not None else (
+          ('view', 'entropy') if look.entropy else ('view',))
       extra |= {f'{key}/{look.name}': one() for key in keys}
     extra |= {f'weight/{name}': one() for name in self._objective.weights}
+    advantage = resolve.function(self.section.advantage.fn, 'mmr1.advantages')
+    extra |= {name: self._make.array(jnp.float32, size, g, 1)
+              for name in getattr(advantage, 'hands', ())}
     given: dict[str, Any] = dict(extra=extra)
     if self.section.old != 'self':
       given['old'] = one()
@@ -174,17 +192,27 @@ class _Rl:
       tree = self._policy.module.config
       given['ref_hidden'] = self._make.array(
           jnp.dtype(tree.compute_dtype), size, g, t, tree.width)
-    if self.section.weights:
-      given['weight'] = one()
-    return self._sized(size, **given)
+    return self._make.block(
+        size, g, t, noise=bool(self._config.views), **given)
 
   def _minibatch_parts(self) -> Mapping[str, float]:
     share = self.section.minibatches_per_step
     return {part: x / share for part, x in self._parts.items()}
 
+  def _batch(self) -> tuple[types.Batch, Mapping[str, float]]:
+    """Blocks of an update, and operations of a pass over them."""
+    batch, parts = (self._minibatch(),), self._minibatch_parts()
+    if self.section.replay.fn is None:
+      return batch, parts
+    rows = self.section.replay.rows // self.section.minibatches_per_step
+    more = costs.forward(self._policy.module.config, self._make.work(
+        rows, 1, self.shape[2], rows * self.shape[2]))
+    return (*batch, self._replayed(rows)), {
+        part: x + more[part] for part, x in parts.items()}
+
   def update(self) -> records.Program:
     """One of a step's updates."""
-    part, parts = self._minibatch(), self._minibatch_parts()
+    batch, parts = self._batch()
     train = training.make_update(
         self._policy, self._optimizer, self._objective.terms,
         chunks=self.section.chunks_per_minibatch, looks=self._update_looks)
@@ -197,8 +225,8 @@ class _Rl:
       work = {name: x + more[name] for name, x in work.items()}
     return records.Program(
         'update', lambda: train.trace(
-            self._state, (part,), self._knobs, *ref.values() or (None,)),
-        {'state': self._state, 'batch': part, **ref}, self._updates, 1, work,
+            self._state, batch, self._knobs, *ref.values() or (None,)),
+        {'state': self._state, 'batch': batch, **ref}, self._updates, 1, work,
         ('reference', 'rollout'))
 
   def held(self) -> dict[str, Any]:
@@ -209,6 +237,8 @@ class _Rl:
             'rollout': (self._block if self.section.minibatches_per_step > 1
                         else {}),
             'waiting': (self._block,) * self.section.staleness}
+    if self.section.replay.fn is not None:
+      held['memory'] = self._replayed(self.section.replay.capacity)
     held['judges'] = [
         self._of('reference') for name in self.section.judges
         if self._config.judges[name].memory == 'device']

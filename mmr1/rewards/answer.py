@@ -8,11 +8,13 @@ from mmr1 import records
 from mmr1 import text
 from mmr1.rewards import choice
 from mmr1.rewards import choice_set
+from mmr1.rewards import grounding
 from mmr1.rewards import math
 from mmr1.rewards import number
 from mmr1.rewards import quantity
 
-TYPES = ('number', 'choice', 'choices', 'math', 'text', 'puzzle')
+TYPES = ('number', 'choice', 'choices', 'math', 'text', 'puzzle', 'box')
+_COVERS = 0.5  # IoU from which on a box is right
 _LONGEST = 1000  # characters, beside those of the gold answer
 _LETTER = re.compile(r'\(?[A-J]\)?\.?')
 _PROSE = re.compile(
@@ -62,6 +64,8 @@ def unusable(example: records.Example) -> str:
       number.within(example.answer, '')
     elif type_ == 'choice':
       choice.equal(example.answer, '', example.meta.get('choices'))
+    elif type_ == 'box':
+      grounding.overlap(None, example)
     elif type_ == 'choices':
       choice_set.check(example.answer, example.meta.get('choices'))
     elif type_ == 'puzzle':
@@ -81,9 +85,10 @@ def match(
   """Whether an extracted answer is the example's gold answer.
 
   number: the exact value (`number.within`); choice: the same letter
-  (`choice.equal`); choices: the same letters (`choice_set.equal`); math: `math.equal`; text: equal after
-  `text.normalise_answer`; puzzle: whatever solves `meta['puzzle']`
-  (`puzzle_rules.passes`), be it the gold answer or not.
+  (`choice.equal`); choices: the same letters (`choice_set.equal`); math:
+  `math.equal`; text: equal after `text.normalise_answer`; puzzle: whatever solves `meta['puzzle']`
+  (`puzzle_rules.passes`), be it the gold answer or not; box: an IoU of at least
+  .5 with `meta['box']` (`grounding.overlap`).
 
   Args:
     answer: from `text.extract_answer`; None (nothing was extracted) is wrong.
@@ -110,6 +115,8 @@ def match(
   if type_ == 'math':
     return math.equal(
         gold, answer, question=example.asked, limit_s=limit_s)
+  if type_ == 'box':
+    return grounding.overlap(answer, example) >= _COVERS
   if type_ == 'puzzle':
     return puzzle_rules.passes(example.meta.get('puzzle'), answer)
   if not answer.strip() or len(answer) > _LONGEST + 4 * len(gold):

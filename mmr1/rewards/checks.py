@@ -1,8 +1,13 @@
-"""What a reward must be, before it is called."""
+"""What a reward must be before it is called, and what it may return."""
 
 import inspect
 import math
+import numbers
 from typing import Any
+
+
+class RangeError(ValueError):
+  """A reward returned something outside of its declared range."""
 
 
 def reward(name: str, reward: Any) -> None:
@@ -42,3 +47,18 @@ def reward(name: str, reward: Any) -> None:
         f'reward {name!r}: {fn.__module__}.{fn.__qualname__} cannot be '
         'imported by a worker process; move it to the top level of a module, '
         'or set in_pool=False')
+
+
+def in_range(value: Any, bounds: tuple[float, float]) -> float | None:
+  """The value of a call as a float, inside its bounds; None is no value."""
+  if value is None:
+    return None
+  if not isinstance(value, numbers.Real):
+    raise RangeError(
+        f'a reward must return a float or None, got {type(value).__name__} '
+        f'{value!r:.200}')
+  value = float(value)
+  if not bounds[0] <= value <= bounds[1]:  # also true for nan
+    raise RangeError(
+        f'value {value} is outside of the declared range {bounds}')
+  return value

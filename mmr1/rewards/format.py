@@ -30,6 +30,25 @@ think_answer.range = (0.0, 1.0)
 think_answer.perfect = 1.0
 
 
+def answer_alone(
+    sample: records.Sample, knobs: Mapping[str, float]) -> float:
+  """1 when the text is one answer block and nothing else, else 0.
+
+  For questions that need no reasoning. A block inside the block, or without
+  content, is none.
+  """
+  del knobs
+  said = sample.text.strip()
+  return float(
+      said.startswith('<answer>') and said.endswith('</answer>')
+      and '<think>' not in said and '</think>' not in said
+      and text.extract_answer(said, strict=True) is not None)
+
+
+answer_alone.range = (0.0, 1.0)
+answer_alone.perfect = 1.0
+
+
 def think_boxed(
     sample: records.Sample,
     knobs: Mapping[str, float],

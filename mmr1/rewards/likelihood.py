@@ -3,6 +3,7 @@
 `(Sample, logp f32[T], *, ...) -> float or None`, see `mmr1.probing`.
 """
 
+from collections.abc import Sequence
 import math
 
 import numpy as np
@@ -31,6 +32,24 @@ def answer(
   if not chosen:
     return 1.0
   return math.exp(float(np.mean(np.asarray(logp, np.float64)[chosen])))
+
+
+def nll(
+    sample: records.Sample, logp: np.ndarray, *, members: Sequence[str] = (),
+) -> float | None:
+  """- mean log p of the tokens of a demonstration, nats: its loss.
+
+  None for the others: what the policy sampled has no loss of this kind.
+
+  Args:
+    sample: of an example whose member is imitated.
+    logp: f32[T], of each token.
+    members: of the mixture, whose demonstrations are meant; (): all.
+  """
+  member = sample.example.member
+  if not member.imitate or members and member.name not in members:
+    return None
+  return -float(np.mean(np.asarray(logp, np.float64)[:sample.length]))
 
 
 def within(pieces: tuple[str, ...], tag: str, *, opening: bool) -> list[int]:

@@ -13,13 +13,14 @@ What can happen to a call, and what it leaves in the columns:
   the worker ended          0.0; `reward/error_frac`   (the answer is to blame)
   an exception, a value     nan; `reward/error_frac`
   outside of the range
-A reward of which every call of a step failed stops the run.
+A reward of which every call of a step failed stops the run. Samples of a member
+of the mixture that names its rewards are not shown to the others: nan, which
+counts nowhere.
 """
 
 import concurrent.futures
 import dataclasses
 import math
-import numbers
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -97,14 +98,12 @@ class Part(NamedTuple):
     columns: f64[n, G, K].
     failures: every time-out and error, and how many samples it was about.
     nones: calls that gave no value.
+    asked: of each reward, how many samples it saw.
   """
   columns: np.ndarray
   failures: tuple[tuple[Failure, int], ...]
   nones: int
-
-
-class RangeError(ValueError):
-  """A reward returned something outside of its declared range."""
+  asked: tuple[int, ...]
 
 
 class Scorer:
@@ -157,18 +156,20 @@ class Scorer:
   ) -> Part:
     """The same of some of a step's prompts, for `together`."""
     if not n:
-      return Part(np.full((0, g, len(self.names)), np.nan), (), 0)
+      return Part(np.full((0, g, len(self.names)), np.nan), (), 0,
+                  (0,) * len(self.names))
     _check_groups(samples, n, g)
     columns = np.full((n * g, len(self.names)), np.nan)
-    failures, nones = [], 0
+    failures, nones, asked = [], 0, [0] * len(self.names)
     threads = concurrent.futures.ThreadPoolExecutor(self._workers)
     try:
       pending = [
           (k, start, threads.submit(_call, name, reward, part, knobs))
           for k, (name, reward) in enumerate(self.rewards.items())
-          for start, part in _parts(reward, samples, g)]
+          for start, part in _parts(name, reward, samples, g)]
       for k, start, future in pending:
         values, failure = future.result()
+        asked[k] += len(values)
         columns[start:start + len(values), k] = [
             math.nan if value is None else value for value in values]
         if failure is None:
@@ -178,7 +179,8 @@ class Scorer:
                            len(values)))
     finally:
       threads.shutdown(cancel_futures=True)
-    return Part(columns.reshape(n, g, -1), tuple(failures), nones)
+    return Part(columns.reshape(n, g, -1), tuple(failures), nones,
+                tuple(asked))
 
   def together(
       self, parts: Sequence[tuple[Sequence[int], Part]], n: int, g: int,
@@ -200,14 +202,15 @@ class Scorer:
           (dataclasses.replace(
               one, index=rows[one.index // g] * g + one.index % g), size)
           for one, size in part.failures]
-    self._stop_if_always_failing(failures, n * g)
+    self._stop_if_always_failing(
+        failures, [sum(x) for x in zip(*(part.asked for _, part in parts))])
     metrics = self._metrics(columns.reshape(n * g, -1), failures,
                             sum(part.nones for _, part in parts))
     return Scored(columns, self.names, metrics,
                   tuple(failure for failure, _ in failures))
 
-  def _stop_if_always_failing(self, failures, calls: int) -> None:
-    for name in self.names:
+  def _stop_if_always_failing(self, failures, asked: list[int]) -> None:
+    for name, calls in zip(self.names, asked):
       errors = [(failure, size) for failure, size in failures
                 if failure.name == name]
       first = next((f for f, _ in errors if f.kind == 'error'), None)
@@ -230,11 +233,14 @@ def is_group(fn: Callable[..., Any]) -> bool:
   return hasattr(fn, 'group') and bool(fn.group)
 
 
-def _parts(reward: Reward, samples, g: int):
-  """(index of the first sample, what one call gets)."""
+def _parts(name: str, reward: Reward, samples, g: int):
+  """(index of the first sample, what one call gets), of samples it judges."""
+  parts = list(enumerate(samples))
   if is_group(reward.fn):
-    return [(i, tuple(samples[i:i + g])) for i in range(0, len(samples), g)]
-  return list(enumerate(samples))
+    parts = [(i, tuple(samples[i:i + g])) for i in range(0, len(samples), g)]
+  own = [samples[i].example.member.rewards for i, _ in parts]
+  return [part for part, names in zip(parts, own)
+          if names is None or name in names]
 
 
 def _call(
@@ -252,10 +258,10 @@ def _call(
     else:
       value = reward.fn(part, knobs, **reward.kwargs)
     if group and (not isinstance(value, Sequence) or len(value) != size):
-      raise RangeError(
+      raise checks.RangeError(
           f'a group reward must return {size} values, got {value!r:.200}')
     values = list(value) if group else [value]
-    return [_in_range(v, reward.fn.range) for v in values], None
+    return [checks.in_range(v, reward.fn.range) for v in values], None
   except pool.TimedOut as error:
     return [0.0] * size, Failure(name, 0, 'timeout', _about(first, error))
   except pool.WorkerDied as error:
@@ -268,20 +274,6 @@ def _call(
 def _about(sample: records.Sample, what: object) -> str:
   return (f'{what}\nSample of example {sample.uid}, slot {sample.slot}: '
           f'{sample.text[:_EXCERPT]!r}')
-
-
-def _in_range(value: Any, bounds: tuple[float, float]) -> float | None:
-  if value is None:
-    return None
-  if not isinstance(value, numbers.Real):
-    raise RangeError(
-        f'a reward must return a float or None, got {type(value).__name__} '
-        f'{value!r:.200}')
-  value = float(value)
-  if not bounds[0] <= value <= bounds[1]:  # also true for nan
-    raise RangeError(
-        f'value {value} is outside of the declared range {bounds}')
-  return value
 
 
 def _check_groups(samples: Sequence[records.Sample], n: int, g: int) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmr1 import arrays
 from mmr1 import asking
 from mmr1 import context
 from mmr1 import experience
@@ -24,6 +23,7 @@ from mmr1 import judging
 from mmr1 import learner as learner_lib
 from mmr1 import loop
 from mmr1 import phases
+from mmr1 import probing
 from mmr1 import rl_checks
 from mmr1 import rl_setup
 from mmr1 import revising
@@ -85,13 +85,15 @@ class Trainer:
     self.judging = judging.Judging(ctx, stage, section, plan)
     self.experience = experience.Experience(ctx, stage, section, plan.replay)
     self._hooks: dict[str, Any] = {}  # the state of each
+    self._before: dict[str, float] = {}  # knobs of the step before
     self._last_metrics: dict[str, float] = {}
 
   # Host state that belongs to a checkpoint.
 
   def state(self) -> dict[str, Any]:
     return {**self.rollouts.state(),
-            'host': {**self.judging.state, 'hooks': self._hooks},
+            'host': {**self.judging.state, 'hooks': self._hooks,
+                     'knobs': self._before},
             'memory': self.experience.state(),
             'last_metrics': _numbers(self._last_metrics)}
 
@@ -106,6 +108,7 @@ class Trainer:
     self.rollouts.restore(state)
     self.experience.restore(state['memory'])
     self._hooks = state['host']['hooks']
+    self._before = state['host']['knobs']
     self.judging.state = {
         key: state['host'][key] for key in self.judging.state}
     self._last_metrics = state['last_metrics']
@@ -133,8 +136,9 @@ class Trainer:
         self.assemble(filled, traced, state), filled.judged.keep, k)
     state, metrics = self.learner.update(state, used.batch, traced, k)
     metrics = {
-        **metrics, **used.metrics, **self._report(filled, made.at, k)}
-    self._last_metrics = metrics
+        **metrics, **used.metrics, **self._report(filled, made.at, k),
+        **{f'knob/{name}': knobs[name] for name in self.plan.moved}}
+    self._last_metrics, self._before = metrics, knobs
     return loop.Step(
         state, metrics, used.batch,
         functools.partial(filled.judged.rows, 2),
@@ -160,11 +164,11 @@ class Trainer:
   @phases.phase('score')
   def score(self, made: asking.Made, looks: Looks,
             k: int) -> score_lib.Scored:
-    """Rewards, probes and judges."""
+    """Rewards, judges, and probes with the knobs of the step before."""
     scored = self.judges.beside(made, self.rollouts.probed(
         made, self.rollouts.scored(made),
-        {probe.view: arrays.fetch(looks[probe.view].logp)
-         for probe in self.plan.probes.values()}))
+        probing.read(self.plan.probes, looks),
+        {**self.plan.knobs, **self._before}))
     if scored.failures:
       first = scored.failures[0]
       self._ctx.logger.warn(

@@ -268,3 +268,63 @@ def test_a_folder_without_its_tokenizer(config, tiny_folder, tmp_path):
     datasets.open_processor(c.model, c.data)
   (folder / 'tokenizer.json').write_text(vocabulary)
   assert len(datasets.open_processor(c.model, c.data).tokenizer) == known
+
+
+# Members of the mixture, and what their sections say.
+
+
+def test_a_member_may_be_a_file(config, tmp_path):
+  config.data.mixture, config.data.weights = ('digits', 'mine'), (1.0, 3.0)
+  config.tasks.mine = dict(
+      path=write(tmp_path / 'a.jsonl', 40), instruction='Briefly.',
+      rewards=('result',))
+  config.data.holdout = 8
+  c = final(config)
+  train, held_out = (datasets.open_split(c, s) for s in ('train', 'eval'))
+  assert [len(source) for source in train.sources] == [1_000_000, 35]
+  assert [len(source) for source in held_out.sources] == [100_000, 5]
+  assert train.counts(40) == (10, 30)
+  found = {train[k].member.name: train[k].member for k in range(8)}
+  assert found == {
+      'digits': records.Member(name='digits'), 'mine': records.Member(
+          name='mine', instruction='Briefly.', rewards=('result',))}
+  # With a file to be evaluated on, nothing of the members is held out.
+  config.data.eval_path = write(tmp_path / 'b.jsonl', 6, offset=100)
+  c = final(config)
+  train, held_out = (datasets.open_split(c, s) for s in ('train', 'eval'))
+  assert len(train.sources[1]) == 40
+  assert answers(held_out) == [str(i) for i in range(100, 106)]
+
+
+def test_a_file_of_demonstrations_needs_no_answers(config, tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text(''.join(json.dumps(dict(
+      problem=f'Read {i}.', completion=f'{i}')) + '\n' for i in range(30)))
+  config.data.homogeneous = True
+  config.data.mixture, config.data.weights = ('digits', 'mine'), (1.0, 1.0)
+  config.tasks.mine = dict(path=str(path), imitate=True)
+  train, held_out = (datasets.open_split(final(config), s, prompts=4)
+                     for s in ('train', 'eval'))
+  assert [train[k].member.imitate for k in range(8)] == [True] * 4 + [False] * 4
+  assert train[0].completions and train[0].answer is None
+  assert len(held_out.sources) == 1  # there is nothing to be asked
+  config.data.mixture, config.data.weights = ('mine',), (1.0,)
+  with pytest.raises(ValueError, match='demonstrations alone.*eval_path'):
+    datasets.open_split(final(config), 'eval')
+
+
+@pytest.mark.parametrize('section, said', [
+    (dict(fn='digits.digits', rewards=('nobody',)), "rewards.nobody"),
+    (dict(path='x.jsonl', grid=2), r"tasks.mine: got \['grid'\] beside a path"),
+    (dict(path='x.jsonl'), 'x.jsonl: no such file'),
+    (dict(fn='digits.digits', instructions=''), 'tasks.mine.instructions: no')])
+def test_m22_members_are_checked(config, section, said):
+  config.data.mixture, config.tasks.mine = ('mine',), section
+  with pytest.raises(ValueError, match=said):
+    datasets.open_split(final(config), 'train')
+
+
+def test_m22_a_file_is_one_source(config):
+  config.data.homogeneous, config.data.path = True, 'a.jsonl'
+  with pytest.raises(ValueError, match='homogeneous.*one source.*data.mixture'):
+    datasets.check(final(config).data)

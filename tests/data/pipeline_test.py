@@ -282,3 +282,28 @@ def test_m26_a_long_source_of_broken_items_is_refused_soon(proc):
   with pytest.raises(ValueError, match='max_broken_frac'):
     pipeline.all_examples(source, _shape(proc), 50, max_broken_frac=0.5)
   assert source.asked == 100
+
+
+def test_a_box_is_asked_for_in_the_familys_frame(proc):
+  """Rewards then know what numbers of a completion mean."""
+  shape = _shape(proc)
+  example = records.Example(
+      uid=0, question='<image>Where?', answer='[0,0,4,4]',
+      images=(Image.new('RGB', (50, 30)),), meta={'box': (0, 0, 4, 4)})
+  item, _ = shape.encode(example, 0)
+  assert item.meta['box_frame'] == proc.codec.box_frame == 'seen'
+  assert item.meta['seen'] == tuple(proc.codec.seen(30, 50))
+  assert item.meta['box'] == (0, 0, 4, 4)
+  bare = dataclasses.replace(example, meta={})
+  assert shape.encode(bare, 0)[0] is bare
+
+
+def test_who_is_imitated_needs_a_completion(proc):
+  shape = dataclasses.replace(_shape(proc), completion_tokens=3)
+  def of(*texts):
+    return shape.encode(records.Example(
+        uid=0, question='q', completions=texts,
+        member=records.Member(imitate=True)), 0)
+  assert '0 completions, 1 needed' in of().reason
+  assert 'allowed are 3' in of('a long completion').reason
+  assert not isinstance(of('ok'), records.Broken)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmr1 import records
+from mmr1.data import shuffle
 from mmr1.data import sources
 
 
@@ -121,7 +122,7 @@ def test_m27_item_depends_on_seed_and_position_only():
 @pytest.mark.parametrize('size', [1, 2, 3, 5, 16, 17, 1000])
 def test_shuffle_is_a_permutation(size):
   for epoch in range(5):
-    order = [sources._shuffled(i, size, (0, 0, epoch)) for i in range(size)]
+    order = [shuffle.shuffled(i, size, (0, 0, epoch)) for i in range(size)]
     assert sorted(order) == list(range(size))
 
 
@@ -129,7 +130,7 @@ def test_shuffle_is_even():
   # Where item 0 of 5 lands over 4000 epochs: 800 each, chi-square with 4
   # degrees of freedom below 18.5 (p = 0.001). The same for pairs in order.
   orders = np.asarray([
-      [sources._shuffled(i, 5, (0, 0, epoch)) for i in range(5)]
+      [shuffle.shuffled(i, 5, (0, 0, epoch)) for i in range(5)]
       for epoch in range(4000)])
   for column in range(5):
     found = np.bincount(orders[:, column], minlength=5)
@@ -137,7 +138,7 @@ def test_shuffle_is_even():
   assert abs((orders[:, 0] < orders[:, 1]).mean() - 0.5) < 0.03
   # Neighbours of a large source land far apart: mean distance of two uniform
   # numbers below 1000 is 333.
-  large = np.asarray([sources._shuffled(i, 1000, (0, 0, 0))
+  large = np.asarray([shuffle.shuffled(i, 1000, (0, 0, 0))
                       for i in range(1000)])
   assert abs(np.abs(np.diff(large)).mean() - 333) < 40
 
@@ -169,3 +170,30 @@ def test_broken_items_pass_through():
   both = sources.Concat([_source(2), Half()])
   assert [isinstance(both[i], records.Broken) for i in range(6)] == [
       False, False, False, True, False, True]
+
+
+@pytest.mark.parametrize('block', [1, 3, 4])
+def test_blocks_are_of_one_member_and_go_on_in_it(block):
+  weights = (0.5, 0.2, 0.3)
+  one = sources.Mixture([_source(7), _source(5), _source(50)], weights, seed=2,
+                        block=block)
+  plain = sources.Mixture(one.sources, weights, seed=2)
+  places = [one.place(k) for k in range(90 * block)]
+  for k, place in enumerate(places):
+    assert place.member == plain.place(k // block).member
+    # The member's own items in its own order, none left out.
+    assert place.seen == sum(p.member == place.member for p in places[:k])
+    assert (place.index, place.epoch) == next(
+        (p.index, p.epoch) for p in map(plain.place, range(10**6))
+        if (p.member, p.seen) == (place.member, place.seen))
+  for k in range(len(places)):
+    assert one.counts(k) == tuple(
+        sum(p.member == m for p in places[:k]) for m in range(3))
+
+
+def test_labels_are_on_every_example():
+  member = records.Member(name='sums', imitate=True)
+  one = sources.Labelled(_source(3), member)
+  assert len(one) == 3 and [one[i].member for i in range(3)] == [member] * 3
+  mixed = pickle.loads(pickle.dumps(sources.Mixture([one], seed=0)))
+  assert mixed[0].member == member and mixed[0].uid < 3

@@ -76,3 +76,14 @@ def test_needs_a_user_turn():
   with pytest.raises(ValueError, match='user'):
     template.plain(records.Example(
         uid=0, messages=({'role': 'system', 'content': 's'},)))
+
+
+def test_a_member_may_have_its_own_instruction():
+  def asked(**member):
+    (turn,) = template.think_answer(records.Example(
+        uid=0, question='q', member=records.Member(**member)),
+                                    instruction='Think.')
+    return turn['content']
+  assert asked() == [_text('q'), _text('\nThink.')]
+  assert asked(instruction='Briefly.') == [_text('q'), _text('\nBriefly.')]
+  assert asked(instruction='') == [_text('q')]

@@ -67,3 +67,29 @@ def test_branches(tmp_path):
       '0/extra/pair/raw': pair})
   assert kept.branches(tmp_path / 'vogue_1.npz') == pytest.approx({
       'entropy/raw': 0.25, 'entropy/noisy': 0.5, 'uncertainty/noisy': 2 / 5})
+
+
+def test_sizes_of_what_trained(tmp_path):
+  """1 twice, .5 once, one that trains not, and of two replayed rows one that is
+  there, of -1: (2 + .5 + 0 + 1) / 5; 4 of 5 have an advantage."""
+  path = tmp_path / 'x_1.npz'
+  np.savez(path, **{
+      '0/mask': np.array([[[1], [1], [1], [0]]], bool),
+      '0/advantage': np.array([[[1.], [-.5], [0], [3]]]),
+      '0/times': np.array([[[2.], [1], [1], [1]]]),
+      '1/mask': np.array([[[1]], [[0]]], bool),
+      '1/advantage': np.array([[[-1.]], [[7]]])})
+  assert kept.sizes(path) == {
+      'train/size': pytest.approx(3.5 / 5), 'train/effective': .8}
+
+
+def test_lengths_by_difficulty(tmp_path):
+  """Two thirds right, none right, and half right, which is neither."""
+  path = tmp_path / 'x_1.npz'
+  kind = np.zeros((3, 6, 4), np.int8)
+  kind[0, :, :1], kind[1, :, :3], kind[2, :, :4] = 1, 1, 1
+  right = np.array([[1, 1, 1, 1, 0, 0], [0] * 6, [1, 1, 1, 0, 0, 0]], float)
+  np.savez(path, **{'0/completions/kind': kind, 'rewards/result': right})
+  assert kept.by_difficulty(path) == {'length/easy': 1, 'length/hard': 3}
+  np.savez(path, **{'0/completions/kind': kind[2:], 'rewards/result': right[2:]})
+  assert kept.by_difficulty(path) == {}

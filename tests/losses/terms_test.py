@@ -259,3 +259,23 @@ def test_missing_inputs_are_named():
     terms.policy(scores, flat, {})
   with pytest.raises(ValueError, match="'half' is not one of"):
     terms.entropy(scores, block, {}, source='half')
+
+
+def test_imitation_is_the_likelihood_of_traces_times_the_advantage():
+  """Under a constant advantage w its value and gradient are w x nll's over the
+  traces; with the policy term both speak about every token once."""
+  scores, block = blocks.block(seed=4)
+  kind = jnp.where(jnp.arange(4)[:, None] == 1, types.KIND_EXPERT,
+                   types.KIND_SAMPLED) * jnp.ones((2, 4, 5), jnp.int32)
+  block = block.replace(
+      completions=types.Completions(tokens=None, kind=kind, positions=None))
+  traces = block.replace(mask=block.mask & (kind == types.KIND_EXPERT))
+  def of(term, block):
+    return jax.value_and_grad(lambda logp: reduce.finish(*term(
+        scores.replace(logp=logp), block, {})))(scores.logp)
+  flat = block.replace(advantage=jnp.full((2, 4, 1), .7))
+  for got, want in zip(of(terms.imitation, flat), of(terms.nll, traces)):
+    np.testing.assert_allclose(got, .7 * want, rtol=1e-6)
+  _, count = terms.imitation(scores, block, {})
+  _, others = policy()(scores, block)
+  assert count == traces.mask.sum() and count + others == block.mask.sum()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mmr1.papers import ares_duals
+from mmr1.papers.ares import duals as ares_duals
 
 EASY, MEDIUM, HARD = range(3)
 NAN = np.nan

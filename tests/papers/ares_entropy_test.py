@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mmr1.papers import ares_entropy
+from mmr1 import records
+from mmr1.papers.ares import entropy as ares_entropy
 
 H = [.1, .2, 2, 1, .4, .1, .1, .1]
 NAN = np.nan
@@ -154,3 +155,52 @@ def test_thresholds():
 def test_what_is_wrong_is_said(call, words):
   with pytest.raises(ValueError, match=words):
     call()
+
+
+# Probes and the hook.
+
+
+def response(pieces):
+  return records.Sample(
+      text=''.join(pieces), tokens=tuple(range(len(pieces))),
+      kinds=(1,) * len(pieces), length=len(pieces), truncated=False,
+      example=records.Example(uid=0), uid=0, group=0, slot=0,
+      pieces=tuple(pieces))
+
+
+def test_probes_read_their_own_tokens_only():
+  """What a look has behind the last token is 0 and no entropy."""
+  said, padded = response(PIECES), np.array([*H, 0, 0, 0])
+  for width in (2, 4):
+    want = ares_entropy.high_entropy(PIECES, H, .5, width=width)
+    given = dict(threshold=.5, width=width)
+    assert ares_entropy.moments(said, padded, **given) == want.number
+    assert ares_entropy.soft_cost(said, padded, **given) == pytest.approx(
+        want.cost)
+    assert ares_entropy.highest(said, padded, width=width) == pytest.approx(
+        ares_entropy.level(H, width))
+  assert ares_entropy.highest(response([]), padded) is None
+  # A list of its own; () is ours.
+  assert ares_entropy.moments(said, padded, threshold=.3, triggers=(
+      'nothing',)) == 0 < ares_entropy.moments(
+          said, padded, threshold=.3, triggers=())
+
+
+def test_the_hook_moves_every_knob_and_keeps_tau():
+  """Medians 2 and 4: 2, then .99 * 2 + .01 * 4."""
+  knobs = {'a/threshold': 1.5, 'b/threshold': 1.5, 'c': 3.0}
+  give = dict(knob=('a/threshold', 'b/threshold'))
+  level = lambda *x: {'level': np.array([x])}
+  once, state = ares_entropy.followed(
+      knobs, {}, level(1.0, 2.0, NAN, 9.0), {}, 0, **give)
+  assert once == {'a/threshold': 2, 'b/threshold': 2, 'c': 3}
+  twice, state = ares_entropy.followed(
+      knobs, state, level(4.0), {}, 1, **give)
+  assert twice['b/threshold'] == state['tau'] == pytest.approx(2.02)
+  assert knobs['a/threshold'] == 1.5
+  alone, _ = ares_entropy.followed(
+      knobs, {}, level(7.0), {}, 0, knob='a/threshold')
+  assert alone == {**knobs, 'a/threshold': 7}
+  with pytest.raises(ValueError, match="no column 'height'"):
+    ares_entropy.followed(
+        knobs, {}, level(1.0), {}, 0, column='height', **give)

@@ -1,9 +1,16 @@
 """ARES's cold start by hand: lengths by pass rate, and what fits them."""
 
+import functools
+import types
+
 import numpy as np
 import pytest
 
-from mmr1.papers import ares_lengths
+from mmr1 import text
+from mmr1.data import encode
+from mmr1.data.tasks import digits
+from mmr1.papers.ares import lengths as ares_lengths
+from mmr1.rewards import answer
 
 
 def test_lengths_by_hand():
@@ -42,6 +49,67 @@ def test_harder_problems_keep_longer_traces():
   assert all(correct[i][j] for i, k in enumerate(kept) for j in k)
   # Of one right response there is no choice.
   assert mean[1] > mean[2] + 500
+
+
+# The engine, on the worlds.
+
+EXAMPLES = [digits.digits(0, 'train', i, max_digits=3) for i in range(400)]
+
+
+@functools.cache
+def collected(**kwargs):
+  """(records, counts, {steps of the problem: mean tokens of its trace}), with a
+  token for every two characters."""
+  ids = lambda text, **_: list(range(len(text) // 2))
+  def encoded(text, processor):
+    return processor(text)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(encode, 'encode_completion', encoded)
+    made, counts = ares_lengths.adaptive(
+        EXAMPLES, types.SimpleNamespace(processor=ids), 'base', **kwargs)
+  found = {}
+  for one in made:
+    found.setdefault(one.meta['difficulty'], []).append(
+        len(one.completions[0]) // 2)
+  return made, counts, {key: np.mean(x) for key, x in found.items()}
+
+
+def test_the_engine_keeps_right_responses_and_hard_ones_are_longer():
+  made, counts, mean = collected()
+  assert len(made) + counts['unsolved'] == len(EXAMPLES)
+  assert 0 < counts['unsolved'] < 40  # of 3 steps: .75^8 = .1
+  for one in made:
+    trace, = one.completions
+    assert answer.match(text.parse_think_answer(trace).answer, one)
+  assert counts['l0'] > counts['l1'] + 10
+  assert mean[1] < mean[2] - 5 and mean[2] < mean[3] - 5
+  again, _, _ = collected(responses=8)
+  assert [x.completions for x in again] == [x.completions for x in made]
+
+
+def test_of_problems_alike_those_failed_more_often_get_longer_traces():
+  """Of three steps, by the pass rate: a stub that takes the first right one
+  does not know it."""
+  gaps = []
+  for fitting in (True, False):
+    made, _, _ = collected(fitting_lengths=fitting)
+    found = {True: [], False: []}
+    for one in made:
+      if one.meta['difficulty'] == 3:
+        right = sum(answer.match(text.parse_think_answer(x).answer, one)
+                    for x in ares_lengths._responses(one, 8, .5, 1))
+        found[right <= 2].append(len(one.completions[0]) // 2)
+    gaps.append(np.mean(found[True]) - np.mean(found[False]))
+  assert gaps[0] > 2 and gaps[0] > gaps[1] + 2
+
+
+def test_ends_may_be_given():
+  _, counts, short = collected(ends=(20, 20))
+  _, _, long = collected(ends=(200, 200))
+  assert (counts['l0'], counts['l1']) == (20, 20)
+  assert short[1] == long[1] and short[3] < long[3] - 8
+  with pytest.raises(ValueError, match='0 responses.*always failed'):
+    collected(slip=0.0)
 
 
 @pytest.mark.parametrize('call, words', [

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mmr1.papers import ares
+from mmr1.papers.ares import shaping
 
 EASY, MEDIUM, HARD = range(3)
 NAN = np.nan
@@ -18,14 +18,14 @@ def accuracies(*right, of=8):
 
 def test_difficulties():
   eighths = accuracies(*range(9))
-  assert ares.difficulty(eighths).tolist() == [2] * 3 + [1] * 3 + [0] * 3
-  assert ares.difficulty(eighths, 'paper').tolist() == (
+  assert shaping.difficulty(eighths).tolist() == [2] * 3 + [1] * 3 + [0] * 3
+  assert shaping.difficulty(eighths, 'paper').tolist() == (
       [2] * 3 + [1] * 3 + [0] * 3)
   # 2/3 and 1/3 themselves are easy and medium; of 6 the paper's differ.
   sixths = accuracies(*range(7), of=6)
-  assert ares.difficulty(sixths).tolist() == [2, 2, 1, 1, 0, 0, 0]
-  assert ares.difficulty(sixths, 'paper').tolist() == [2, 2, 2, 1, 1, 0, 0]
-  assert ares.difficulty(np.array([[NAN, 1], [NAN, NAN]])).tolist() == [0, -1]
+  assert shaping.difficulty(sixths).tolist() == [2, 2, 1, 1, 0, 0, 0]
+  assert shaping.difficulty(sixths, 'paper').tolist() == [2, 2, 2, 1, 1, 0, 0]
+  assert shaping.difficulty(np.array([[NAN, 1], [NAN, NAN]])).tolist() == [0, -1]
 
 
 CASES = [
@@ -47,29 +47,29 @@ CASES = [
 
 @pytest.mark.parametrize('level, right, n, target, want', CASES)
 def test_the_table_by_hand(level, right, n, target, want):
-  got = ares.entropy_score(right, n, target, level, .5)
+  got = shaping.entropy_score(right, n, target, level, .5)
   assert got == pytest.approx(want, abs=1e-6)
 
 
 def test_half_right_is_wrong():
   for level in range(3):
-    assert ares.entropy_score(.5, 9, 5, level, .5) == ares.entropy_score(
+    assert shaping.entropy_score(.5, 9, 5, level, .5) == shaping.entropy_score(
         0, 9, 5, level, .5)
 
 
 def test_the_table_at_once():
   level, right, n, target, want = np.transpose(CASES)
-  np.testing.assert_allclose(ares.entropy_score(
+  np.testing.assert_allclose(shaping.entropy_score(
       right, n, target, level.astype(int), .5), want, atol=1e-6)
 
 
 def test_alike_counts_are_paid_by_difficulty():
   """Stub: one sign for all. The same N is too much and just right."""
-  score = lambda level: ares.entropy_score(1, 20, 10, level, .5)
+  score = lambda level: shaping.entropy_score(1, 20, 10, level, .5)
   assert score(EASY) < 0 < score(HARD) and score(MEDIUM) < 0
   # And with little the other way round.
-  assert ares.entropy_score(1, 1, 10, EASY, .5) == 0
-  assert ares.entropy_score(1, 1, 10, HARD, .5) < 0
+  assert shaping.entropy_score(1, 1, 10, EASY, .5) == 0
+  assert shaping.entropy_score(1, 1, 10, HARD, .5) < 0
 
 
 def test_the_table_is_bounded_and_scales_with_alpha():
@@ -77,10 +77,10 @@ def test_the_table_is_bounded_and_scales_with_alpha():
   for level in range(3):
     for right in (0, 1):
       for target in (0, 3, 60):
-        got = ares.entropy_score(right, n, target, level, .5)
+        got = shaping.entropy_score(right, n, target, level, .5)
         assert (abs(got) <= .5 * (1, 1, 1.2)[level] + 1e-12).all()
         np.testing.assert_allclose(
-            ares.entropy_score(right, n, target, level, 2.0), 4 * got)
+            shaping.entropy_score(right, n, target, level, 2.0), 4 * got)
         # More thinking never costs a wrong answer, nor one on a hard problem.
         if level == HARD or not right:
           assert (np.diff(got) >= -1e-12).all()
@@ -88,17 +88,17 @@ def test_the_table_is_bounded_and_scales_with_alpha():
           assert (np.diff(got) <= 1e-12).all()
         if not right:
           assert (got > 0).all()
-  assert ares.entropy_score(0, 5, 5, HARD, 0.0) == 0
+  assert shaping.entropy_score(0, 5, 5, HARD, 0.0) == 0
 
 
 def test_other_constants():
-  lenient = ares.CONSTANTS._replace(margin=(1., 1., 1.))
-  assert ares.entropy_score(1, 16, 10, EASY, .5, constants=lenient) == 0
-  wide = ares.CONSTANTS._replace(margin=(2., 2., 2.))
-  assert ares.entropy_score(1, 3, 0, EASY, .5, constants=wide) == (
+  lenient = shaping.CONSTANTS._replace(margin=(1., 1., 1.))
+  assert shaping.entropy_score(1, 16, 10, EASY, .5, constants=lenient) == 0
+  wide = shaping.CONSTANTS._replace(margin=(2., 2., 2.))
+  assert shaping.entropy_score(1, 3, 0, EASY, .5, constants=wide) == (
       pytest.approx(-.5 * .25 / 4))  # m = 2 of a target of 0
-  strict = ares.CONSTANTS._replace(wrong=(0., 0., 0.))
-  assert not ares.entropy_score(
+  strict = shaping.CONSTANTS._replace(wrong=(0., 0., 0.))
+  assert not shaping.entropy_score(
       0, [0, 16, 99], 10, [EASY, MEDIUM, HARD], .5, constants=strict).any()
 
 
@@ -106,9 +106,9 @@ def test_the_paper_s_reward():
   """Bucket N: 4, 8 and 12, 16, mean 10, variance 20; over a target of 5."""
   count = np.array([[4.0, 8.0], [12.0, 16.0], [1.0, NAN]])
   level = np.array([EASY, EASY, HARD])
-  weight = ares.lambdas(count, level, [5.0, None, 3.0], eps=0.0001)
+  weight = shaping.lambdas(count, level, [5.0, None, 3.0], eps=0.0001)
   assert weight == pytest.approx([5 / 20.0001, 0, 0])
-  score = lambda right, n, level: float(ares.paper_score(
+  score = lambda right, n, level: float(shaping.paper_score(
       right, n, 10, level, .25))
   assert [score(0, 16, d) for d in range(3)] == [-1.5, -1.5, 0]
   assert [score(0, 6, d) for d in range(3)] == [0, -1, -1]
@@ -122,17 +122,17 @@ def test_targets_and_alphas():
   """Easy groups have means 3 and 4.4: 3.7, rounded 4; hard ones 2.3."""
   count = np.array([[2, 4], [4.4, 4.4], [2.3, NAN], [NAN, NAN]])
   level = np.array([EASY, EASY, HARD, MEDIUM])
-  means = ares.bucket_means(count, level)
+  means = shaping.bucket_means(count, level)
   assert means == [pytest.approx(3.7), None, pytest.approx(2.3)]
-  target = ares.targets(means, [None, 7.0, 9.0])
+  target = shaping.targets(means, [None, 7.0, 9.0])
   assert target == [4, 7, 2]
   # .05 (3.7 - 4) and .05 (2 - 2.3).
-  assert ares.alphas([.5] * 3, means, target) == pytest.approx(
+  assert shaping.alphas([.5] * 3, means, target) == pytest.approx(
       [.485, .5, .485])
-  assert ares.alphas([.001, 1.0, 2.0], [0.0, None, 1.0], [9.0, 3.0, 9.0]) == [
+  assert shaping.alphas([.001, 1.0, 2.0], [0.0, None, 1.0], [9.0, 3.0, 9.0]) == [
       0, 1, 2]
-  assert ares.alphas([2.0], [9.0], [1.0]) == [2]
-  assert ares.targets([2.5, 3.5, .2], [None] * 3) == [2, 4, 0]
+  assert shaping.alphas([2.0], [9.0], [1.0]) == [2]
+  assert shaping.targets([2.5, 3.5, .2], [None] * 3) == [2, 4, 0]
 
 
 NAMES = ('result', 'format', 'high_entropy')
@@ -142,7 +142,7 @@ WEIGHTS = dict(result=1.0, format=.5, high_entropy=0.0)
 def step(state, acc, n, fmt=1.0, **kw):
   columns = np.stack(np.broadcast_arrays(
       np.asarray(acc, float), fmt, np.asarray(n, float)), -1)
-  total, says, state = ares.shaped(
+  total, says, state = shaping.shaped(
       columns, NAMES, {}, state, weights=WEIGHTS, **kw)
   assert total.shape == (*columns.shape[:2], 1)
   return total[..., 0], says, state
@@ -218,7 +218,7 @@ def test_the_paper_s_form_looks_at_the_step_before():
   np.testing.assert_allclose(total, [[1.5, 1.5, 1.5, .5]])
 
 
-@pytest.mark.parametrize('form', ares.FORMS)
+@pytest.mark.parametrize('form', shaping.FORMS)
 def test_it_goes_on_alike_after_a_checkpoint(form):
   rng = np.random.default_rng(1)
   acc = rng.random((20, 5, 4)) < rng.random((20, 5, 1))
@@ -238,7 +238,7 @@ def test_it_goes_on_alike_after_a_checkpoint(form):
 
 
 @pytest.mark.parametrize('call, words', [
-    (lambda: ares.difficulty(accuracies(3), 'log'), "form='log'"),
+    (lambda: shaping.difficulty(accuracies(3), 'log'), "form='log'"),
     (lambda: step({}, [[1]], [[1]], count='n'), "no column 'n'.*'result'"),
     (lambda: step({}, [[1]], [[1]], form='log'), "form='log'"),
 ])

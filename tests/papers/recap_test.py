@@ -7,7 +7,10 @@ import pytest
 
 from mmr1 import advantages
 from mmr1 import boxes
+from mmr1 import columns
+from mmr1 import resolve
 from mmr1.papers import recap
+from tests.papers import runs
 
 A, B, C = [.2, .2, .6, .6], [.5] * 4, [.6, .6, .3, .3]
 
@@ -220,6 +223,75 @@ def test_what_is_wrong_is_said():
 def test_no_objective_no_weights():
   total, says, state = step({}, None, None)
   assert np.isnan(total).all() and not says and state == {'history': {}}
+
+
+def test_a_loss_counts_by_its_weight_and_falls():
+  """Rows of demonstrations are worth w_k weight_k; the loss is what moves it."""
+  def of(state, loss, fixed=1.0, **kw):
+    x = np.array([[[loss, np.nan]], [[loss, np.nan]]])
+    return recap.reweighted(
+        x, ('nll', 'r'), {}, state, weights=dict(nll=0.0, r=1.0),
+        losses=dict(nll=fixed), temperature=1.0, **kw)
+  state = {'history': {'nll': A[:3], 'r': B}}
+  total, says, after = of(state, .6)
+  # As of A, but read the other way: c = 3, i = .5 against 1 and 0.
+  w = sum(.5 * 2 / (1 + np.exp(-x)) for x in (2, .5))
+  np.testing.assert_allclose(total, w)
+  assert says == {'reward/nll/weight': pytest.approx(w)} and w > 1
+  assert after['history'] == {'nll': [.2, .2, .6, .6], 'r': B}
+  np.testing.assert_allclose(of(state, .6, .25)[0], .25 * w)
+  assert of({}, 3.0)[0][0, 0, 0] == 1
+  with pytest.raises(ValueError, match=r"losses names \['sft'\]"):
+    recap.reweighted(np.zeros((1, 1, 1)), ('nll',), {}, {},
+                     weights=dict(nll=0.0), losses=dict(sft=1.0))
+
+
+def test_the_baseline_has_weights_of_1():
+  assert weights(A, B, C, form='none') == [1, 1, 1]
+  total, says, state = step({'history': {'r': A, 's': B}}, [[1, 0, 1, 0]],
+                            None, form='none', given=dict(r=2.0, s=1, logged=0))
+  np.testing.assert_array_equal(total[..., 0], [[2, 0, 2, 0]])
+  assert says == {'reward/r/weight': 1} and len(state['history']['r']) == 5
+
+
+def test_demonstrations_are_in_no_group():
+  rewards = np.array([[2, 1.2, .8, 1.2], [.9, .9, 1, 0]])[..., None]
+  expert = np.array([[False] * 4, [True, True, False, False]])
+  got = recap.mixed(rewards, columns.Tokens(expert=expert))[..., 0]
+  np.testing.assert_allclose(
+      got[0], [1.390483, -.198640, -.993202, -.198640], atol=1e-6)
+  # 1 and 0: mean .5, deviation .707107.
+  np.testing.assert_allclose(got[1], [.9, .9, .707007, -.707007], atol=1e-6)
+  np.testing.assert_allclose(recap.mixed(
+      rewards, columns.Tokens(expert=expert), std='none')[1, :, 0],
+                             [.9, .9, .5, -.5])
+  with pytest.raises(ValueError, match='needs tokens.expert'):
+    recap.mixed(rewards, columns.Tokens())
+
+
+@pytest.mark.parametrize('arg, steps, sources', [
+    ('qwen2_5_vl_7b', 500, ('reasoning', 'refcoco', 'ocr')),
+    ('qwen2_5_vl_7b,reasoning', 500, ('reasoning',)),
+    ('qwen2_5_vl_3b,setting1', 328, ('sat', 'lisa', 'geoqa', 'scienceqa'))])
+def test_the_papers_numbers(arg, steps, sources):
+  c = resolve.finalise(runs.config('recap', arg))
+  stage = c.recap
+  assert c.data.homogeneous and c.data.path is None
+  assert c.data.mixture == sources and stage.steps == steps
+  assert (stage.samples_per_prompt, stage.prompts_per_step,
+          stage.max_new_tokens) == (4, 16, 2048)
+  assert c.data.max_pixels == 401_408 == 14**2 * c.data.patches
+  assert stage.optimizer.warmup_steps == steps // 10
+  kwargs = stage.combine.kwargs.as_dict()
+  assert ('losses' in kwargs) == ('ocr' in sources)
+  assert {key: kwargs[key] for key in kwargs if key != 'losses'} == dict(
+      window=10, temperature=5.0, alpha=.5, form='code')
+  assert stage.kl.coefficient == 0 and stage.old == 'self'
+  assert {name: c.rewards[name].weight for name in stage.rewards
+          if name in ('accuracy', 'think', 'iou', 'box')} == {
+              name: weight for name, weight in dict(
+                  accuracy=2, think=1, iou=2, box=1).items()
+              if name in stage.rewards}
 
 
 def test_the_overlap_of_boxes_by_hand():

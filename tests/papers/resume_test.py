@@ -29,6 +29,17 @@ PAPERS = {
         '--config.rl.revise.keep.fn='
         'tests.papers.vl_rethinker_steps_test:rethought',
         '--config.rl.revise.keep.kwargs.least=0')),
+    'ares': ("('ares',)", (
+        EVEN.format('result'), '--config.probes.high_entropy.kwargs.width=2',
+        '--config.probes.soft_cost.kwargs.width=2',
+        '--config.probes.level.kwargs.width=2')),
+    'recap': ("('recap',)", (
+        '--config.rl.max_new_tokens=16', EVEN.format('accuracy'),
+        EVEN.format('read'), '--config.rl.combine.kwargs.window=1')),
+    'sophiavl_r1': ("('traces','judge','sophiavl_r1')", (
+        '--config.traces.size=24', '--config.judge.steps=2',
+        '--config.judge.rows_per_step=4', EVEN.format('outcome'),
+        '--config.judges.thinking.parse=tests.own:summed')),
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize('slug', PAPERS)]

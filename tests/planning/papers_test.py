@@ -22,6 +22,8 @@ def plan(slug, arg=None):
     ('vppo', 'paper', {'look_masked'}),
     ('vogue', None, {'look_raw'}),
     ('grpo_care', None, {'look_slow'}),
+    ('ares', None, {'look_own', 'reference'}),
+    ('vl_rethinker', None, {'old'}),
     ('sophiavl_r1', None, {
         'prefill_thinking', 'decode_thinking', 'reference'}),
     ('luffy', None, set())])
@@ -36,6 +38,8 @@ def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   # An average of all that trains, in float32; nobody else has one.
   average = stage['held'].get('average', 0)
   assert (average > 0) == (slug == 'grpo_care')
+  memory = stage['held'].get('memory', 0)
+  assert (memory > 0) == (slug == 'vl_rethinker')
 
 
 def test_a_look_costs_what_it_computes():

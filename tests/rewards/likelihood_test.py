@@ -125,3 +125,18 @@ def test_without_a_block_nothing_is_unlikely(pieces_of, text):
   pieces = pieces_of(text)
   logp = np.full(len(pieces), -9.0, np.float32)
   assert likelihood.answer(sample(pieces), logp) == 1.0
+
+
+def test_the_loss_of_demonstrations():
+  """- (log .5 + log .25) / 2 = 1.0397, of who is imitated alone."""
+  def of(**member):
+    return records.Sample(
+        text='', tokens=(1, 1), kinds=(4, 4), length=2, truncated=False, uid=0,
+        example=records.Example(uid=0, member=records.Member(**member)),
+        group=0, slot=0)
+  logp = np.log(np.array([.5, .25, 1e-9], np.float32))  # the last is padding
+  copied = of(name='copying', imitate=True)
+  assert likelihood.nll(copied, logp) == pytest.approx(1.5 * np.log(2))
+  assert likelihood.nll(copied, logp, members=('copying', 'x')) is not None
+  assert likelihood.nll(copied, logp, members=('x',)) is None
+  assert likelihood.nll(of(name='copying'), logp) is None

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from mmr1 import records
 from mmr1.rewards import choice
 from mmr1.rewards import combine
 from mmr1.rewards import format as format_reward
@@ -254,3 +255,34 @@ def test_m25_a_reward_cannot_change_a_sample(make):
   with pytest.raises(RuntimeError, match='FrozenInstanceError'):
     score.Scorer({'v': score.Reward(rename)}).score([make('')], 1, 1, {})
   assert dataclasses.replace(make(''), text='x').text == 'x'
+
+
+def test_members_are_judged_by_their_own_rewards(make):
+  """A reward does not see them, and what it would do to them counts nowhere."""
+  def of(name, rewards):
+    return records.Member(name=name, rewards=rewards)
+  samples = []
+  for i, member in enumerate((of('a', ('r',)), of('b', ('s',)), of('c', ()),
+                              records.Member())):
+    for slot in range(2):
+      one = make('text', uid=i, slot=slot)
+      samples.append(dataclasses.replace(
+          one, example=dataclasses.replace(one.example, member=member)))
+  def group(part, knobs):
+    return [float(len(part))] * 2
+  group.group, group.range = True, (0.0, 2.0)
+  scorer = score.Scorer({'r': reward_of([1.0, None]), 's': score.Reward(group)})
+  got = scorer.score(samples, 4, 2, {})
+  nan = np.nan
+  np.testing.assert_array_equal(got.columns[..., 0], [
+      [1, nan], [nan, nan], [nan, nan], [1, nan]])
+  np.testing.assert_array_equal(got.columns[..., 1], [
+      [nan, nan], [2, 2], [nan, nan], [2, 2]])
+  assert got.metrics['reward/none_frac'] == 2 / 16
+  # One that fails on all that it sees stops the run, as ever.
+  failing = score.Scorer({'r': reward_of([RuntimeError('no')] * 2),
+                          's': score.Reward(group)})
+  with pytest.raises(RuntimeError, match="'r' failed on all 4 samples"):
+    failing.score(samples, 4, 2, {})
+  # And one that sees nothing does not.
+  assert not failing.score(samples[2:4], 1, 2, {}).failures

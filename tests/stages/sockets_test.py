@@ -30,6 +30,7 @@ def test_dynamic_sampling_goes_on_until_the_step_is_full(trainer):
   def select(columns, advantage, meta, state, rng):
     keep = np.zeros((N, G), bool)
     keep[[[0, 2], [1], range(N)][len(rounds)]] = True
+    np.testing.assert_array_equal(columns['overall'], columns['one'])
     rounds.append(rng.random())
     return keep, {'select/mine': 1}, not keep.all(), state
   chosen(one, select)
@@ -149,6 +150,29 @@ def test_m28_unknown_knobs_of_host_functions_are_refused(trainer):
         knob='advantage/epsilon', value=1.0))
     c.rl.hooks = ('eps',)
   with pytest.raises(ValueError, match="no knob 'advantage/epsilon'"):
+    trainer(change)
+  def two(c):  # a hook may move several
+    c.hooks.eps = dict(fn='constant', kwargs=dict(
+        knob=('advantage/eps', 'advantage/epsilon'), value=1.0))
+    c.rl.hooks = ('eps',)
+  with pytest.raises(ValueError, match="no knob 'advantage/epsilon'"):
+    trainer(two)
+
+
+@pytest.mark.parametrize('name, probe, view, said', [
+    ('p', dict(reads='logits'), {}, r"probes\.p\.reads: got 'logits'"),
+    ('p', dict(kwargs=dict(tags='a')), {}, 'no such argument'),
+    ('p', {}, dict(when='update'), "set its when='rollout'"),
+    ('one', {}, {}, 'there is a reward, term or socket'),
+    ('select', {}, {}, 'there is a reward, term or socket')])
+def test_m22_probes_that_cannot_be(trainer, name, probe, view, said):
+  def change(c):
+    c.views.own = common.view('same')
+    c.views.own.update(view)
+    c.probes[name] = common.probe('likelihood.answer', 'own')
+    c.probes[name].update(probe)
+    c.rl.probes = (name,)
+  with pytest.raises(ValueError, match=f'(?i){said}'):
     trainer(change)
 
 

@@ -42,6 +42,13 @@ _QUESTIONS = {
 }
 
 
+_READ = (
+    'Read the digits.',
+    'Which digits are shown?',
+    'Write down the digits from left to right.',
+)
+
+
 @functools.cache
 def _scans(split: str) -> tuple[np.ndarray, np.ndarray]:
   """Scans u8[n, 8, 8] in 0..16 and their labels i64[n] of one split."""
@@ -116,17 +123,10 @@ def digits(
   Raises:
     ValueError: an unknown split or form, or a number outside its range.
   """
-  if not 2 <= min_digits <= max_digits <= 9:
-    raise ValueError(
-        f'digits: got min_digits={min_digits}, max_digits={max_digits}; '
-        'allowed are 2 <= min_digits <= max_digits <= 9.')
   forms = items.forms('digits', FORMS, forms)
-  seed, i = items.check_address('digits', seed, split, i)
-  rng = np.random.default_rng([seed, zlib.crc32(split.encode()), i])
-  scans, labels = _scans(split)
-  n = int(rng.integers(min_digits, max_digits + 1))
-  chosen = rng.integers(0, len(labels), n)
-  values = [int(v) for v in labels[chosen]]
+  rng, scans, values, chosen = _drawn(
+      'digits', seed, split, i, min_digits, max_digits)
+  n = len(values)
   form = str(rng.choice(np.asarray(forms)))
   question = str(rng.choice(np.asarray(_QUESTIONS[form])))
   answer, steps = operate(form, values)
@@ -135,7 +135,7 @@ def digits(
       uid=uid_offset + i,
       question=f'<image>{question}',
       answer=str(answer),
-      images=(_picture(scans[chosen], rng),),
+      images=(_picture(scans, rng),),
       source='digits',
       meta={
           'answer_type': 'number',
@@ -147,3 +147,55 @@ def digits(
           'scene': {'digits': values, 'scans': [int(c) for c in chosen]},
       },
   )
+
+
+def reading(
+    seed: int,
+    split: str,
+    i: int,
+    *,
+    uid_offset: int = 0,
+    min_digits: int = 2,
+    max_digits: int = 4,
+) -> records.Example:
+  """Item `i` of the split: a row of handwritten digits to be read, '3,7'.
+
+  It carries the transcription as a completion, `<answer>3,7</answer>`, for who
+  imitates it.
+
+  Args, Raises: as of `digits`.
+  """
+  rng, scans, values, chosen = _drawn(
+      'reading', seed, split, i, min_digits, max_digits, stream='reading')
+  question = items.pick(rng, _READ)
+  listed = ','.join(map(str, values))
+  return records.Example(
+      uid=uid_offset + i,
+      question=f'<image>{question}',
+      answer=listed,
+      images=(_picture(scans, rng),),
+      completions=(f'<answer>{listed}</answer>',),
+      source='reading',
+      meta={
+          'answer_type': 'text',
+          'difficulty': 0,
+          'caption': f'a row of {len(values)} handwritten digits',
+          'facts': (f'digits {listed}',),
+          'steps': (),
+          'scene': {'digits': values, 'scans': [int(c) for c in chosen]},
+      },
+  )
+
+
+def _drawn(task: str, seed: int, split: str, i: int, least: int, most: int,
+           stream: str = ''):
+  """The item's generator, its scans, what they are and their numbers."""
+  if not 2 <= least <= most <= 9:
+    raise ValueError(
+        f'{task}: got min_digits={least}, max_digits={most}; '
+        'allowed are 2 <= min_digits <= max_digits <= 9.')
+  seed, i = items.check_address(task, seed, split, i)
+  rng = np.random.default_rng([seed, zlib.crc32((stream + split).encode()), i])
+  scans, labels = _scans(split)
+  chosen = rng.integers(0, len(labels), int(rng.integers(least, most + 1)))
+  return rng, scans[chosen], [int(v) for v in labels[chosen]], chosen

@@ -149,3 +149,27 @@ def test_arguments_choose_lengths_and_forms():
 def test_bad_arguments_are_named(split, i, kwargs, word):
   with pytest.raises(ValueError, match=word):
     digits.digits(0, split, i, **kwargs)
+
+
+def test_digits_to_be_read(scans):
+  images, labels = scans
+  seen = set()
+  for i in range(60):
+    example = digits.reading(3, 'train', i, uid_offset=5, max_digits=3)
+    values = example.meta['scene']['digits']
+    assert example.answer == ','.join(map(str, values))
+    assert example.completions == (f'<answer>{example.answer}</answer>',)
+    assert example.uid == 5 + i and 2 <= len(values) <= 3
+    picture = np.asarray(example.images[0].convert('L'), float)
+    for k, (scan, value) in enumerate(zip(
+        example.meta['scene']['scans'], values)):
+      assert labels[scan] == value
+      assert _shows(picture[:, 16 * k:16 * k + 16], images[scan])
+    seen.add(example.question)
+    # Another item than the sum of the same number.
+    assert example.images[0].tobytes() != digits.digits(
+        3, 'train', i, max_digits=3).images[0].tobytes()
+  assert len(seen) == 3
+  assert digits.reading(3, 'eval', 0).images[0].size[0] <= 64
+  with pytest.raises(ValueError, match='reading: got min_digits=1'):
+    digits.reading(0, 'train', 0, min_digits=1)

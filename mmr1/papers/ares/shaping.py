@@ -1,9 +1,7 @@
-"""ARES / AEPO (arXiv 2510.08457, ICLR 2026): what only it needs.
+"""ARES (arXiv 2510.08457): rewards by how hard a problem is.
 
-How much a response may hesitate depends on how hard its problem is: too many
-moments of high entropy are punished on easy problems, too few on hard ones,
-towards a target per difficulty. `ares_entropy` counts them, `ares_duals` weighs
-the KL term per difficulty, `ares_lengths` selects traces of the cold start.
+Too many moments of high entropy are punished on easy problems, too few on hard
+ones, towards a target per difficulty.
 
 Source: https://github.com/shawn0728/ARES, `examples/reward_function/aepo.py`
 (the table) and `verl/trainer/ray_trainer.py` (what is kept between steps).
@@ -217,7 +215,7 @@ def shaped(
   In the paper's form lambda and E compare N with the target of the step before,
   at first with its own [ours]: with its own, the mean of N, lambda is 0 but for
   the rounding. The dual ascent on a lambda that the code keeps and does not use
-  is `ares_duals.dual_ascent`.
+  is `duals.dual_ascent`.
 
   Args:
     columns: f64[N, G, K], nan where there is no value. A response without

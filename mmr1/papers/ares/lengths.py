@@ -6,8 +6,17 @@ longer about what is hard. From the paper; no code of it is released.
 """
 
 from collections.abc import Sequence
+import dataclasses
+from typing import Any
+import zlib
 
 import numpy as np
+
+from mmr1 import records
+from mmr1 import text
+from mmr1.data import encode
+from mmr1.data import traces
+from mmr1.rewards import answer
 
 
 def length_target(pass_rate: float, l0: float, l1: float) -> float:
@@ -96,6 +105,65 @@ def fitting(
   return [nearest(length, right, length_target(
       sum(map(bool, right)) / max(len(right), 1), l0, l1), keep)
           for length, right in zip(lengths, correct, strict=True)]
+
+
+def adaptive(
+    examples: Sequence[records.Example], ctx: Any, init: str, *,
+    responses: int = 8, slip: float = 0.5, doubts: int = 1,
+    fitting_lengths: bool = True, ends: Sequence[float] = (),
+) -> tuple[list[records.Example], dict[str, float]]:
+  """Engine of a `collect` stage: AdaCS on responses of a solver that slips.
+
+  Of procedural worlds, whose meta has `facts` and `steps`: the solver stands in
+  for the paper's model, and is ours. For each step after the first it doubts
+  itself 0 to `doubts` times, says the last step again each time, and errs with
+  the chance `slip`: the more steps a problem has, the longer are the responses
+  to it and the fewer of them right.
+
+  Args:
+    examples: problems.
+    ctx: the run; lengths are in its tokens.
+    init: not read.
+    responses: to each problem.
+    slip: 0 to 1.
+    doubts: 0 or more.
+    fitting_lengths: False keeps the first right response to each problem, the
+      cold start without AdaCS.
+    ends: L(0) and L(1); (): of these responses, see `anchors`.
+
+  Returns:
+    The problems with a right response, and counts: 'unsolved' ones, 'l0', 'l1'.
+
+  Raises:
+    ValueError: as `anchors`.
+  """
+  del init
+  made = [_responses(example, responses, slip, doubts) for example in examples]
+  lengths = [[len(encode.encode_completion(one, ctx.processor)) for one in some]
+             for some in made]
+  right = [[answer.match(text.parse_think_answer(one).answer, example)
+            for one in some] for some, example in zip(made, examples)]
+  l0, l1 = ends = tuple(ends) or anchors(lengths, right)
+  chosen = fitting(lengths, right, ends=ends) if fitting_lengths else [
+      np.flatnonzero(good)[:1] for good in right]
+  kept = [dataclasses.replace(example, completions=(some[best[0]],))
+          for example, some, best in zip(examples, made, chosen) if len(best)]
+  return kept, {'unsolved': len(examples) - len(kept), 'l0': l0, 'l1': l1}
+
+
+def _responses(example, count: int, slip: float, doubts: int) -> list[str]:
+  rng = np.random.default_rng([zlib.crc32(b'adaptive'), example.uid])
+  facts, made = example.meta['facts'], []
+  for _ in range(count):
+    steps, said = list(example.meta['steps']), example.answer
+    if rng.random() >= (1 - slip) ** (len(steps) - 1):  # somewhere it slips
+      steps[-1] = traces.slip(steps[-1], rng)
+      said = steps[-1].rpartition('=')[2]
+    parts = [traces.concise(facts, steps)]
+    for _ in range(rng.integers(doubts * (len(steps) - 1) + 1)):
+      parts += [str(rng.choice(np.asarray(traces.DOUBTS))), f'{steps[-1]}.']
+    made.append(f'<think>{" ".join(parts)}</think><answer>{said}</answer>')
+  return made
 
 
 def _check(lengths, correct):

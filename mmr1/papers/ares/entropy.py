@@ -5,14 +5,16 @@ a moment that matters; moments are counted where a word of a list begins one.
 Source: `verl/workers/rollout/vllm_rollout_spmd.py` and, of the threshold,
 `verl/trainer/ray_trainer.py` of https://github.com/shawn0728/ARES.
 
-Entropies are in nats. `ares` turns the counts into rewards.
+Entropies are in nats. `shaping` turns the counts into rewards.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from mmr1 import records
 
 FORMS = ('code', 'paper')
 WIDTH = 4
@@ -216,3 +218,76 @@ def threshold(
     return float(levels.mean())
   median = float(np.median(levels))
   return median if before is None else decay * before + (1 - decay) * median
+
+
+# Probes: columns made of the policy's own entropies. They read the entropy over
+# the whole vocabulary; the code, whose sampler knows the ten likeliest tokens,
+# has `topk_entropy` of these, and leaves out the tail's term for `level`.
+
+
+def highest(
+    sample: records.Sample, entropy: np.ndarray, *, width: int = WIDTH,
+    form: str = 'code', percent: float = 95.0,
+) -> float | None:
+  """A probe: `level` of a response; None where there is no window."""
+  found = level(_own(sample, entropy), width, form, percent=percent)
+  return None if math.isnan(found) else found
+
+
+def moments(
+    sample: records.Sample, entropy: np.ndarray, *, threshold: float = START,
+    width: int = WIDTH, form: str = 'code', triggers: Collection[str] = (),
+) -> float:
+  """A probe: N_HE of a response.
+
+  Args:
+    sample: reads pieces.
+    entropy: f[T] of each token.
+    threshold: tau of the steps before; `followed` moves it.
+    width, form: see `window_means`.
+    triggers: words; (): `TRIGGERS`.
+  """
+  return float(_count(sample, entropy, threshold, width, form, triggers).number)
+
+
+def soft_cost(
+    sample: records.Sample, entropy: np.ndarray, *, threshold: float = START,
+    width: int = WIDTH, form: str = 'code', triggers: Collection[str] = (),
+) -> float:
+  """A probe: the soft cost of a response; arguments as of `moments`."""
+  return _count(sample, entropy, threshold, width, form, triggers).cost
+
+
+def followed(
+    knobs: Mapping[str, float], state: Mapping[str, Any],
+    columns: Mapping[str, np.ndarray], metrics: Mapping[str, float | None],
+    step: int, *, knob: str | Sequence[str], column: str = 'level',
+    form: str = 'code', decay: float = 0.99,
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """A hook: tau, by `threshold`; probes count with it from the next step on.
+
+  Args:
+    knobs, state, columns, metrics, step: see `mmr1.hooks`.
+    knob: one or several, of the probes that count.
+    column: of the probe `highest`.
+    form, decay: of `threshold`.
+
+  Raises:
+    ValueError: there is no such column.
+  """
+  del metrics, step
+  if column not in columns:
+    raise ValueError(f'followed: there is no column {column!r}; the columns '
+                     f'are {sorted(columns)}.')
+  tau = threshold(columns[column].ravel(), state.get('tau'), form, decay=decay)
+  return {**knobs, **dict.fromkeys(
+      (knob,) if isinstance(knob, str) else knob, tau)}, {'tau': tau}
+
+
+def _own(sample: records.Sample, entropy: np.ndarray) -> np.ndarray:
+  return np.asarray(entropy, np.float64)[:len(sample.pieces)]
+
+
+def _count(sample, entropy, tau, width, form, triggers) -> Count:
+  return high_entropy(sample.pieces, _own(sample, entropy), tau, width=width,
+                      form=form, triggers=triggers or TRIGGERS)

@@ -2,7 +2,7 @@
 
 Source: `verl/workers/actor/dp_actor.py` and, of `dual_ascent`,
 `verl/trainer/ray_trainer.py` of https://github.com/shawn0728/ARES. Lists have
-an entry per difficulty: easy, medium, hard, as in `ares.BUCKETS`.
+an entry per difficulty: easy, medium, hard, as in `shaping.BUCKETS`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ def kl_weight(
   Args:
     level: i[N], 0 easy, 1 medium, 2 hard; -1: not known, as medium.
     accuracy: f[N, G]; nan: not known, zeta 1.
-    cost: f[N, G], soft costs (`ares_entropy.high_entropy`); nan: zeta 1.
+    cost: f[N, G], soft costs (`entropy.high_entropy`); nan: zeta 1.
     beta: of each difficulty.
     relaxed: zeta of a second chance.
     least: soft cost, nats.
