@@ -304,7 +304,8 @@ def test_gamma_and_both_entropies_anneal_by_hooks():
 VARIANTS = {None: 'even', 'dapo': 'seldom', 'recompute': 'even'}
 
 
-@pytest.fixture(scope='module', params=VARIANTS, ids=lambda x: x or 'default')
+@pytest.fixture(scope='module', ids=lambda x: x or 'default', params=[
+    None, pytest.param('dapo', marks=pytest.mark.slow), 'recompute'])
 def variant(request):
   return request.param
 

@@ -13,6 +13,7 @@ from mmr1 import training
 from mmr1 import types
 from mmr1 import update
 from mmr1.data import encode
+from mmr1.data import packing
 from mmr1.data import sources
 from mmr1.papers import recap
 from mmr1.stages import sft
@@ -165,7 +166,7 @@ def test_the_gradient_is_that_of_sft_times_the_weight(made):
                  {**one.plan.knobs, 'temperature': 1.0})
   mixture, shape = one.rollouts._lanes.mixture, one.rollouts.shape
   pairs = [shape.encode(mixture[k], 0) for k in range(3 * N, 4 * N)]
-  rows = [(pair, encode.encode_completion(
+  rows = [packing.Example(pair, encode.encode_completion(
       pair[0].completions[0], shape.processor)) for pair in pairs]
   block = sft.assemble(rows, shape, T)
   np.testing.assert_array_equal(

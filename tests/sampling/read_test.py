@@ -81,7 +81,8 @@ def test_to_host_copies_what_is_read(host):
       logp=None, behaviour=None,
       done=jnp.asarray(host.done), version=jnp.int32(4))
   got = read.to_host(rollout)
-  assert all(isinstance(x, np.ndarray) for x in got)
+  assert all(isinstance(x, np.ndarray) for x in got[:3])
+  assert not got.inserted
   np.testing.assert_array_equal(got.tokens, host.tokens)
   np.testing.assert_array_equal(got.kind, host.kind)
   np.testing.assert_array_equal(got.done, host.done)

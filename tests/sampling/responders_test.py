@@ -358,7 +358,7 @@ def test_local_replies_do_not_depend_on_the_batch(local, monkeypatch):
   # 10 requests in batches of 8: 8 and 2 with 6 rows of padding, one shape.
   assert [c[0].tokens.shape for c in calls] == [(8, 150)] * 2
   assert calls[0][2] == dict(
-      group=1, length=5, decoding=sample.Decoding())
+      group=1, length=5, decoding=sample.Decoding(), given=None)
   assert float(calls[0][1].temperature) == 0.0
   assert np.asarray(calls[1][0].mask).any(1).tolist() == [True] * 2 + [
       False] * 6

@@ -291,14 +291,14 @@ def test_completions_too_long_are_dropped_and_counted(config, taken, tmp_path):
   texts[::4] = ['<think>' + '1+1=2 ' * 30 + '</think><answer>2</answer>'] * 10
   config.data.path = write(tmp_path, texts)
   ctx, _, rows, _ = taken(config)
-  got = [encode.decode(ids, ctx.processor) for _, ids, _ in rows.take(20)]
+  got = [encode.decode(x.ids, ctx.processor) for x in rows.take(20)]
   assert len(set(got)) == 20 and not any('1+1=2' in text for text in got)
   assert 0 < rows.dropped <= 10
   # M15: the position goes on.
   state = json.loads(json.dumps(rows.state()))
-  expected = [example.uid for (example, _), _, _ in rows.take(7)]
+  expected = [x.pair[0].uid for x in rows.take(7)]
   rows.restore(state)
-  assert [example.uid for (example, _), _, _ in rows.take(7)] == expected
+  assert [x.pair[0].uid for x in rows.take(7)] == expected
 
 
 def test_a_small_file_may_be_read_many_times(monkeypatch):
@@ -306,13 +306,13 @@ def test_a_small_file_may_be_read_many_times(monkeypatch):
   drops, which is not 'every completion'."""
   monkeypatch.setattr(
       sft.encode, 'encode_completion', lambda text, _: np.zeros(text, int))
-  monkeypatch.setattr(sft.encode, 'encode_given', lambda *_: np.zeros(0, int))
+  monkeypatch.setattr(
+      sft.encode, 'encode_given', lambda texts, _: np.zeros(0, int))
   drawn = itertools.cycle([3, 9, 9])
   stream = types.SimpleNamespace(mixture=range(3), take=lambda n: [
-      (types.SimpleNamespace(
-          completions=(next(drawn),), given=()), None)])
+      (types.SimpleNamespace(completions=(next(drawn),), given=()), None)])
   rows = sft.Rows(types.SimpleNamespace(processor=None), stream, 5)
-  assert [len(one.ids) for one in rows.take(20)] == [3] * 20
+  assert [len(x.ids) for x in rows.take(20)] == [3] * 20
   assert rows.dropped == 38
 
 
