@@ -12,7 +12,8 @@ SMALL = (
     '--config.rl.optimizer.lr=1e-2', '--config.rl.samples_every=1',
     '--config.rl.checkpoint_every=1', '--config.rl.max_new_tokens=8',
     '--config.evaluate_base=False')
-EVEN = '--config.rewards.{}.fn=tests.own:even'
+VLR = 'tests.papers.vl_rethinker_steps_test'
+EVEN = '--config.rewards.{}.fn=tests.own:anyhow'
 # Of each config the stages to run, the last of them is killed; and its flags.
 PAPERS = {
     'revisual_r1': ("('text','mrl','trl')", (
@@ -22,12 +23,13 @@ PAPERS = {
         '--config.traces.size=16', '--config.rl.max_new_tokens=112',
         EVEN.format('result'))),
     'vl_rethinker': ("('vl_rethinker',)", (
+        f'--config.rewards.outcome.fn={VLR}:right',
+        f'--config.rewards.correct.fn={VLR}:right',
         '--config.rl.replay.capacity=12', '--config.rl.replay.rows=8',
         '--config.rl.max_new_tokens=16',
-        '--config.rl.revise.fn=tests.papers.vl_rethinker_steps_test:rethink',
+        f'--config.rl.revise.fn={VLR}:rethink_early',
         '--config.rl.revise.kwargs.longest=16',
-        '--config.rl.revise.keep.fn='
-        'tests.papers.vl_rethinker_steps_test:rethought',
+        f'--config.rl.revise.keep.fn={VLR}:rethought',
         '--config.rl.revise.keep.kwargs.least=0')),
     'ares': ("('ares',)", (
         EVEN.format('result'), '--config.probes.high_entropy.kwargs.width=2',
@@ -38,9 +40,19 @@ PAPERS = {
         EVEN.format('read'), '--config.rl.combine.kwargs.window=1')),
     'sophiavl_r1': ("('traces','judge','sophiavl_r1')", (
         '--config.traces.size=24', '--config.judge.steps=2',
-        '--config.judge.rows_per_step=4', EVEN.format('outcome'),
+        '--config.judge.rows_per_step=4',
+        '--config.judge.optimizer.warmup_steps=0', EVEN.format('outcome'),
         '--config.judges.thinking.parse=tests.own:summed')),
 }
+
+# Metrics that are not 0 in some step of the last stage: what is kept at work.
+SHOWS = {
+    'revisual_r1': ('knob/coef/entropy', 'loss/entropy'),
+    'mm_helix': ('loss/guided',),
+    'vl_rethinker': ('replay/rows', 'revise/kept', 'loss/imitation'),
+    'ares': ('knob/high_entropy/threshold', 'aepo/hard/share'),
+    'recap': ('reward/nll/weight', 'loss/imitation'),
+    'sophiavl_r1': ('reward/thinking/mean', 'knob/combine/decay')}
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize('slug', PAPERS)]
 
@@ -84,6 +96,9 @@ def test_m15_killed_and_resumed_to_the_bit(slug, run, whole):
   assert result.code == -9, result.err[-3000:]
   _, result = run(slug, folder=folder.parent)
   assert result.code == 0, result.err[-3000:]
+  steps = [row for row in hosts_test.rows(folder) if row['stage'] == stage]
+  for name in SHOWS[slug]:
+    assert any(row.get(name) for row in steps), name
   assert hosts_test.rows(folder) == hosts_test.rows(whole(slug))
   assert hosts_test.texts(folder) == hosts_test.texts(whole(slug))
   hosts_test.assert_same_arrays(

@@ -15,10 +15,10 @@ N, G, T = 4, 4, 16
 HALF = N * G // 2
 
 
-def right(sample, knobs):
+def right(sample, knobs, **kwargs):
   """In place of answers: of the last group some are right, whatever the model
   says; the others are all right, and have no advantage."""
-  del knobs
+  del knobs, kwargs
   return float(sample.group < 3 or sum(sample.tokens) % 3 == 0)
 
 
@@ -32,6 +32,12 @@ def _ended(meta):
 
 def rethink(samples, columns, meta, rng, **kw):
   return paper.rethink(samples, columns, _ended(meta), rng, **kw)
+
+
+def rethink_early(samples, columns, meta, rng, **kw):
+  """The same of every prompt, from the first space on."""
+  return rethink(samples, columns, meta, rng, **{
+      **kw, 'queries': 1.0, 'marks': ((' ', 'first'),)})
 
 
 def rethought(before, after, meta, **kw):
