@@ -104,7 +104,11 @@ def late(sample, knobs):
 late.range = (0.0, 1.0)
 
 
+def totalled(reply):
+  """A score of whatever a judge says."""
+  return sum(map(ord, reply)) % 101 / 100
+
+
 def summed(reply):
   """A score of whatever a judge says, or none."""
-  total = sum(map(ord, reply))
-  return None if total % 4 == 0 else total % 101 / 100
+  return None if sum(map(ord, reply)) % 4 == 0 else totalled(reply)

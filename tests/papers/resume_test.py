@@ -42,7 +42,7 @@ PAPERS = {
         '--config.traces.size=24', '--config.judge.steps=2',
         '--config.judge.rows_per_step=4',
         '--config.judge.optimizer.warmup_steps=0', EVEN.format('outcome'),
-        '--config.judges.thinking.parse=tests.own:summed')),
+        '--config.judges.thinking.parse=tests.own:totalled')),
 }
 
 # Metrics that are not 0 in some step of the last stage: what is kept at work.
