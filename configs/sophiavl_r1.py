@@ -108,7 +108,8 @@ def _tiny(c):
       max_new_tokens=80,
       optimizer=dict(lr=1e-3, b2=0.98, warmup_steps=10, lr_decay='cosine'))
   c.judges.thinking = common.judge('judge', instruction=SHORT, suffix=SUFFIX)
-  c.sophiavl_r1 = common.overlay(c.rl, init='base', steps=15)
+  c.evaluation.examples = 128
+  c.sophiavl_r1 = common.overlay(c.rl, init='base', steps=12)
   c.stages = ('traces', 'judge', 'sophiavl_r1')
 
 
