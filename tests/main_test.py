@@ -182,7 +182,6 @@ def test_m26_past_the_fraction_it_refuses(shell, flags, tmp_path):
   assert 'data.max_broken_frac' in result.err and 'mine.jsonl:' in result.err
 
 
-@pytest.mark.slow
 def test_m26_parquet_with_bytes_through_two_workers(shell, flags, tmp_path):
   import pyarrow as pa
   from pyarrow import parquet

@@ -160,7 +160,6 @@ def test_engines_without_groups_sample_and_learn_the_same(steps):
   assert max(far) < 0.02
 
 
-@pytest.mark.slow
 def test_reply_of_a_step(steps):
   for reply, *_ in steps:
     assert reply['tokens'] == reply['raw'] == 2 * 3 * 5  # no row ends

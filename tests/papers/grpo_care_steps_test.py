@@ -256,7 +256,6 @@ def pulled(shrink, open_run, tmp_path_factory):
   return result
 
 
-@pytest.mark.slow
 def test_the_reference_of_the_kl_may_be_the_average(pulled):
   one, steps, _ = pulled['device']
   for step in steps:

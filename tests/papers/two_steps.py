@@ -56,6 +56,9 @@ def small_stage(config, stage, *, reward, **flat):
   two chunks each; `result` is a function of `tests.own`."""
   config.stages = (stage,)
   config.rewards.result.fn = f'tests.own:{reward}'
+  # Pictures that say more than the digits of the tiny run.
+  config.data.mixture, config.data.weights = ('shapes',), (1.0,)
+  config.data.patches, config.data.instruction = 64, None
   section = config[stage]
   section.steps, section.prompts_per_step = 3, N  # one to spare
   section.samples_per_prompt, section.max_new_tokens = G, T

@@ -182,4 +182,11 @@ def test_the_papers_numbers():
 @pytest.mark.parametrize(
     'given', runs.ablations('vl_rethinker'), ids=' '.join)
 def test_ablations_of_the_docstring_are_taken(given):
-  runs.commanded('vl_rethinker', given)
+  final, plans = runs.commanded('vl_rethinker', given)
+  assert set(plans) == {'vl_rethinker'}
+  for flag in given:  # the flag's value is what the stage or the library has
+    key, _, value = flag.removeprefix('--config.').partition('=')
+    place = final
+    for part in key.replace('rl.', 'vl_rethinker.', 1).split('.')[:-1]:
+      place = place[part]
+    assert str(place.as_dict()[key.rpartition('.')[2]]) == value

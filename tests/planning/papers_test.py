@@ -18,12 +18,11 @@ def plan(slug, arg=None):
 
 @pytest.mark.parametrize('slug, arg, more', [
     ('papo', None, {'look_masked', 'reference'}),
-    pytest.param('papo', 'recompute', {'reference'}, marks=pytest.mark.slow),
-    pytest.param('vppo', 'paper', {'look_masked'}, marks=pytest.mark.slow),
+    ('papo', 'recompute', {'reference'}),
+    ('vppo', 'paper', {'look_masked'}),
     ('vogue', None, {'look_raw'}),
     ('grpo_care', None, {'look_slow'}),
-    pytest.param('ares', None, {'look_own', 'reference'},
-                 marks=pytest.mark.slow),
+    ('ares', None, {'look_own', 'reference'}),
     ('vl_rethinker', None, {'old'}),
     ('sophiavl_r1', None, {
         'prefill_thinking', 'decode_thinking', 'reference'}),

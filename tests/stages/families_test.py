@@ -89,7 +89,7 @@ OTHERS = {
 # The others share their code with one that is run, or with every other test.
 RUN_BY_HAND = (
     'qwen2', 'llama', 'gemma', 'gemma2', 'gemma3_text', 'gemma3', 'paligemma',
-    'internvl', 'qwen2_vl', 'qwen2_5_vl')
+    'internvl', 'qwen2_5_vl')
 # Folders with a tokenizer of their own.
 WRITERS = {name: tiny_gemma.write for name in gemma_vl.FAMILIES}
 

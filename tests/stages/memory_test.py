@@ -71,8 +71,9 @@ def step(one, state, k):
       dict(made.metrics)), made
 
 
-def test_revised_completions_replace_what_they_were(trainer):
-  plain, one = trainer(), trainer(**REVISED, revise__temperature=0.5)
+@pytest.mark.parametrize('temperature', [1.0, 0.5])
+def test_revised_completions_replace_what_they_were(trainer, temperature):
+  plain, one = trainer(), trainer(**REVISED, revise__temperature=temperature)
   _, (was,), _, _ = step(plain, plain.start.state, 0)
   params, (block,), metrics, made = step(one, one.start.state, 0)
   got, old = block.completions, was.completions
