@@ -210,31 +210,33 @@ def test_a_prompt_without_a_trace_has_grpos_objective(taken, monkeypatch):
             for i, (example, encoded) in enumerate(pairs)], broken
   monkeypatch.setattr(one.rollouts._lanes, 'take', take)
   programs = one._ctx.compiles.count
-  _, (step,) = runs.take(one, taken.state, range(2, 3))
-  kind, gate = step.block.completions.kind, step.block.extra['gate'][:, 0, 0]
-  assert not kind[::2, 5].any() and not gate[::2].any()
-  assert (kind[1::2, 5] == types.KIND_EXPERT).any(-1).all()
-  assert gate[1::2].any()
-  # No reward is asked about what is not there, and no metric counts it.
-  assert np.isnan(step.rewards['result'][::2, 5]).all()
-  assert not np.isnan(step.rewards['result'][:, :5]).any()
-  assert step.metrics['reward/none_frac'] == 0
-  assert step.metrics['reward/result/mean'] == pytest.approx(
-      np.nanmean(step.rewards['result']))
-  assert step.metrics['response_length/mean'] == pytest.approx(
-      step.block.completions.kind[:, :5].astype(bool).sum(-1).mean())
-  assert not step.block.mask[::2, 5].any()
-  own = advantages.grpo((step.rewards['result'] + .1 * step.rewards['format'])
-                        [:, :5, None])[..., 0]
-  np.testing.assert_allclose(step.block.advantage[:, :5, 0], own, atol=1e-6)
-  assert step.programs == programs  # nothing new is compiled
-  logp = runs.of_tokens(runs.distributions(
-      one, step.before.params['policy'], step.block.prompts,
-      step.block.completions), step.block.completions.tokens)
-  trace = kind[1::2, 5] == types.KIND_EXPERT
-  nll = -(np.where(trace, logp[1::2, 5], 0).sum(1) / trace.sum(1))
-  assert step.metrics['loss/guided'] == pytest.approx(
-      (gate[1::2] * nll).sum() / len(gate), rel=1e-4)
+  _, steps = runs.take(one, taken.state, range(2, 4))
+  gates = np.concatenate([x.block.extra['gate'][1::2, 0, 0] for x in steps])
+  assert {*gates} == {0, 1}
+  assert steps[-1].programs == programs  # nothing new is compiled
+  for step in steps:
+    kind, gate = step.block.completions.kind, step.block.extra['gate'][:, 0, 0]
+    assert not kind[::2, 5].any() and not gate[::2].any()
+    assert (kind[1::2, 5] == types.KIND_EXPERT).any(-1).all()
+    # No reward is asked about what is not there, and no metric counts it.
+    assert np.isnan(step.rewards['result'][::2, 5]).all()
+    assert not np.isnan(step.rewards['result'][:, :5]).any()
+    assert step.metrics['reward/none_frac'] == 0
+    assert step.metrics['reward/result/mean'] == pytest.approx(
+        np.nanmean(step.rewards['result']))
+    assert step.metrics['response_length/mean'] == pytest.approx(
+        step.block.completions.kind[:, :5].astype(bool).sum(-1).mean())
+    assert not step.block.mask[::2, 5].any()
+    own = advantages.grpo((step.rewards['result'] + .1 * step.rewards['format'])
+                          [:, :5, None])[..., 0]
+    np.testing.assert_allclose(step.block.advantage[:, :5, 0], own, atol=1e-6)
+    logp = runs.of_tokens(runs.distributions(
+        one, step.before.params['policy'], step.block.prompts,
+        step.block.completions), step.block.completions.tokens)
+    trace = kind[1::2, 5] == types.KIND_EXPERT
+    nll = -(np.where(trace, logp[1::2, 5], 0).sum(1) / trace.sum(1))
+    assert step.metrics['loss/guided'] == pytest.approx(
+        (gate[1::2] * nll).sum() / len(gate), rel=1e-4)
 
 
 def test_the_papers_numbers_at_7b():
