@@ -170,7 +170,8 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         f'tfds:), or what a collect stage before it wrote: {collects}.')
   if datasets.is_file(section.data):  # now, not after the stages before
     datasets.open_expert(
-        config, section.data, completions=datasets.needs_traces(section))
+        config, section.data,
+        completions=section.experts > 0 and section.experts_required)
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "
