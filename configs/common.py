@@ -275,7 +275,12 @@ def _evaluation() -> dict:
       # 'strict': only the answer block counts. 'lenient': documented order of
       # fall-backs in mmr1/text.py.
       parser='lenient',
+      instruction=placeholder(str),  # of its prompts; None: data.instruction
       seed=1234,
+      # Sections of `evaluations`, which say what is otherwise there, and
+      # (metrics, those of the base) -> more of them.
+      also=(),
+      summary=dict(fn=placeholder(str), kwargs=dict()),
   )
 
 
@@ -447,6 +452,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate_base = True
   # The evaluation of the base and after (and during) every training stage.
   c.evaluation = ConfigDict(_evaluation())
+  c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
   c.tensorboard = True
   c.model = _model()
   c.mesh = _mesh()
@@ -479,20 +485,16 @@ def get_base(arg: str | None = None) -> ConfigDict:
 def _real(c: ConfigDict, arg: str) -> None:
   """A real checkpoint: where it is must be said on the command line."""
   c.model.path = f'checkpoints/{arg}'
-  c.model.param_dtype = 'float32'
-  c.model.compute_dtype = 'bfloat16'
+  c.model.param_dtype, c.model.compute_dtype = 'float32', 'bfloat16'
   c.model.layers = 'scan'
   c.model.remat = 'layer'
   c.model.head_chunk = 1024
   c.sampler.cache_chunk = 256
   # Caches of long completions are most of what sampling needs.
   c.sampler.rows = 512 if arg.endswith(('_32b', '_72b')) else 2048
-  c.mesh.data = 1
-  c.mesh.fsdp = None
+  c.mesh.data, c.mesh.fsdp = 1, None
   c.data.path = 'data/train.parquet'
-  c.data.prompt_tokens = 2048
-  c.data.patches = 6400
+  c.data.prompt_tokens, c.data.patches = 2048, 6400
   c.data.worker_count = 8
-  c.data.min_pixels = 262_144
-  c.data.max_pixels = 1_003_520
+  c.data.min_pixels, c.data.max_pixels = 262_144, 1_003_520
   c.rl.reward_workers = 8

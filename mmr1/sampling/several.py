@@ -25,6 +25,7 @@ def responses(
     temperature: float = 1.0,
     top_p: float = 1.0,
     instruction: str | None = None,
+    draw: int = 0,
 ) -> list[list[records.Sample]]:
   """Samples of every example, in order.
 
@@ -40,6 +41,7 @@ def responses(
     temperature: of sampling; 0: all samples of a problem are the same.
     top_p: see `sample.knobs`.
     instruction: see `Context.shape`.
+    draw: calls with different numbers have different noise.
 
   Raises:
     ValueError: a number outside its range; not one problem fits.
@@ -67,7 +69,7 @@ def responses(
   for start in range(0, len(fitting), size):
     part = fitting[start:start + size]
     made = _batch(ctx, published, [item for _, item in part], shape, size,
-                  knobs, count, max_new_tokens)
+                  knobs, count, max_new_tokens, draw)
     for i, (row, _) in enumerate(part):
       found[row] = made[i * count:(i + 1) * count]
   return found
@@ -76,11 +78,12 @@ def responses(
 def _batch(
     ctx: Any, published: Any, pairs: list[pipeline.Pair],
     shape: pipeline.Shape, size: int, knobs: sample.Knobs, count: int,
-    length: int) -> list[records.Sample]:
+    length: int, draw: int) -> list[records.Sample]:
   prompts = ctx.policy.layout.spread(shape.collate(
       [encoded for _, encoded in pairs], pad_rows=size - len(pairs)))
   rollout = ctx.sampler(
-      published, prompts, keys.step_key(ctx.config.seed, 0, 0, view=_VIEW),
+      published, prompts, keys.step_key(
+          ctx.config.seed, 0, draw, view=_VIEW),
       knobs, jnp.int32(0), group=count, length=length)
   return read.read(
       read.to_host(rollout), [example for example, _ in pairs], ctx.processor)

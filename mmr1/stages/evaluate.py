@@ -3,6 +3,10 @@
 The same prompts and the same noise are used for every evaluation of a run, so
 that two of them differ by the parameters alone. Each leaves a card and one
 record per sample in `eval/` (M19).
+
+`also` names sections of `evaluations`, each what is to be otherwise there
+(another instruction, another parser): their metrics are 'eval/<name>/accuracy'
+and so on. `summary` is a function (metrics, those of the base) -> more metrics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +22,7 @@ import numpy as np
 from mmr1 import context
 from mmr1.data import datasets
 from mmr1.data import pipeline
+from mmr1 import evaluations
 from mmr1 import records
 from mmr1.rewards import answer
 from mmr1.rewards import pool
@@ -52,6 +57,14 @@ def check(section: Any) -> None:
     raise ValueError(f'{section.where}: {error}') from error
 
 
+def check_all(section: Any, config: Any) -> None:
+  """`check` of an evaluation and of those beside it."""
+  check(section)
+  for one in evaluations.others(section, config).values():
+    check(one)
+  evaluations.summary(section, config)
+
+
 def _sampling(section: Any) -> sample.Knobs:
   return sample.knobs(
       temperature=section.temperature, top_k=section.top_k,
@@ -72,9 +85,12 @@ class Evaluation:
   def __init__(self, ctx: context.Context, section: Any):
     """Opens `section.examples` usable problems of the 'eval' split."""
     check(section)
+    self._others = {name: Evaluation(ctx, one) for name, one in evaluations.others(
+        section, ctx.config).items()}
+    self._summary = evaluations.summary(section, ctx.config)
     self._ctx = ctx
     self._section = section
-    self._prefilled = ctx.shape().prefilled
+    self._prefilled = ctx.shape(section.instruction).prefilled
     self._pairs: list[pipeline.Pair] = []
     self._broken: list[records.Broken] = []
     self._knobs = [
@@ -85,6 +101,18 @@ class Evaluation:
       self, params: Any, stage: str, step: int,
   ) -> dict[str, float]:
     """Metrics of these parameters, and the card and records on disk."""
+    metrics = self._made(params, stage, step, f'{stage}_{step}')
+    for name, other in self._others.items():
+      metrics |= {key.replace('eval/', f'eval/{name}/', 1): value
+                  for key, value in other._made(
+                      params, stage, step, f'{stage}_{step}_{name}').items()}
+    base = self._ctx.checkpoints.done('base')
+    if self._summary and base is not None:
+      metrics |= self._summary(metrics, base['eval'])
+    return metrics
+
+  def _made(
+      self, params: Any, stage: str, step: int, file: str) -> dict[str, float]:
     if not self._pairs:
       self._open()
     greedy = self._samples(params, _GREEDY)
@@ -97,14 +125,14 @@ class Evaluation:
           f'and count as wrong; the first: {errors[0]}')
     metrics = summary(graded[0], greedy, '')
     metrics |= summary(graded[1], sampled, '_sampled')
-    self._write(stage, step, metrics, (greedy, sampled), graded)
+    self._write(stage, step, file, metrics, (greedy, sampled), graded)
     return metrics
 
   def _open(self) -> None:
     """Reads the problems; those no answer could match are broken too (M26)."""
     pairs, self._broken = pipeline.all_examples(
-        datasets.open_split(self._ctx.config, 'eval'), self._ctx.shape(),
-        self._section.examples,
+        datasets.open_split(self._ctx.config, 'eval'),
+        self._ctx.shape(self._section.instruction), self._section.examples,
         max_broken_frac=self._ctx.config.data.max_broken_frac)
     for pair in pairs:
       reason = answer.unusable(pair[0])
@@ -123,7 +151,7 @@ class Evaluation:
     section, ctx = self._section, self._ctx
     params = ctx.sampler.publish(params)
     size = min(section.prompts_per_batch, len(self._pairs))
-    shape, result = ctx.shape(), []
+    shape, result = ctx.shape(section.instruction), []
     key = keys.step_key(section.seed, 0, 0, view=view)
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
@@ -145,7 +173,7 @@ class Evaluation:
     except (pool.TimedOut, pool.WorkerDied, pool.RemoteError) as error:
       return Grade(extracted, False, str(error))
 
-  def _write(self, stage, step, metrics, parts, graded) -> None:
+  def _write(self, stage, step, file, metrics, parts, graded) -> None:
     if jax.process_index():
       return  # all hosts have the same
     section, ctx = self._section, self._ctx
@@ -170,13 +198,12 @@ class Evaluation:
              'truncated': s.truncated}
             for name, part, grades in zip(('greedy', 'sampled'), parts, graded)
             for s, grade in zip(part, grades)]
-    base = ctx.path / 'eval' / f'{stage}_{step}'
+    base = ctx.path / 'eval' / file
     workdir_lib.write_whole(
         base.parent / f'{base.name}.json', json.dumps(card, indent=2) + '\n')
     workdir_lib.write_whole(
         base.parent / f'{base.name}.jsonl',
         ''.join(json.dumps(row) + '\n' for row in rows))
-
 
   def _subset(self) -> dict[str, Any]:
     """Which problems: the first usable ones of what."""
@@ -226,7 +253,7 @@ def summary(
 
 def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
   """Checks the section before anything runs."""
-  check(section)
+  check_all(section, config)
   section.as_dict()
   context.check_init(section.init, stage, config)
   return {}
