@@ -21,7 +21,7 @@ Ablations:
   --config.pairs.kwargs.coupled=True           wrong answers are rejected too
   --config.pairs.kwargs.rejects=base           rejected texts are the base's
   --config.pairs.init=base                     the base is its own teacher
-  --config.preference.nll.coefficient=0.0      DPO alone
+  --config.cold_start.nll.coefficient=0.0      DPO alone
   --config.cold_start.reference=zero           not the paper: another reference
 Another teacher is a folder: --config.pairs.init=/models/teacher.
 
