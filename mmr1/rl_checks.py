@@ -70,6 +70,11 @@ def _check_rollouts(section: Any, stage: str) -> None:
     raise ValueError(
         f'{stage}.experts: got {section.experts} of samples_per_prompt='
         f'{section.samples_per_prompt}; allowed: 0 to one less.')
+  if not section.experts_required and section.policy.rows != 'live':
+    raise ValueError(
+        f'{stage}.experts_required: False with policy.rows='
+        f"{section.policy.rows!r}: a trace that is not there would count. Set "
+        "policy.rows to 'live'.")
   if section.experts and section.branches:
     raise ValueError(f'{stage}.experts: got {section.experts} with branches='
                      f'{section.branches}: a trace has no image it was sampled '
@@ -169,8 +174,9 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         'or file of the data section, a file of its own (.jsonl, .parquet, '
         f'tfds:), or what a collect stage before it wrote: {collects}.')
   if datasets.is_file(section.data):  # now, not after the stages before
+    required = section.experts and section.experts_required
     datasets.open_expert(
-        config, section.data, 'completion' if section.experts else 'answer')
+        config, section.data, 'completion' if required else 'answer')
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "

@@ -113,8 +113,7 @@ def shape(
 
 
 def _form(data: Any, needs: str = 'answer') -> rows.RowFormat:
-  """With the columns of the config; every row needs an 'answer', a
-  'completion' or a 'pair'."""
+  """With the columns of the config; `needs` as of `open_expert`."""
   return rows.RowFormat.needing(
       needs, image=data.image_column, video=data.video_column,
       message=data.message_column, question=data.question_column,
@@ -248,8 +247,8 @@ def open_split(
 def open_completions(path: str, seed: int = 0, needs: str = 'completion', *,
                      order: int = 0) -> sources.Mixture:
   """A file as `collect` writes it; `needs` as of `open_expert`."""
-  source = files.open_path(path, form=rows.RowFormat.needing(needs))
-  return sources.Mixture([source], seed=seed, order=order)
+  return sources.Mixture([files.open_path(
+      path, form=rows.RowFormat.needing(needs))], seed=seed, order=order)
 
 
 def open_expert(
@@ -280,7 +279,8 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
 
   Args:
     config: the resolved config.
-    section: of the stage; reads data, experts, prompts_per_step.
+    section: of the stage; reads data, experts, experts_required,
+      prompts_per_step.
     written: {collect stage: the file it wrote}.
     order: see `sources.Mixture`; stages do not see the same prompts first.
   """
@@ -288,9 +288,9 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
   if data in written:
     return open_completions(written[data], config.seed, order=order)
   if section.experts or is_file(data):
+    required = section.experts and section.experts_required
     return open_expert(
-        config, data, 'completion' if section.experts else 'answer',
-        order=order)
+        config, data, 'completion' if required else 'answer', order=order)
   return open_split(config, 'train', order=order,
                     prompts=section.prompts_per_step)
 
