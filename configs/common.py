@@ -9,6 +9,7 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 from ml_collections import config_dict
 
 from configs import preference
+from configs import refine
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -473,6 +474,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
+  c.refine = refine.section(_evaluation())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(
@@ -486,10 +488,8 @@ def _real(c: ConfigDict, arg: str) -> None:
   """A real checkpoint: where it is must be said on the command line."""
   c.model.path = f'checkpoints/{arg}'
   c.model.param_dtype, c.model.compute_dtype = 'float32', 'bfloat16'
-  c.model.layers = 'scan'
-  c.model.remat = 'layer'
-  c.model.head_chunk = 1024
-  c.sampler.cache_chunk = 256
+  c.model.layers, c.model.remat = 'scan', 'layer'
+  c.model.head_chunk, c.sampler.cache_chunk = 1024, 256
   # Caches of long completions are most of what sampling needs.
   c.sampler.rows = 512 if arg.endswith(('_32b', '_72b')) else 2048
   c.mesh.data, c.mesh.fsdp = 1, None

@@ -23,7 +23,7 @@ Ablations:
   --config.pairs.init=base                     the base is its own teacher
   --config.cold_start.nll.coefficient=0.0      DPO alone
   --config.cold_start.reference=zero           not the paper: another reference
-Another teacher is a folder: --config.pairs.init=/models/teacher.
+Another teacher is a folder that `pairs.init` names.
 
 Marked [ours]: the paper gives no value. In the tiny run everything but the
 objective and the order of stages is ours.

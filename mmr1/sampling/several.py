@@ -12,7 +12,7 @@ from mmr1.sampling import read
 from mmr1.sampling import sample
 
 _VIEW = 0x5e7  # in the key law: what no stage draws from
-_ROWS = 64  # prompts of one batch
+_ROWS = 64  # prompts of a batch
 
 
 def responses(
@@ -26,6 +26,7 @@ def responses(
     top_p: float = 1.0,
     instruction: str | None = None,
     draw: int = 0,
+    rows: int | None = None,
 ) -> list[list[records.Sample]]:
   """Samples of every example, in order.
 
@@ -42,6 +43,8 @@ def responses(
     top_p: see `sample.knobs`.
     instruction: see `Context.shape`.
     draw: calls with different numbers have different noise.
+    rows: prompts of every batch, so that calls about few compile nothing; None:
+      as many as there are, 64 at most.
 
   Raises:
     ValueError: a number outside its range; not one problem fits.
@@ -65,7 +68,8 @@ def responses(
                     f'problems cannot be asked; the first, {first.where}: '
                     f'{first.reason}')
   found: list[list[records.Sample]] = [[] for _ in examples]
-  published, size = ctx.sampler.publish(params), min(_ROWS, len(fitting))
+  published, size = ctx.sampler.publish(params), rows or min(
+      _ROWS, len(fitting))
   for start in range(0, len(fitting), size):
     part = fitting[start:start + size]
     made = _batch(ctx, published, [item for _, item in part], shape, size,

@@ -1,5 +1,6 @@
 """Metis-SPECS' four stages on the tests' random model, two steps each."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -36,9 +37,9 @@ def run(shrink, tmp_path_factory):
     assert runs.same(params, ctx.params('zero'))
     found = said(ctx, params, examples, **given)
     assert [len(row) for row in found] == [4] * len(examples)
-    return [[s.__class__(**{**s.__dict__, 'text': GOOD.format(
-        s.text.replace('<', ''), s.example.answer)}) for s in row[:2]]
-            for row in found]
+    return [[dataclasses.replace(s, text=GOOD.format(
+        'so ' + s.text.replace('<', '')[:9], s.example.answer))
+             for s in row[:2]] for row in found]
   scored = preference.PairLearner.scored
 
   def keep(self, state, block):
@@ -49,7 +50,6 @@ def run(shrink, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(metis_specs.several, 'responses', responses)
     patch.setattr(preference.PairLearner, 'scored', keep)
-    # The random model's completions earn no format: nothing to hand over.
     runner.run(c, str(folder), quiet=True)
   return log.read_rows(folder / 'metrics.jsonl'), blocks, folder
 
