@@ -36,10 +36,12 @@ class Term:
     fn: (Scores, Block, knobs) -> (sum, count), keyword arguments bound.
     metrics: (Scores, Block, knobs) -> {name: (sum, count)} and {name: max},
       or None.
+    whole: its values are of whole groups (pairs), which no chunk may part.
   """
   name: str
   fn: Callable[..., tuple[Array, Array]]
   metrics: Callable[..., tuple[Mapping, Mapping]] | None = None
+  whole: bool = False
 
 
 def coefficient(knobs: Mapping[str, Array], term: Term) -> Array:
@@ -52,6 +54,7 @@ def _blank_scores(block: types.Block, looks: Looks) -> types.Scores:
   pairs = {} if block.ref_hidden is None else {'kl_ref': zeros}
   pairs |= {look.name: zeros for look in looks if look.divergence is not None}
   return types.Scores(logp=zeros, entropy=zeros, pairs=pairs, value=zeros,
+                      reward=zeros[..., :1],
                       views={look.name: zeros for look in looks})
 
 
@@ -101,7 +104,7 @@ def split_rows(block: types.Block, chunks: int) -> types.Block:
     n = x.shape[0]
     if n % chunks:
       raise ValueError(
-          f'update: {n} rows with one completion each do not split into '
+          f'update: {n} rows whose groups stay whole do not split into '
           f'{chunks} chunks; take a divisor of the number of rows.')
     return jnp.moveaxis(x.reshape((n // chunks, chunks) + x.shape[1:]), 1, 0)
   return jax.tree.map(part, block)
@@ -141,6 +144,7 @@ def block_gradient(
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
     looks: Looks = (),
+    whole: bool = False,
 ) -> tuple[Any, Any]:
   """Gradient of `loss` over one block, and its auxiliary output.
 
@@ -152,11 +156,12 @@ def block_gradient(
     loss: (all params, prefixes, block) -> (f32[], (sums, maxima)); the
       prefixes of the block's prompts and of every look's.
     chunks: pieces that each group is processed in, or the rows where a group
-      is one completion; memory falls with it, the result stays the same.
+      stays whole; memory falls with it, the result stays the same.
     buckets: lengths below T that a piece may be cut to, ascending.
     looks: of an update.
+    whole: groups stay whole, as those of one completion always do.
   """
-  if chunks > 1 and block.mask.shape[1] == 1:
+  if chunks > 1 and (whole or block.mask.shape[1] == 1):
     return _accumulate(
         lambda piece: block_gradient(
             policy, params, join, piece, loss, buckets=buckets, looks=looks),
@@ -203,6 +208,7 @@ def gradient(
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
     looks: Looks = (),
+    score: Callable[..., types.Scores] = forward.score,
 ) -> tuple[Any, Metrics]:
   """Gradient of the objective over a batch, and its metrics.
 
@@ -219,6 +225,7 @@ def gradient(
     buckets: lengths below T, ascending; each piece is cut to the smallest that
       holds its longest completion, and pieces have completions of like length.
     looks: those that are made at every update.
+    score: what terms read of a piece; arguments as of `forward.score`.
 
   Returns:
     Gradient tree like `params`, and metrics: 'loss', 'loss/<term>' (what was
@@ -227,7 +234,7 @@ def gradient(
   totals = denominators(terms, batch, knobs, looks)
 
   def loss(all_params, prefixes, block):
-    scores = forward.score(
+    scores = score(
         policy, all_params, prefixes[0], block, knobs['temperature'],
         ref_params=ref_params, looks=tuple(zip(looks, prefixes[1:])))
     total, sums, maxima = jnp.float32(0.0), {}, {}
@@ -240,8 +247,9 @@ def gradient(
         means, tops = term.metrics(scores, block, knobs)
         sums.update(means)
         maxima.update(tops)
-    sums['entropy'] = (
-        jnp.sum(scores.entropy), jnp.sum(block.mask.astype(jnp.float32)))
+    if scores.entropy is not None:
+      sums['entropy'] = (
+          jnp.sum(scores.entropy), jnp.sum(block.mask.astype(jnp.float32)))
     sums['loss'] = (total, jnp.float32(0.0))
     return total, jax.lax.stop_gradient((sums, maxima))
 
@@ -249,7 +257,7 @@ def gradient(
   for block in batch:
     new, new_aux = block_gradient(
         policy, params, join, block, loss, chunks=chunks, buckets=buckets,
-        looks=looks)
+        looks=looks, whole=any(term.whole for term in terms))
     grads = new if grads is None else _add(grads, new)
     aux = new_aux if aux is None else _merge(*aux, *new_aux)
   sums, maxima = aux

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from mmr1 import context
 from mmr1 import forward
 from mmr1 import sharding
 from mmr1 import training
@@ -47,7 +48,7 @@ def open_model(config: Any, layout: sharding.Layout) -> tuple[
       path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
       layers=model.layers, remat=model.remat, precision=model.precision,
       attention=model.attention, partition=layout.partition,
-      scalars=tuple(model.scalars))
+      **context.heads_of(model))
   sharding.check(layout, module.config)
   policy = forward.Policy(
       module, banned=_placeholders(module.config), eos_id=0, pad_id=0,

@@ -8,7 +8,6 @@ record per sample in `eval/` (M19).
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from mmr1 import context
 from mmr1.data import datasets
 from mmr1.data import pipeline
+from mmr1 import intervals
 from mmr1 import records
 from mmr1.rewards import answer
 from mmr1.rewards import pool
@@ -189,17 +189,6 @@ class Evaluation:
     return {'file': data.path, 'one of every': data.holdout}
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-  """95% interval of a proportion (Wilson 1927, eq. for the score interval).
-
-  For 8 of 10: centre (.8 + .192) / 1.384 = .717, half width .226.
-  """
-  p, z2 = correct / n, z * z
-  centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-  half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-  return max(0.0, centre - half), min(1.0, centre + half)  # of rounding
-
-
 def summary(
     grades: Sequence[Grade],
     samples: Sequence[records.Sample],
@@ -207,7 +196,7 @@ def summary(
 ) -> dict[str, float]:
   """Metrics of one way of decoding; `suffix` is '' (greedy) or '_sampled'."""
   n, correct = len(grades), sum(grade.right for grade in grades)
-  low, high = wilson(correct, n)
+  low, high = intervals.wilson(correct, n)
   return {
       f'eval/accuracy{suffix}': correct / n,
       f'eval/accuracy{suffix}_low': low,
