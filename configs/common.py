@@ -8,6 +8,7 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
+from configs import reward_models
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -39,7 +40,7 @@ def _model() -> ConfigDict:
       position_rule='legacy',
       # Tokens whose logits exist at the same time.
       head_chunk=2048,
-      scalars=(),  # heads of one number: 'value', 'reward'
+      **reward_models.heads(),
   ))
 
 
@@ -394,7 +395,7 @@ def small_digits(c: ConfigDict) -> None:
 
 def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
           max_new_tokens: int = 8, memory: str = 'device',
-          parse: str = 'number.unit') -> ConfigDict:
+          parse: str = 'number.unit', kind: str = 'text') -> ConfigDict:
   """A section of `judges`: a model that scores responses, see `mmr1.judges`.
 
   Args:
@@ -403,7 +404,7 @@ def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
     suffix: what it reads after the response, before it writes the score.
     max_new_tokens: of the score.
     memory: where its parameters wait, 'device' or 'host'.
-    parse: of mmr1/rewards, its reply to 0 .. 1, or None.
+    parse: of mmr1/rewards, its reply to 0 .. 1, or None; kind: see there.
   """
   return ConfigDict(dict(locals()))
 
@@ -460,12 +461,13 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.rewards = _rewards()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.views = ConfigDict()  # name: view(...)
-  c.terms = ConfigDict()  # name: term(...)
+  c.terms = ConfigDict(reward_models.terms(term))  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
   c.sft = _sft()
   c.rl = _rl()
+  c.reward_model = reward_models.stage(_training())
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
@@ -481,16 +483,14 @@ def get_base(arg: str | None = None) -> ConfigDict:
 def _real(c: ConfigDict, arg: str) -> None:
   """A real checkpoint: where it is must be said on the command line."""
   c.model.path = f'checkpoints/{arg}'
-  c.model.param_dtype = 'float32'
-  c.model.compute_dtype = 'bfloat16'
+  c.model.param_dtype, c.model.compute_dtype = 'float32', 'bfloat16'
   c.model.layers = 'scan'
   c.model.remat = 'layer'
   c.model.head_chunk = 1024
   c.sampler.cache_chunk = 256
   # Caches of long completions are most of what sampling needs.
   c.sampler.rows = 512 if arg.endswith(('_32b', '_72b')) else 2048
-  c.mesh.data = 1
-  c.mesh.fsdp = None
+  c.mesh.data, c.mesh.fsdp = 1, None
   c.data.path = 'data/train.parquet'
   c.data.prompt_tokens = 2048
   c.data.patches = 6400

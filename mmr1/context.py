@@ -26,7 +26,7 @@ from mmr1.models import checkpoints as model_checkpoints
 from mmr1.models import scalar_heads
 
 Tree = Any
-TRAINS = lineage_lib.TRAINS
+TRAINS, POLICIES = lineage_lib.TRAINS, lineage_lib.POLICIES
 
 
 class Preempted(SystemExit):
@@ -48,7 +48,7 @@ class Context:
     policy: the model and its constants.
     base: parameters of the base model, or None once they were forgotten.
     order: names of the run's stages.
-    models: names of finished stages that made a model, oldest first.
+    models: names of finished stages that made a policy, oldest first.
     files: {collect stage: the file it wrote}.
     evaluate: (params, stage, step) -> metrics; set by the run.
     trains: rows of the last printed table of what trains.

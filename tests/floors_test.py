@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     # F0
     ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
-     'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
+     'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules',
+     'intervals'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
      'hooks', 'views'),
@@ -23,7 +24,7 @@ FLOORS = (
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
-     'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges'),
+     'average', 'weighing', 'judged', 'judging', 'pairwise', 'scoring', 'judge_models', 'score_judges', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges'),
     # F3
     ('papers',),
     # F4

@@ -89,6 +89,12 @@ def drawn(params: Tree, key: Array, place: Callable[[str, Array], Array]) -> Tre
   return made
 
 
+def last(params: Tree) -> Tree:
+  """The last layer of a head."""
+  return {name: leaf for name, leaf in params.items()
+          if not name.startswith(_HIDDEN)}
+
+
 def apply(params: Tree, hidden: Array, head: Head, precision: str) -> Array:
   """f32[...], what a head says of hidden states [..., D]."""
   def linear(x, layer):

@@ -46,9 +46,7 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
                      f'{pairwise.TIES}.')
   _check_head(section, stage, config)
   datasets.template(config.data, section.instruction)
-  terms, _ = objective_of(section, stage, config)
-  if not any(term.whole for term in terms):
-    section.mixture  # labels of single completions will do
+  objective_of(section, stage, config)
   try:
     for split in ('train', 'eval'):
       _open(section, config, split)
@@ -64,8 +62,8 @@ def _check_head(section: Any, stage: str, config: Any) -> None:
         f'{stage}: the model has no head to train: set model.scalars to '
         "('reward',) and model.reward_head to its form.")
   config.model.reward_head.as_dict()
-  matched = functools.partial(
-      lambda patterns: any(re.fullmatch(p, _HEAD) for p in patterns))
+  def matched(patterns):
+    return any(re.fullmatch(pattern, _HEAD) for pattern in patterns)
   if section.lora.rank and not matched(section.lora.train):
     raise ValueError(
         f'{stage}.lora.train: got {section.lora.train}; the head of a reward '

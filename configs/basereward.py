@@ -1,0 +1,93 @@
+r"""BaseReward: A Strong Baseline for Multimodal Reward Model.
+
+arXiv 2509.16127 (ICLR 2026).
+
+What is new: nothing but Bradley-Terry on preferences, text-only ones among
+them, over a head of two layers with SiLU; scores of several models are
+averaged; in RL a response that a rule finds right earns 1, any other
+sigma(score).
+
+  python -m mmr1.main --config=configs/basereward.py
+  python -m mmr1.main --config=configs/basereward.py:qwen2_5_vl_7b \
+      --config.model.path=/models/Qwen2.5-VL-7B-Instruct \
+      --config.tasks.multimodal.path=/data/multimodal.parquet \
+      --config.tasks.text.path=/data/text.parquet
+  python -m mmr1.export --workdir=runs/basereward_qwen2_5_vl_7b \
+      --out=/models/basereward/qwen2_5_vl_7b
+  python -m mmr1.main --config=configs/basereward.py:qwen2_5_vl_3b,rl \
+      --config.model.path=/models/Qwen2.5-VL-3B-Instruct \
+      --config.judges.model.params="('/models/basereward/qwen2_5_vl_7b',)" \
+      --config.data.path=/data/prompts.parquet
+
+Files of pairs have columns problem, images, chosen and rejected; prompts without
+an answer are judged by the model alone.
+
+Arguments, joined by commas: a scale of `common.MODELS`; `rl`: the policy's
+training, under reward models that are there already.
+
+Ablations:
+  --config.rl.combine.kwargs.form=rule              the rule alone
+  --config.rl.combine.kwargs.form=model             the raw score alone
+  --config.judges.model.params="('voter',)"         one model
+  --config.model.reward_head.layers=1               the head: 1, 3, 4, 5 layers
+  --config.model.reward_head.activation=tanh        'tanh' or 'none' in between
+  --config.terms.bradley_terry.kwargs.length_norm=True
+  --config.reward_model.terms="('bradley_terry','zero')"
+  --config.terms.bradley_terry.kwargs.margin=1.0    a margin
+  --config.reward_model.terms="('bce',)"            pointwise labels
+  --config.reward_model.mixture="('seen',)" --config.reward_model.weights="(1.0,)"
+                                                    no text-only pairs
+
+Marked [ours]: the paper gives no value. In the tiny run everything but the
+objective is ours.
+"""
+
+from configs import common
+
+OPTIONS = ('rl',)
+
+
+def get_config(arg: str | None = None):
+  """The config; `arg` as in the module's docstring."""
+  scale, options = common.split(arg, OPTIONS, 'basereward')
+  c = common.get_base(scale)
+  c.name = 'basereward'
+  c.model.reward_head = dict(layers=2, activation='silu', bias=True)
+  c.rewards.rule = common.reward('answer.correct')
+  c.rl.rewards, c.rl.judges = ('rule',), ('model',)
+  c.rl.combine = dict(fn='combine.rule_then_model', kwargs=dict(
+      rule='rule', model='model', form='hybrid'))
+  c.rl.advantage.kwargs = dict(std='group', ddof=1, eps=1e-4)
+  c.rl.policy.kwargs = dict(eps_low=0.2, eps_high=0.2)  # [ours]
+  (_tiny if c.scale == 'tiny' else _real)(c, options)
+  return c
+
+
+def _tiny(c, options):
+  """Sums of digits, seen and told; all numbers [ours]."""
+  common.small_digits(c)
+  c.model.scalars = ('reward',)
+  forms = ('sum', 'minus_last', 'double_first')
+  c.tasks.digits.forms = forms
+  c.tasks.open = dict(fn='digits.digits', max_digits=3, forms=forms,
+                      rewards=('true',))
+  c.data.mixture, c.data.weights = ('digits', 'open'), (1.0, 1.0)
+  c.rewards.true = common.reward('answer.correct', weight=0.0)
+  c.rl.rewards = ('rule', 'true')
+  c.tasks.seen = dict(fn='pairs.digits', forms=forms)
+  c.tasks.told = dict(fn='pairs.digits', forms=forms, told=True)
+  c.reward_model.mixture, c.reward_model.weights = ('seen', 'told'), (3.0, 1.0)
+  c.reward_model.steps, c.reward_model.max_new_tokens = 200, 64
+  c.reward_model.optimizer.lr = 1e-3
+  c.reward_model.optimizer.warmup_steps = 10
+  c.reward_model.optimizer.lr_decay = 'cosine'
+  c.voter = common.overlay(c.reward_model)
+  c.judges.model = common.reward_models.judge('voter')
+  c.rl.optimizer.freeze = ('scalars/.*',)
+  c.basereward = common.overlay(c.rl, init='base', steps=20)
+  c.stages = ('voter', 'basereward')
+
+
+def _real(c, options):
+  """The paper's scale: 2.8M pairs by 128, one epoch [ours]."""
+  c.data.instruction = common.TAGS if 'rl' in options else None  # [ours]
