@@ -91,8 +91,10 @@ ARMS = {
          'response_length/mean'), rollouts=kept.sizes, stage='mrl'),
     'mm_helix': Paper(
         {'mm_helix': ('', ()),
+         'static': ('', ('--config.rl.advantage.kwargs.threshold=6',)),
          'grpo': ('', ('--config.rl.experts=0', '--config.rl.terms=()'))},
-        ('reward/mean', 'reward/result/mean', 'entropy', 'grad_norm')),
+        ('advantage/gate/mean', 'own/solved', 'entropy', 'grad_norm'),
+        rollouts=kept.own),
     'vl_rethinker': Paper(
         {'vl_rethinker': ('', ()), 'grpo': ('grpo', ())},
         ('train/effective', 'replay/rows', 'revise/kept', 'grad_norm',
