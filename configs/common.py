@@ -8,7 +8,8 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
-from configs import reward_models
+from configs.families import preference
+from configs.families import reward_model
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -40,7 +41,7 @@ def _model() -> ConfigDict:
       position_rule='legacy',
       # Tokens whose logits exist at the same time.
       head_chunk=2048,
-      **reward_models.heads(),
+      **reward_model.heads(),
   ))
 
 
@@ -89,6 +90,7 @@ def _data() -> ConfigDict:
       image_column='images', video_column='videos', message_column='messages',
       question_column='problem', answer_column='answer',
       completion_column='completion', given_column='given',
+      chosen_column='chosen', rejected_column='rejected',
       # Past this fraction of unusable records the run refuses to go on.
       max_broken_frac=0.5,
       worker_count=0,  # processes that decode and encode; 0: in this process
@@ -218,10 +220,7 @@ def _rl() -> ConfigDict:
       prompts_per_step=16,
       samples_per_prompt=8,
       max_new_tokens=64,
-      # Sampling.
-      temperature=1.0,
-      top_k=0,
-      top_p=1.0,
+      temperature=1.0, top_k=0, top_p=1.0,  # of sampling
       # Updates.
       minibatches_per_step=1,
       epochs_per_step=1,
@@ -273,9 +272,7 @@ def _evaluation() -> dict:
       prompts_per_batch=256,
       max_new_tokens=96,
       # Sampled accuracy; greedy is always reported.
-      temperature=1.0,
-      top_k=0,
-      top_p=1.0,
+      temperature=1.0, top_k=0, top_p=1.0,
       # 'strict': only the answer block counts. 'lenient': documented order of
       # fall-backs in mmr1/text.py.
       parser='lenient',
@@ -461,13 +458,14 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.rewards = _rewards()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.views = ConfigDict()  # name: view(...)
-  c.terms = ConfigDict(reward_models.terms(term))  # name: term(...)
+  c.terms = ConfigDict(reward_model.terms(term))  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
   c.sft = _sft()
+  c.preference = preference.section(_training())
   c.rl = _rl()
-  c.reward_model = reward_models.stage(_training())
+  c.reward_model = reward_model.stage(_training())
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()

@@ -23,7 +23,7 @@ from mmr1 import trees
 
 Tree = Any
 # Kinds of stages that make a model: the first the policy of stages after them.
-POLICIES = ('sft', 'rl')
+POLICIES = ('sft', 'preference', 'rl')
 TRAINS = (*POLICIES, 'reward_model')
 _VIEW, _HEAD = 0x10a, 0x4ead  # in the key law: what no sampler draws from
 

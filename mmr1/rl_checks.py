@@ -146,16 +146,21 @@ def _check_shapes(section: Any, stage: str) -> None:
   if section.old not in OLD:
     raise ValueError(
         f'{stage}.old: got {section.old!r}; allowed are {OLD}.')
-  if section.reference_memory not in MEMORIES:
-    raise ValueError(
-        f'{stage}.reference_memory: got {section.reference_memory!r}; allowed '
-        f'are {MEMORIES}.')
+  check_memory(section, stage)
   updates = section.epochs_per_step * parts
   if section.old == 'self' and updates > 1:
     raise ValueError(
         f"{stage}.old: 'self' with {updates} updates per rollout: every ratio "
         "would be 1 and nothing would be clipped. Set old to 'recompute' (a "
         "pass before the first update) or 'sampler'.")
+
+
+def check_memory(section: Any, stage: str) -> None:
+  """Refuses an unknown place for a reference."""
+  if section.reference_memory not in MEMORIES:
+    raise ValueError(
+        f'{stage}.reference_memory: got {section.reference_memory!r}; allowed '
+        f'are {MEMORIES}.')
 
 
 def _check_data(section: Any, stage: str, config: Any) -> None:
@@ -170,7 +175,8 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         f'tfds:), or what a collect stage before it wrote: {collects}.')
   if datasets.is_file(section.data):  # now, not after the stages before
     datasets.open_expert(
-        config, section.data, completions=datasets.needs_traces(section))
+        config, section.data,
+        'completion' if datasets.needs_traces(section) else 'answer')
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "

@@ -16,6 +16,7 @@ from mmr1 import sharding
 from mmr1 import training
 from mmr1.models import checkpoints
 from mmr1.planning import costs
+from mmr1.planning import pairs
 from mmr1.planning import records
 from mmr1.planning import rl
 from mmr1.planning import shapes as shapes_lib
@@ -73,6 +74,8 @@ def stage(config: Any, name: str, policy: forward.Policy,
     return rl.stage(config, name, policy, params)
   if kind == 'sft':
     return _sft(config, name, policy, params)
+  if kind == 'preference':
+    return pairs.stage(config, name, policy, params)
   return None
 
 

@@ -47,11 +47,14 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
   _check_head(section, stage, config)
   datasets.template(config.data, section.instruction)
   objective_of(section, stage, config)
-  try:
-    for split in ('train', 'eval'):
-      _open(section, config, split)
-  except ValueError as error:
-    raise ValueError(f'{stage}: {error}') from error
+  before = config.stages[:config.stages.index(stage)]
+  if not any(config[name].kind == 'collect' for name in before
+             if name in section.mixture):  # else its files are yet to be made
+    try:
+      for split in ('train', 'eval'):
+        _open(section, config, split, {})
+    except ValueError as error:
+      raise ValueError(f'{stage}: {error}') from error
   return {}
 
 
@@ -93,9 +96,11 @@ def objective_of(section: Any, stage: str, config: Any):
   return tuple(made), knobs
 
 
-def _open(section: Any, config: Any, split: str, order: int = 0):
+def _open(section: Any, config: Any, split: str, written: Mapping[str, str],
+          order: int = 0):
   return mixtures.open_pairs(
-      config, section.mixture, section.weights, split, order=order)
+      config, section.mixture, section.weights, split, written=written,
+      order=order)
 
 
 def learner(
@@ -116,14 +121,14 @@ def run(
       ctx.shape(section.instruction), completions=2,
       completion_tokens=section.max_new_tokens)
   stream = pipeline.Stream(
-      _open(section, ctx.config, 'train', ctx.index(stage)), shape,
+      _open(section, ctx.config, 'train', ctx.files, ctx.index(stage)), shape,
       max_broken_frac=ctx.config.data.max_broken_frac,
       worker_count=ctx.config.data.worker_count)
   trainer = learner(ctx, stage, section)
   _, numbers = objective_of(section, stage, ctx.config)
   knobs = training.traced(numbers)
   evaluation = pairwise.Evaluation(
-      ctx, _open(section, ctx.config, 'eval'), shape,
+      ctx, _open(section, ctx.config, 'eval', ctx.files), shape,
       examples=section.examples, rows=section.pairs_per_batch,
       length=section.max_new_tokens, ties=section.ties)
 
