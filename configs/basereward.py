@@ -74,15 +74,17 @@ def _tiny(c, options):
   c.data.mixture, c.data.weights = ('digits', 'open'), (1.0, 1.0)
   c.rewards.true = common.reward('answer.correct', weight=0.0)
   c.rl.rewards = ('rule', 'true')
-  c.tasks.seen = dict(fn='pairs.digits', forms=forms)
-  c.tasks.told = dict(fn='pairs.digits', forms=forms, told=True)
+  kinds = ('misread', 'slip', 'answer')
+  c.tasks.seen = dict(fn='pairs.digits', forms=forms, kinds=kinds, off=1)
+  c.tasks.told = dict(
+      fn='pairs.digits', forms=forms, kinds=kinds, off=1, told=True)
   c.reward_model.mixture, c.reward_model.weights = ('seen', 'told'), (3.0, 1.0)
   c.reward_model.steps, c.reward_model.max_new_tokens = 200, 64
   c.reward_model.optimizer.lr = 1e-3
   c.reward_model.optimizer.warmup_steps = 10
   c.reward_model.optimizer.lr_decay = 'cosine'
   c.voter = common.overlay(c.reward_model)
-  c.judges.model = common.reward_models.judge('voter')
+  c.judges.model = common.reward_model.judge('voter')
   c.rl.optimizer.freeze = ('scalars/.*',)
   c.basereward = common.overlay(c.rl, init='base', steps=20)
   c.stages = ('voter', 'basereward')

@@ -113,8 +113,7 @@ def shape(
 
 
 def form(data: Any, needs: str = 'answer') -> rows.RowFormat:
-  """With the columns of the config; every row needs an 'answer', a
-  'completion' or a 'pair'."""
+  """As the config says; rows need an 'answer', a 'completion' or a 'pair'."""
   return rows.RowFormat.needing(
       needs, image=data.image_column, video=data.video_column,
       message=data.message_column, question=data.question_column,
@@ -162,8 +161,7 @@ def _opened(config: Any, name: str, split: str) -> sources.Source | None:
   data = config.data
   size = data.train_size if split == 'train' else data.eval_size
   if size < 1:
-    raise ValueError(
-        f'data.{split}_size: got {size}; allowed: at least 1.')
+    raise ValueError(f'data.{split}_size: got {size}; allowed: at least 1.')
   about, section = member(config, name)
   where = f'tasks.{name}'
   if 'path' in section:
@@ -221,8 +219,7 @@ def open_split(
   one of every `data.holdout` records of a file is kept for evaluation.
 
   Args:
-    config: the resolved config.
-    split: which.
+    config, split: the resolved config, and which.
     order: see `sources.Mixture`.
     prompts: of a step; with `data.homogeneous` as many in a row are of one
       member.
@@ -236,9 +233,8 @@ def open_split(
         f'data.eval_path: got {data.eval_path!r} without data.path; the '
         'procedural worlds have held-out problems of their own.')
   if not train and data.eval_path is not None:
-    return sources.Mixture(
-        [files.open_path(data.eval_path, form=form(data))], seed=seed,
-        shuffle=False)
+    held = files.open_path(data.eval_path, form=form(data))
+    return sources.Mixture([held], seed=seed, shuffle=False)
   if data.path is None:
     return _mixed(config, split, order, block)
   source = _file(data.path, form(data), data, split)
@@ -280,8 +276,7 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
 
   Args:
     config: the resolved config.
-    section: of the stage; reads data, experts, experts_required,
-      prompts_per_step.
+    section: of the stage.
     written: {collect stage: the file it wrote}.
     order: see `sources.Mixture`; stages do not see the same prompts first.
   """
@@ -289,16 +284,15 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
   if data in written:
     return open_completions(written[data], config.seed, order=order)
   if section.experts or is_file(data):
-    return open_expert(
-        config, data, 'completion' if needs_traces(section) else 'answer',
-        order=order)
-  return open_split(config, 'train', order=order,
-                    prompts=section.prompts_per_step)
+    return open_expert(config, data, needed(section), order=order)
+  return open_split(
+      config, 'train', order=order, prompts=section.prompts_per_step)
 
 
-def needs_traces(section: Any) -> bool:
-  """True if every record that a stage of rl reads needs a completion."""
-  return bool(section.experts and section.experts_required)
+def needed(section: Any) -> str:
+  """What every record that a stage of rl reads must have."""
+  traces = section.experts and section.experts_required
+  return 'completion' if traces else 'answer'
 
 
 def is_file(data: str) -> bool:
