@@ -51,7 +51,7 @@ def assemble(
   prompts = shape.collate([one for _, one in pairs], pad_rows=pad_rows)
   nothing = [np.zeros(0, np.int32)] * g
   tokens, kind = asking.traces(
-      [*ids, *[nothing] * pad_rows], length, shape.processor.pad_id)
+      [*ids, *[nothing] * pad_rows], g, length, shape.processor.pad_id)
   wide = ((0, pad_rows), (0, 0), (0, 0))
   return types.Block(
       prompts=prompts, completions=types.Completions(
