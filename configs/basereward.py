@@ -91,5 +91,30 @@ def _tiny(c, options):
 
 
 def _real(c, options):
-  """The paper's scale: 2.8M pairs by 128, one epoch [ours]."""
-  c.data.instruction = common.TAGS if 'rl' in options else None  # [ours]
+  """The paper's scale. Batch, lr, samples and data are the paper's; epochs,
+  lengths, clip and the steps of RL are not said [ours]."""
+  if 'rl' in options:
+    c.data.instruction = common.TAGS  # [ours]
+    c.rl.optimizer.lr = 1e-6  # [ours]
+    c.rl.prompts_per_step, c.rl.samples_per_prompt = 256, 8
+    c.rl.max_new_tokens = 1024
+    # The second is the voter on Qwen2-VL-7B in the paper.
+    c.judges.model = common.reward_model.judge(
+        'checkpoints/basereward/qwen2_5_vl_7b',
+        'checkpoints/basereward/qwen2_5_vl_7b', chunks=2)
+    c.basereward = common.overlay(
+        c.rl, steps=200, chunks_per_minibatch=4, minibatches_per_step=4)
+    c.stages = ('basereward',)
+    return
+  c.model.scalars = ('reward',)
+  c.data.path = None  # the policy is not evaluated, and nothing else is read
+  c.evaluate_base = False
+  c.tasks.multimodal = dict(path='data/multimodal.parquet')
+  c.tasks.text = dict(path='data/text.parquet')
+  # 83K + 2M + 200K with images; 65K + 378K + 63K + 63K without. One epoch.
+  c.voter = common.overlay(
+      c.reward_model, mixture=('multimodal', 'text'), weights=(2283.0, 569.0),
+      steps=22_281, pairs_per_step=128, chunks_per_step=8, max_new_tokens=1024,
+      pairs_per_batch=64,
+      optimizer=dict(lr=3e-6, warmup_steps=100, lr_decay='cosine'))
+  c.stages = ('voter',)

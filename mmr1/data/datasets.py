@@ -90,8 +90,7 @@ def shape(
   if patches % unit:
     raise ValueError(
         f'data.patches: got {patches}; it must be a multiple of {unit} '
-        '(one attention window), for example '
-        f'{-(-patches // unit) * unit}.')
+        f'(one attention window), for example {-(-patches // unit) * unit}.')
   buckets = tuple(data.patch_buckets)
   if not processor.reads_media:
     buckets = ()
@@ -167,11 +166,12 @@ def _opened(config: Any, name: str, split: str) -> sources.Source | None:
   if 'path' in section:
     path = section.pop('path')
     if section:
-      raise ValueError(f'{where}: got {sorted(section)} beside a path; allowed '
-                       f'are {_OF_MEMBER}.')
+      raise ValueError(
+          f'{where}: got {sorted(section)} beside a path; allowed {_OF_MEMBER}.')
     if about.imitate and split != 'train':
       return None
-    needs = 'completion' if about.imitate else 'answer'
+    needs = ('completion' if about.imitate else 'answer'
+             if about.rewards != () else 'question')  # of a rule: no one asks
     source = _file(path, form(data, needs), data, split)
   else:
     fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
