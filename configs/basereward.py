@@ -74,13 +74,13 @@ def _tiny(c, options):
   c.data.mixture, c.data.weights = ('digits', 'open'), (1.0, 1.0)
   c.rewards.true = common.reward('answer.correct', weight=0.0)
   c.rl.rewards = ('rule', 'true')
-  kinds = ('misread', 'slip', 'answer')
+  kinds = ('hallucinated', 'slip', 'answer')
   c.tasks.seen = dict(fn='pairs.digits', forms=forms, kinds=kinds, off=1)
   c.tasks.told = dict(
       fn='pairs.digits', forms=forms, kinds=kinds, off=1, told=True)
   c.reward_model.mixture, c.reward_model.weights = ('seen', 'told'), (3.0, 1.0)
   c.reward_model.steps, c.reward_model.max_new_tokens = 200, 64
-  c.reward_model.optimizer.lr = 1e-3
+  c.reward_model.optimizer.lr = 3e-4
   c.reward_model.optimizer.warmup_steps = 10
   c.reward_model.optimizer.lr_decay = 'cosine'
   c.voter = common.overlay(c.reward_model)

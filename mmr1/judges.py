@@ -140,9 +140,11 @@ class Judge:
   """A judge that writes; `length` is what it reads and writes after a prompt.
 
   Attributes:
-    hint: why there may be no score at all; metrics: of the last call.
+    nothing: what to say where there is no score at all.
+    metrics: of the last call.
   """
-  hint = 'Was it taught to write one after this suffix and instruction?'
+  nothing = ('replies is a score. Was it taught to write one after this suffix '
+             'and instruction?')
   metrics: Mapping[str, float] = {}
 
   def __init__(self, ctx: context.Context, asked: Settings, longest: int):
@@ -276,8 +278,7 @@ class Judges:
           examples, host.tokens.reshape(rows, -1, t), lengths.reshape(rows, -1))
       if failed.all():
         raise ValueError(
-            f'judges.{name}: no score of any of {failed.size} responses. '
-            f'{judge.hint}')
+            f'judges.{name}: none of {failed.size} {judge.nothing}')
       scored = probing.beside(scored, (name,), values.reshape(n, g, 1))
       scored = dataclasses.replace(scored, metrics={
           **scored.metrics, f'judge/{name}/failed_frac': failed.mean(),

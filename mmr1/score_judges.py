@@ -26,9 +26,10 @@ class Judge:
   """One column: the mean over its models of what each says of a response.
 
   Attributes:
-    hint: why there may be no score at all.
+    nothing: what to say where there is no score at all.
+    metrics: of the last call: 'std' between several models, over responses.
   """
-  hint = 'Do its prompts fit data.prompt_tokens?'
+  nothing = 'responses has a score. Do its prompts fit data.prompt_tokens?'
 
   def __init__(self, ctx: context.Context, asked: Any, longest: int):
     """Opens the models.
@@ -49,6 +50,13 @@ class Judge:
             scalars=('reward',))) for name in asked.params]
     for name, one in zip(asked.params, self._models):
       _check_head(one, f'{where}.params: {name!r}')
+      needed = one.shape.prompt_length + self._length
+      limit = one.policy.module.config.max_positions
+      if needed > limit:
+        raise ValueError(
+            f'{where}: prompts of {one.shape.prompt_length} tokens '
+            f'(data.prompt_tokens) and responses of {longest}, closed, are more '
+            f'than the {limit} positions of {name!r}.')
     self.metrics: dict[str, float] = {}
 
   def __call__(

@@ -39,7 +39,8 @@ def open_pairs(
         'at least one section of tasks, and one positive number for each.')
   return sources.Mixture(
       [_opened(config, name, split, written) for name in names], weights,
-      seed=config.seed, order=order)
+      seed=config.seed, order=order,
+      shuffle=split == 'train')  # pairs of one sample stay together
 
 
 def _opened(config: Any, name: str, split: str,

@@ -3,10 +3,13 @@
 The chosen response reads the digits, works the operation out and answers. The
 rejected one is the same with one mistake:
 
-  misread  a digit is another one, and everything after follows from it: what is
-           said is not what is there, which only the image shows
-  slip     the last step has another result, and the answer follows it
-  answer   the answer is not what the chain comes to
+  misread       a digit is another one
+  hallucinated  there is a digit too many, or one is left out
+  slip          the last step has another result, and the answer follows it
+  answer        the answer is not what the chain comes to
+
+After the first two everything follows from what was read: what is said is not
+what is there, which only the image shows.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,7 @@ from mmr1.data import traces
 from mmr1.data.tasks import digits as digits_lib
 from mmr1.data.tasks import items
 
-KINDS = ('misread', 'slip', 'answer')
+KINDS = ('misread', 'hallucinated', 'slip', 'answer')
 
 
 def digits(
@@ -63,10 +66,9 @@ def digits(
       [seed, zlib.crc32(f'pairs {split}'.encode()), problem])
   kind = kinds[(int(rng.integers(len(kinds))) + number) % len(kinds)]
   values = list(example.meta['scene']['digits'])
-  chosen = _said(values, example.meta['steps'], example.answer)
+  chosen = right(example)
   for _ in range(number + 1):  # pairs of a problem have mistakes of their own
-    rejected = _mistaken(
-        rng, kind, values, example.meta['form'], off)
+    rejected = mistaken(rng, kind, example, (min_digits, max_digits), off)
   meta = {**example.meta, 'sample': problem, 'mistake': kind}
   if told:
     example = dataclasses.replace(example, images=(), question=(
@@ -77,20 +79,45 @@ def digits(
       source='pairs')
 
 
-def _mistaken(rng: np.random.Generator, kind: str, values: Sequence[int],
-              form: str, off: int) -> str:
-  """The response with a mistake."""
-  values = list(values)
+def right(example: records.Example) -> str:
+  """The right response to a problem of `digits`."""
+  return _said(example.meta['scene']['digits'], example.meta['steps'],
+               example.answer)
+
+
+def mistaken(rng: np.random.Generator, kind: str, example: records.Example,
+             count: tuple[int, int], off: int) -> str:
+  """The response with a mistake.
+
+  Args:
+    rng: decides which.
+    kind: of KINDS.
+    example: a problem of `digits`.
+    count: how many digits there may be, so that their number alone says
+      nothing.
+    off: see `digits`.
+  """
+  values = list(example.meta['scene']['digits'])
+  at, seen = int(rng.integers(len(values))), kind in KINDS[:2]
   if kind == 'misread':
-    at = int(rng.integers(len(values)))
     values[at] = (values[at] + int(rng.integers(1, 10))) % 10
-  total, steps = digits_lib.operate(form, values)
+  elif kind == 'hallucinated':
+    fewer, more = len(values) > count[0], len(values) < count[1]
+    if more and not (fewer and rng.random() < .5):
+      values.insert(at, int(rng.integers(10)))
+    elif fewer:
+      del values[at]
+    else:
+      raise ValueError(
+          f"pairs: kind='hallucinated' with {count} digits: there is no other "
+          'number of them to be said; set max_digits above min_digits.')
+  total, steps = digits_lib.operate(example.meta['form'], values)
   wrong = total + int(rng.integers(off, 2 * off + 1)) * (
       1 if rng.random() < .5 else -1)
   if kind == 'slip':
     head, _, _ = steps[-1].rpartition('=')
     steps = (*steps[:-1], f'{head}={wrong}')
-  return _said(values, steps, str(total if kind == 'misread' else wrong))
+  return _said(values, steps, str(total if seen else wrong))
 
 
 def _said(values: Sequence[int], steps: Sequence[str], answer: str) -> str:
