@@ -8,8 +8,9 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
-from configs.families import preference
-from configs.families import reward_model
+from configs import preference
+from configs import refine
+from configs import reward_model
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -276,7 +277,12 @@ def _evaluation() -> dict:
       # 'strict': only the answer block counts. 'lenient': documented order of
       # fall-backs in mmr1/text.py.
       parser='lenient',
+      instruction=placeholder(str),  # of its prompts; None: data.instruction
       seed=1234,
+      # Sections of `evaluations`, which say what is otherwise there, and
+      # (metrics, those of the base) -> more of them.
+      also=(),
+      summary=dict(fn=placeholder(str), kwargs=dict()),
   )
 
 
@@ -438,8 +444,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c = ConfigDict()
   c.name = ''
   c.scale = arg or 'tiny'
-  c.seed = 0
-  c.stages = ()
+  c.seed, c.stages = 0, ()
   c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
   # Devices that a CPU is divided into, one per core; 0: as jax finds it.
   c.cpu_devices = 2
@@ -448,6 +453,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate_base = True
   # The evaluation of the base and after (and during) every training stage.
   c.evaluation = ConfigDict(_evaluation())
+  c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
   c.tensorboard = True
   c.model = _model()
   c.mesh = _mesh()
@@ -469,6 +475,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
+  c.refine = refine.section(_evaluation())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(
@@ -482,17 +489,12 @@ def _real(c: ConfigDict, arg: str) -> None:
   """A real checkpoint: where it is must be said on the command line."""
   c.model.path = f'checkpoints/{arg}'
   c.model.param_dtype, c.model.compute_dtype = 'float32', 'bfloat16'
-  c.model.layers = 'scan'
-  c.model.remat = 'layer'
-  c.model.head_chunk = 1024
-  c.sampler.cache_chunk = 256
+  c.model.layers, c.model.remat = 'scan', 'layer'
+  c.model.head_chunk, c.sampler.cache_chunk = 1024, 256
   # Caches of long completions are most of what sampling needs.
   c.sampler.rows = 512 if arg.endswith(('_32b', '_72b')) else 2048
   c.mesh.data, c.mesh.fsdp = 1, None
   c.data.path = 'data/train.parquet'
-  c.data.prompt_tokens = 2048
-  c.data.patches = 6400
-  c.data.worker_count = 8
-  c.data.min_pixels = 262_144
-  c.data.max_pixels = 1_003_520
-  c.rl.reward_workers = 8
+  c.data.prompt_tokens, c.data.patches = 2048, 6400
+  c.data.worker_count, c.rl.reward_workers = 8, 8
+  c.data.min_pixels, c.data.max_pixels = 262_144, 1_003_520

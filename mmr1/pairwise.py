@@ -14,7 +14,7 @@ import numpy as np
 from mmr1 import arrays
 from mmr1 import asking
 from mmr1 import context
-from mmr1 import intervals
+from mmr1 import grades
 from mmr1 import records
 from mmr1 import scoring
 from mmr1 import types
@@ -185,7 +185,7 @@ def summary(said: np.ndarray, examples: Sequence[records.Example],
   s = said[:, :2]
   right = won(s[:, 0], s[:, 1], ties)
   n = len(right)
-  low, high = intervals.wilson(right.sum(), n)
+  low, high = grades.wilson(right.sum(), n)
   samples: dict[str, list[float]] = {}
   sources_: dict[str, list[float]] = {}
   for example, one in zip(examples, right):

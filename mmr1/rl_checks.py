@@ -174,7 +174,9 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         'or file of the data section, a file of its own (.jsonl, .parquet, '
         f'tfds:), or what a collect stage before it wrote: {collects}.')
   if datasets.is_file(section.data):  # now, not after the stages before
-    datasets.open_expert(config, section.data, datasets.needed(section))
+    required = section.experts and section.experts_required
+    datasets.open_expert(
+        config, section.data, 'completion' if required else 'answer')
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "

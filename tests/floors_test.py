@@ -13,8 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
     # F0
     ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
-     'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules',
-     'intervals'),
+     'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
      'hooks', 'views'),
@@ -24,7 +23,9 @@ FLOORS = (
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
-     'average', 'weighing', 'judged', 'judging', 'pairwise', 'scoring', 'judge_models', 'score_judges', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges'),
+     'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
+     'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'judge_models',
+     'score_judges'),
     # F3
     ('papers',),
     # F4
@@ -213,8 +214,6 @@ def test_configs_import_only_common():
     allowed = {'configs', 'configs.common', 'ml_collections'}
     if name == 'configs.common':
       allowed |= {'mmr1', 'mmr1.resolve', *families}
-    elif name in families:
-      allowed |= {'configs.families'}
     for other in edges()[name]:
       if (other not in allowed and other != 'ml_collections.config_dict'
           and other.split('.')[0] not in sys.stdlib_module_names):

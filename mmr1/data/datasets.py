@@ -90,10 +90,9 @@ def shape(
   if patches % unit:
     raise ValueError(
         f'data.patches: got {patches}; it must be a multiple of {unit} '
-        f'(one attention window), for example {-(-patches // unit) * unit}.')
-  buckets = tuple(data.patch_buckets)
-  if not processor.reads_media:
-    buckets = ()
+        '(one attention window), for example '
+        f'{-(-patches // unit) * unit}.')
+  buckets = tuple(data.patch_buckets) if processor.reads_media else ()
   if any(size % unit or not 0 <= size < patches for size in buckets) or (
       list(buckets) != sorted({*buckets})):
     raise ValueError(
@@ -112,7 +111,7 @@ def shape(
 
 
 def form(data: Any, needs: str = 'answer') -> rows.RowFormat:
-  """As the config says; rows need an 'answer', a 'completion' or a 'pair'."""
+  """With the columns of the config; `needs` as of `open_expert`."""
   return rows.RowFormat.needing(
       needs, image=data.image_column, video=data.video_column,
       message=data.message_column, question=data.question_column,
@@ -160,7 +159,8 @@ def _opened(config: Any, name: str, split: str) -> sources.Source | None:
   data = config.data
   size = data.train_size if split == 'train' else data.eval_size
   if size < 1:
-    raise ValueError(f'data.{split}_size: got {size}; allowed: at least 1.')
+    raise ValueError(
+        f'data.{split}_size: got {size}; allowed: at least 1.')
   about, section = member(config, name)
   where = f'tasks.{name}'
   if 'path' in section:
@@ -171,7 +171,7 @@ def _opened(config: Any, name: str, split: str) -> sources.Source | None:
     if about.imitate and split != 'train':
       return None
     needs = ('completion' if about.imitate else 'answer'
-             if about.rewards != () else 'question')  # of a rule: no one asks
+             if about.rewards != () else 'question')  # no rule is asked
     source = _file(path, form(data, needs), data, split)
   else:
     fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
@@ -219,7 +219,8 @@ def open_split(
   one of every `data.holdout` records of a file is kept for evaluation.
 
   Args:
-    config, split: the resolved config, and which.
+    config: the resolved config.
+    split: which.
     order: see `sources.Mixture`.
     prompts: of a step; with `data.homogeneous` as many in a row are of one
       member.
@@ -233,8 +234,9 @@ def open_split(
         f'data.eval_path: got {data.eval_path!r} without data.path; the '
         'procedural worlds have held-out problems of their own.')
   if not train and data.eval_path is not None:
-    held = files.open_path(data.eval_path, form=form(data))
-    return sources.Mixture([held], seed=seed, shuffle=False)
+    return sources.Mixture(
+        [files.open_path(data.eval_path, form=form(data))], seed=seed,
+        shuffle=False)
   if data.path is None:
     return _mixed(config, split, order, block)
   source = _file(data.path, form(data), data, split)
@@ -244,8 +246,8 @@ def open_split(
 def open_completions(path: str, seed: int = 0, needs: str = 'completion', *,
                      order: int = 0) -> sources.Mixture:
   """A file as `collect` writes it; `needs` as of `open_expert`."""
-  source = files.open_path(path, form=rows.RowFormat.needing(needs))
-  return sources.Mixture([source], seed=seed, order=order)
+  return sources.Mixture([files.open_path(
+      path, form=rows.RowFormat.needing(needs))], seed=seed, order=order)
 
 
 def open_expert(
@@ -276,7 +278,8 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
 
   Args:
     config: the resolved config.
-    section: of the stage.
+    section: of the stage; reads data, experts, experts_required,
+      prompts_per_step.
     written: {collect stage: the file it wrote}.
     order: see `sources.Mixture`; stages do not see the same prompts first.
   """
@@ -284,15 +287,11 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
   if data in written:
     return open_completions(written[data], config.seed, order=order)
   if section.experts or is_file(data):
-    return open_expert(config, data, needed(section), order=order)
-  return open_split(
-      config, 'train', order=order, prompts=section.prompts_per_step)
-
-
-def needed(section: Any) -> str:
-  """What every record that a stage of rl reads must have."""
-  traces = section.experts and section.experts_required
-  return 'completion' if traces else 'answer'
+    required = section.experts and section.experts_required
+    return open_expert(
+        config, data, 'completion' if required else 'answer', order=order)
+  return open_split(config, 'train', order=order,
+                    prompts=section.prompts_per_step)
 
 
 def is_file(data: str) -> bool:

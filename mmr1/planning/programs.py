@@ -9,6 +9,7 @@ from typing import Any
 
 from mmr1 import context
 from mmr1 import forward
+from mmr1 import lineage
 from mmr1 import sharding
 from mmr1 import training
 from mmr1.planning import costs
@@ -44,6 +45,8 @@ def stage(config: Any, name: str, policy: forward.Policy,
     ValueError: the section cannot work.
   """
   kind = config[name].kind
+  if kind in lineage.TRAINS and lineage.rank_of(config[name]):
+    params = _adapted(config, name, policy.layout, params)
   if kind == 'rl':
     return rl.stage(config, name, policy, params)
   if kind == 'sft':
@@ -53,6 +56,13 @@ def stage(config: Any, name: str, policy: forward.Policy,
   if kind == 'reward_model':
     return reward_model.stage(config, name, policy, params)
   return None
+
+
+def _adapted(config: Any, name: str, layout: sharding.Layout,
+             params: Any) -> Any:
+  """The stage's parameters, its adapters included."""
+  shapes = lineage.Lineage(config, None, params).shapes(name)
+  return shapes_lib.placed(shapes, layout.parameters(shapes))
 
 
 def _sft(config: Any, name: str, policy: forward.Policy,

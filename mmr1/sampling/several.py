@@ -12,7 +12,7 @@ from mmr1.sampling import read
 from mmr1.sampling import sample
 
 _VIEW = 0x5e7  # in the key law: what no stage draws from
-_ROWS = 64  # prompts of one batch
+_ROWS = 64  # prompts of a batch
 
 
 def responses(
@@ -25,6 +25,8 @@ def responses(
     temperature: float = 1.0,
     top_p: float = 1.0,
     instruction: str | None = None,
+    draw: int = 0,
+    rows: int | None = None,
 ) -> list[list[records.Sample]]:
   """Samples of every example, in order.
 
@@ -40,6 +42,9 @@ def responses(
     temperature: of sampling; 0: all samples of a problem are the same.
     top_p: see `sample.knobs`.
     instruction: see `Context.shape`.
+    draw: calls with different numbers have different noise.
+    rows: prompts of every batch, so that calls about few compile nothing; None:
+      as many as there are, 64 at most.
 
   Raises:
     ValueError: a number outside its range; not one problem fits.
@@ -63,11 +68,12 @@ def responses(
                     f'problems cannot be asked; the first, {first.where}: '
                     f'{first.reason}')
   found: list[list[records.Sample]] = [[] for _ in examples]
-  published, size = ctx.sampler.publish(params), min(_ROWS, len(fitting))
+  published, size = ctx.sampler.publish(params), rows or min(
+      _ROWS, len(fitting))
   for start in range(0, len(fitting), size):
     part = fitting[start:start + size]
     made = _batch(ctx, published, [item for _, item in part], shape, size,
-                  knobs, count, max_new_tokens)
+                  knobs, count, max_new_tokens, draw)
     for i, (row, _) in enumerate(part):
       found[row] = made[i * count:(i + 1) * count]
   return found
@@ -76,11 +82,12 @@ def responses(
 def _batch(
     ctx: Any, published: Any, pairs: list[pipeline.Pair],
     shape: pipeline.Shape, size: int, knobs: sample.Knobs, count: int,
-    length: int) -> list[records.Sample]:
+    length: int, draw: int) -> list[records.Sample]:
   prompts = ctx.policy.layout.spread(shape.collate(
       [encoded for _, encoded in pairs], pad_rows=size - len(pairs)))
   rollout = ctx.sampler(
-      published, prompts, keys.step_key(ctx.config.seed, 0, 0, view=_VIEW),
+      published, prompts, keys.step_key(
+          ctx.config.seed, 0, draw, view=_VIEW),
       knobs, jnp.int32(0), group=count, length=length)
   return read.read(
       read.to_host(rollout), [example for example, _ in pairs], ctx.processor)

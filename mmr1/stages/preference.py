@@ -153,11 +153,12 @@ class PairLearner(learner_lib.Learner):
         ctx, self.start, section.reference, whole=False,
         memory=section.reference_memory) if objective.reference else None
 
-  @phases.phase('reference', ready=lambda block: block.ref)
   def scored(self, state: types.TrainState, block: types.Block) -> types.Block:
-    """The block with the reference's log-probs, f32[N, 2, T]."""
-    if self._reference is None:
-      return block
+    """The block, with the reference's log-probs f32[N, 2, T] if any."""
+    return block if self._reference is None else self._scored(state, block)
+
+  @phases.phase('reference', ready=lambda block: block.ref)
+  def _scored(self, state, block):
     ref, _ = learner_lib.log_probs(
         self._ctx.policy, self._reference(state), block,
         temperature=self.knobs['temperature'], chunks=self._chunks,
