@@ -39,7 +39,7 @@ def small_config(shrink, **flat):
   c.evaluate_base = False
   c.basereward.update(dict(
       steps=STEPS, prompts_per_step=N, samples_per_prompt=G, max_new_tokens=T,
-      samples_every=1))
+      samples_every=1, init='base'))
   c.judges.model.params = VOTERS
   c.stages = (*VOTERS, 'basereward')
   c.update_from_flattened_dict(
