@@ -84,7 +84,8 @@ def _tiny(c, options):
   c.rewards.true = common.reward('answer.correct', weight=0.0)
   c.rl.rewards = ('rule', 'true')
   c.tasks.seen = dict(fn='pairs.digits', **world, **mistakes)
-  c.tasks.told = dict(fn='pairs.digits', told=True, **world, **mistakes)
+  c.tasks.told = dict(fn='pairs.digits', told=True, **world, **{
+      **mistakes, 'kinds': ('slip', 'answer')})  # arithmetic alone
   c.reward_model.update(dict(
       init='base', mixture=('seen', 'told'), weights=(3.0, 1.0), steps=100,
       pairs_per_step=16, max_new_tokens=48, examples=256))
@@ -125,7 +126,7 @@ def _real(c, options):
   # 83K + 2M + 200K with images; 65K + 378K + 63K + 63K without. One epoch.
   c.voter = common.overlay(
       c.reward_model, mixture=('multimodal', 'text'), weights=(2283.0, 569.0),
-      steps=22_281, pairs_per_step=128, chunks_per_step=8, max_new_tokens=1024,
+      steps=22_281, pairs_per_step=128, chunks_per_step=4, max_new_tokens=1024,
       pairs_per_batch=64,
       optimizer=dict(lr=3e-6, warmup_steps=100, lr_decay='cosine'))
   c.stages = ('voter',)

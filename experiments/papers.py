@@ -29,7 +29,8 @@ from mmr1 import log
 
 flags.DEFINE_enum(
     'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy', 'revisual_r1',
-                    'mm_helix', 'vl_rethinker', 'ares', 'recap', 'sophiavl_r1'],
+                    'mm_helix', 'vl_rethinker', 'ares', 'recap', 'sophiavl_r1',
+                    'basereward'],
     'Which paper.', required=True)
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
@@ -125,6 +126,13 @@ ARMS = {
          'grpo': ('', ('--config.rl.combine.kwargs.alpha=0.0',))},
         ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
          'reward/outcome/mean')),
+    # What voters say, as sigma(score), and what is true, under three rewards.
+    'basereward': Paper(
+        {'hybrid': ('', ()),
+         'model': ('', ('--config.rl.combine.kwargs.form=model',)),
+         'rule': ('', ('--config.rl.combine.kwargs.form=rule',))},
+        ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
+         'judge/model/std')),
 }
 
 

@@ -1,16 +1,24 @@
 """BaseReward's numbers, its world and its config."""
 
+import json
+
 import numpy as np
 import pytest
 
 from configs import common
+import mmr1
+from mmr1 import lineage
+from mmr1 import pairwise
 from mmr1 import records
 from mmr1 import resolve
 from mmr1 import runner
+from mmr1 import scoring
+from mmr1.data import datasets
 from mmr1.data.tasks import digits
 from mmr1.data.tasks import pairs
 from mmr1.papers import basereward
 from mmr1.rewards import answer
+from mmr1.stages import reward_model
 from tests.papers import runs
 
 KINDS = ('hallucinated', 'slip', 'answer')
@@ -52,7 +60,6 @@ def test_voters_are_not_the_policy_that_follows():
   c = runs.config('basereward')
   c.basereward.init = 'previous'
   final = resolve.finalise(c)
-  from mmr1 import lineage
   models = lineage.Lineage(final, None, None)
   assert models.source('basereward') == 'cold_start'
   assert models.source('second') == 'base'
@@ -86,7 +93,6 @@ def test_the_policys_mistakes_are_those_that_voters_know():
 
 def test_half_of_the_prompts_have_an_answer_that_a_rule_knows():
   final = resolve.finalise(runs.config('basereward'))
-  from mmr1.data import datasets
   mixture = datasets.open_split(final, 'train')
   members = [mixture[i].member for i in range(100)]
   asked = [one.rewards is None or 'rule' in one.rewards for one in members]
@@ -96,7 +102,6 @@ def test_half_of_the_prompts_have_an_answer_that_a_rule_knows():
 
 def test_pairs_without_images_are_a_quarter_and_held_out_scans_are_new():
   final = resolve.finalise(runs.config('basereward'))
-  from mmr1.stages import reward_model
   seen = {}
   for split in ('train', 'eval'):
     source = reward_model._open(final.voter, final, split, {})
@@ -110,26 +115,22 @@ def test_pairs_without_images_are_a_quarter_and_held_out_scans_are_new():
 
 
 def test_prompts_of_a_file_that_no_rule_judges_need_no_answer(tmp_path):
-  import json
   path = tmp_path / 'open.jsonl'
   path.write_text(''.join(json.dumps({'problem': f'{i}?'}) + '\n'
                           for i in range(20)))
   c = common.get_base()
   c.stages, c.data.mixture, c.data.weights = ('rl',), ('open',), (1.0,)
   c.tasks.open = dict(path=str(path), rewards=())
-  from mmr1.data import datasets
   final = resolve.finalise(c)
   mixture = datasets.open_split(final, 'train')
   assert isinstance(mixture[0], records.Example) and mixture[0].answer is None
 
 
 @pytest.mark.slow
-def test_held_out_pairs_90_percent_and_only_with_their_images(tmp_path):
+def test_held_out_pairs_90_percent_and_only_with_their_images(
+    open_run, tmp_path):
   """The card's check: with images of other pairs it cannot tell what is there;
   mistakes that the text alone shows are found all the same."""
-  import mmr1
-  from mmr1 import pairwise
-  from tests.papers import basereward_steps_test as steps
   c = runs.config('basereward')
   c.stages, c.evaluate_base, c.tensorboard = ('voter',), False, False
   result = mmr1.run(c, tmp_path / 'run', quiet=True)
@@ -137,9 +138,9 @@ def test_held_out_pairs_90_percent_and_only_with_their_images(tmp_path):
   assert result['voter']['eval/order_diff_max'] < 1e-4
   c = runs.config('basereward')
   c.stages, c.evaluate_base, c.tensorboard = ('voter',), False, False
-  ctx, _ = steps.opened(c, tmp_path / 'run')
+  ctx, _ = open_run(c, tmp_path / 'run')
   section, shape = ctx.config.voter, ctx.shape()
-  source = steps.reward_model._open(section, ctx.config, 'eval', {})
+  source = reward_model._open(section, ctx.config, 'eval', {})
   given = [e for e in (source[i] for i in range(300)) if e.images]
   other = [e.__class__(**{**e.__dict__, 'images': given[i - 7].images})
            for i, e in enumerate(given)]
@@ -148,7 +149,7 @@ def test_held_out_pairs_90_percent_and_only_with_their_images(tmp_path):
   def found(examples):
     encoded = [shape.encode(e, i) for i, e in enumerate(examples)]
     block = pairwise.assemble(encoded, shape, section.max_new_tokens)
-    said = np.asarray(steps.score_judges.scoring.given(
+    said = np.asarray(scoring.given(
         ctx.policy, params, block.prompts, block.completions))
     right = said[:, 0] > said[:, 1]
     unseen = np.asarray(
@@ -157,4 +158,3 @@ def test_held_out_pairs_90_percent_and_only_with_their_images(tmp_path):
   own, text = found(given)
   shuffled, text_shuffled = found(other)
   assert own > .9 and shuffled < .75 and text > .9 and text_shuffled > .85
-  ctx.close()
