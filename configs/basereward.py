@@ -87,10 +87,10 @@ def _tiny(c, options):
   c.tasks.told = dict(fn='pairs.digits', told=True, **world, **{
       **mistakes, 'kinds': ('slip', 'answer')})  # arithmetic alone
   c.reward_model.update(dict(
-      init='base', mixture=('seen', 'told'), weights=(3.0, 1.0), steps=100,
+      init='base', mixture=('seen', 'told'), weights=(3.0, 1.0), steps=90,
       pairs_per_step=16, max_new_tokens=48, examples=256))
   c.reward_model.optimizer.update(dict(
-      lr=5e-4, warmup_steps=10, lr_decay='cosine'))
+      lr=4e-4, warmup_steps=10, lr_decay='cosine', freeze=('visual/.*',)))
   c.voter = common.overlay(c.reward_model)
   c.second = common.overlay(c.reward_model)
   c.judges.model = common.reward_model.judge('voter', 'second')

@@ -27,11 +27,6 @@ import matplotlib.pyplot as plt
 from experiments import kept
 from mmr1 import log
 
-flags.DEFINE_enum(
-    'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy', 'revisual_r1',
-                    'mm_helix', 'vl_rethinker', 'ares', 'recap', 'sophiavl_r1',
-                    'basereward'],
-    'Which paper.', required=True)
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
 FLAGS = flags.FLAGS
@@ -134,6 +129,7 @@ ARMS = {
         ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
          'judge/model/std')),
 }
+flags.DEFINE_enum('paper', None, [*ARMS], 'Which paper.', required=True)
 
 
 def command(paper: str, arm: str, seed: str, workdir: pathlib.Path,
