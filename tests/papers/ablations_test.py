@@ -31,7 +31,8 @@ def test_m22_a_command_opens_a_run_and_reads_all_that_it_sets(
   runs.opened(final, tmp_path / 'run', given)
   for key, flag in zip(runs.keys(given), given):
     head, *rest = key.split('.')
-    value = final[final.stages[-1] if head == 'rl' else head]
+    kinds = {final[name].kind: name for name in final.stages}
+    value = final[kinds.get(head, head)]
     for part in rest:
       value = value[part]
     assert str(value).replace(' ', '') == flag.partition('=')[2]
