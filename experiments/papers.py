@@ -27,10 +27,6 @@ import matplotlib.pyplot as plt
 from experiments import kept
 from mmr1 import log
 
-flags.DEFINE_enum(
-    'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy', 'revisual_r1',
-                    'mm_helix', 'vl_rethinker', 'ares', 'recap', 'sophiavl_r1'],
-    'Which paper.', required=True)
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
 FLAGS = flags.FLAGS
@@ -125,7 +121,15 @@ ARMS = {
          'grpo': ('', ('--config.rl.combine.kwargs.alpha=0.0',))},
         ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
          'reward/outcome/mean')),
+    # What voters say, as sigma(score), and what is true, under three rewards.
+    'basereward': Paper(
+        {'hybrid': ('', ()),
+         'model': ('', ('--config.rl.combine.kwargs.form=model',)),
+         'rule': ('', ('--config.rl.combine.kwargs.form=rule',))},
+        ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
+         'judge/model/std')),
 }
+flags.DEFINE_enum('paper', None, [*ARMS], 'Which paper.', required=True)
 
 
 def command(paper: str, arm: str, seed: str, workdir: pathlib.Path,

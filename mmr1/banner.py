@@ -25,7 +25,7 @@ def of(ctx: context.Context) -> str:
       n = section.rows_per_step
       lines.append(f'  {name}: {section.steps} steps of {n} rows'
                    + _each(layout, n, 'rows'))
-    elif section.kind == 'preference':
+    elif section.kind in ('preference', 'reward_model'):
       n = section.pairs_per_step
       lines.append(f'  {name}: {section.steps} steps of {n} pairs'
                    + _each(layout, n, 'pairs'))

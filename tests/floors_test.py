@@ -24,7 +24,8 @@ FLOORS = (
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
      'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
-     'evaluations', 'grades', 'refining'),
+     'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'judge_models',
+     'score_judges'),
     # F3
     ('papers',),
     # F4
