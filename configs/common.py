@@ -8,6 +8,7 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
+from configs import flow
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -451,8 +452,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   # The evaluation of the base and after (and during) every training stage.
   c.evaluation = ConfigDict(_evaluation())
   c.tensorboard = True
-  c.model = _model()
-  c.mesh = _mesh()
+  c.model, c.mesh = _model(), _mesh()
   c.mesh.fsdp = 1
   c.sampler = _sampler()
   c.data = _data()
@@ -464,11 +464,11 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
-  c.sft = _sft()
-  c.rl = _rl()
+  c.sft, c.rl = _sft(), _rl()
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
+  flow.add(c, _optimizer())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(
