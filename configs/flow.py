@@ -13,8 +13,8 @@ def _generator() -> ConfigDict:
       size=16, patch=4,  # side of a picture and of a patch, in pixels
       channels=3,
       source=True,  # it reads a picture that is to be changed
-      width=64, layers=4, heads=4,
-      vocabulary=20, tokens=3,  # ids of a condition, and its length
+      width=64, layers=3, heads=4,
+      vocabulary=27, tokens=3,  # ids of a condition, and its length
       dtype='float32', precision='default',
       remat=False,  # layers are computed again in the backward pass
   ))

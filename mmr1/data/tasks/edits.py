@@ -1,7 +1,7 @@
 """`edits`: a small picture and an instruction that changes it.
 
-A picture has one coloured shape on black, in one of 3 x 3 places, small or
-large, 16 x 16 pixels times `scale`. An instruction recolours it, moves it,
+A picture has one coloured shape on black, in one of 4 x 4 cells of 4 x 4 pixels
+(times `scale`), small or large. An instruction recolours it, moves it,
 removes it or makes it larger. A generator reads it as the numbers
 `meta['condition']` (operation, colour, place; 0 where it has none), a model of
 language as the question. Pairs of picture and instruction are divided between
@@ -19,25 +19,25 @@ from mmr1 import records
 from mmr1.data.tasks import items
 
 SIDE = 16  # pixels of a picture
-CELL = 5
+CELL = 4
 KINDS = ('disc', 'square', 'triangle')
 # Corners of the cube of colours; black is the background.
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255),
     'yellow': (255, 255, 0), 'magenta': (255, 0, 255), 'cyan': (0, 255, 255)}
-ROWS, COLUMNS = ('top', 'middle', 'bottom'), ('left', 'centre', 'right')
-PLACES = tuple((row, column) for row in range(3) for column in range(3))
+ROWS = ('top', 'upper', 'lower', 'bottom')
+COLUMNS = ('far left', 'left', 'right', 'far right')
+PLACES = tuple((row, column) for row in range(4) for column in range(4))
 FORMS = ('recolour', 'move', 'remove', 'enlarge')
 TOKENS = 3  # of a condition
 VOCABULARY = 1 + len(FORMS) + len(COLOURS) + len(PLACES)
 
 _LARGE = {
-    'square': ('#####',) * 5,
-    'disc': ('.###.', '#####', '#####', '#####', '.###.'),
-    'triangle': ('..#..', '..#..', '.###.', '.###.', '#####')}
+    'square': ('####',) * 4, 'disc': ('.##.', '####', '####', '.##.'),
+    'triangle': ('#...', '##..', '###.', '####')}
 _SMALL = {
-    'square': ('###',) * 3, 'disc': ('.#.', '###', '.#.'),
-    'triangle': ('.#.', '.#.', '###')}
+    'square': ('##', '##'), 'disc': ('.#.', '###', '.#.'),
+    'triangle': ('#..', '##.', '###')}
 
 Scene = Mapping[str, Any]
 
@@ -48,7 +48,6 @@ def draw(scene: Scene | None, scale: int = 1) -> np.ndarray:
   if scene is not None:
     rows = (_LARGE if scene['large'] else _SMALL)[scene['kind']]
     mask = np.array([[c == '#' for c in row] for row in rows])
-    # A small one is in the middle of its cell of 5 x 5.
     top, left = (CELL * n + (not scene['large']) for n in scene['place'])
     part = image[top:top + len(mask), left:left + len(mask)]
     part[mask] = COLOURS[scene['colour']]
@@ -106,7 +105,7 @@ def edits(
 @functools.lru_cache(maxsize=None)
 def _picture(scene: tuple[tuple[str, Any], ...] | None,
              scale: int) -> Image.Image:
-  """There are 325 of a scale."""
+  """There are 577 of a scale."""
   return Image.fromarray(draw(None if scene is None else dict(scene), scale))
 
 
