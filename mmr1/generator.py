@@ -11,6 +11,7 @@ import numpy as np
 
 from mmr1 import context
 from mmr1 import flow_objectives
+from mmr1 import lineage
 from mmr1 import resolve
 from mmr1 import trees
 from mmr1.flows import solvers
@@ -140,7 +141,7 @@ class Parameters:
           f'stage {stage!r} has not finished in this run; stages run in the '
           f'order {self._ctx.order}.')
     whole = self.start(stage)
-    if not self._ctx.config[stage].lora.rank:
+    if not lineage.rank_of(self._ctx.config[stage]):
       return self._read(stage, record['step'], whole)
     part, rest = trees.partition(whole, lora.trains(whole, ()))
     return trees.merge(self._read(stage, record['step'], part), rest)
@@ -151,9 +152,9 @@ class Parameters:
         only=(f'params/{self._name}/.*',)).tree['params'][self._name]
 
   def _adapted(self, stage, params):
-    section = self._ctx.config[stage].lora
-    if not section.rank:
+    if not lineage.rank_of(self._ctx.config[stage]):
       return params
+    section = self._ctx.config[stage].lora
     return lora.inject(
         params, self._key(stage, _ADAPTERS), rank=section.rank,
         alpha=section.alpha, targets=section.targets)

@@ -170,7 +170,8 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         f'tfds:), or what a collect stage before it wrote: {collects}.')
   if datasets.is_file(section.data):  # now, not after the stages before
     datasets.open_expert(
-        config, section.data, completions=datasets.needs_traces(section))
+        config, section.data,
+        completions=section.experts > 0 and section.experts_required)
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "
@@ -237,6 +238,11 @@ def _check_advantage(section: Any, stage: str, config: Any) -> None:
         f'{stage}.advantage.fn: {name!r} reads what the policy that samples '
         f'says, which with staleness={section.staleness} is not there any '
         'more. Set staleness to 0.')
+  if needs(fn) == 'baseline' and section.judges:
+    raise ValueError(
+        f'{stage}.judges: got {section.judges} with the advantage {name!r}: '
+        'the greedy completions that it compares with are not judged. Take '
+        "another advantage, or judges=().")
   if needs(fn) == 'values' and 'value' not in config.model.scalars:
     raise ValueError(
         f"{stage}.advantage.fn: {name!r} reads a critic's values; give the "

@@ -289,14 +289,10 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
     return open_completions(written[data], config.seed, order=order)
   if section.experts or is_file(data):
     return open_expert(
-        config, data, completions=needs_traces(section), order=order)
+        config, data, order=order,
+        completions=section.experts > 0 and section.experts_required)
   return open_split(config, 'train', order=order,
                     prompts=section.prompts_per_step)
-
-
-def needs_traces(section: Any) -> bool:
-  """True if every record that a stage of rl reads needs a completion."""
-  return bool(section.experts and section.experts_required)
 
 
 def is_file(data: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from mmr1 import flow_objectives
 from mmr1 import flow_update
 from mmr1 import generator
 from mmr1 import learner
@@ -15,6 +16,7 @@ from mmr1 import log
 from mmr1 import picture_judges
 from mmr1 import resolve
 from mmr1 import runner
+from mmr1 import select
 from mmr1.models import dit
 from mmr1.sampling import keys as keys_lib
 from mmr1.stages import flow
@@ -82,7 +84,10 @@ def begin(open_run, shrink, tmp_path_factory):
 @pytest.fixture(scope='module')
 def nft(begin):
   """Two steps of NFT: (trainer, states before, between and after, steps)."""
-  one = begin(config(old=dict(rate=0.3, cap=0.5)))
+  c = config(old=dict(rate=0.3, cap=0.5))
+  c.data.patches, c.data.prompt_tokens = 32, 96  # what a judge reads
+  c.judges.eye = common.judge('base', instruction='0 to 5?', suffix='')
+  one = begin(c)
   states, steps, state = [copied(one.start)], [], one.start
   for k in range(2):
     step = one.step(state, k)
@@ -176,38 +181,64 @@ def test_what_nft_learns_from_is_no_trajectory(nft):
   assert same(results[0], results[1]) and same(results[1], results[2])
 
 
-def test_equal_rewards_leave_the_parameters_where_they_are(begin):
+def again(nft, **changes):
+  """The first step once more, with other functions in the plan."""
+  one, states, _ = nft
+  plan, one.plan = one.plan, one.plan._replace(**changes)
+  one.prompts = flow.Prompts(plan.world('train', 1))
+  try:
+    return one.step(given(states[0]), 0), states[0]
+  finally:
+    one.plan = plan
+
+
+def test_equal_rewards_leave_the_parameters_where_they_are(nft):
   """Check 1, in the stage: r = 1/2 for all, and both branches cancel."""
-  one = begin(config(reward='constant'))
-  before = copied(one.start)
-  step = one.step(one.start, 0)
+  step, before = again(nft, reward=constant)
   metrics = numbers(step)
   assert metrics['optimality'] == .5 and metrics['group/zero_std_frac'] == 1
   assert metrics['grad_norm'] < 1e-4 < metrics['loss']
-  # Check 3: without a decay the old parameters are the new ones.
-  assert same(step.state.slow['old'], step.state.params['generator'])
   assert not same(step.state.opt, before.opt)
 
 
-def test_a_round_without_anything_to_learn_changes_nothing(begin):
+def test_without_a_decay_the_old_parameters_are_the_new_ones(nft):
+  """Check 3."""
+  one, states, _ = nft
+  assert not same(states[2].slow['old'], states[2].params['generator'])
+  state = flow_update.make_aged(
+      one.optimizer, rate=0.0, after=0, cap=.5)(given(states[2]))
+  assert same(state.slow['old'], states[2].params['generator'])
+
+
+@pytest.mark.parametrize('kwargs, done, want', [
+    (dict(rate=0.0, after=0, cap=.5), 9, 0),
+    (dict(rate=.001, after=0, cap=.5), 9, .009),
+    (dict(rate=.001, after=0, cap=.5), 900, .5),
+    (dict(rate=.0075, after=75, cap=.999), 74, 0),
+    (dict(rate=.0075, after=75, cap=.999), 85, .075),
+    (dict(rate=.0075, after=75, cap=.999), 400, .999)])
+def test_the_three_types_of_decay(kwargs, done, want):
+  assert float(flow_update.old_decay(jnp.int32(done), **kwargs)) == (
+      pytest.approx(want))
+
+
+def test_a_round_without_anything_to_learn_changes_nothing(nft):
   """Check 4: [.95, .95, .96] is dropped, and its prompts are banned."""
-  one = begin(config(reward='all_follow', select=dict(
-      fn='drop_saturated', kwargs=dict())))
-  before = copied(one.start)
-  step = one.step(one.start, 0)
+  step, before = again(
+      nft, reward=all_follow, select=select.drop_saturated)
+  one, *_ = nft
   metrics = numbers(step)
   assert metrics['select/kept_frac'] == 0 and metrics['update/idle'] == 1
   assert metrics['grad_norm'] == 0 and metrics['loss'] == 0
   assert same(step.state.params, before.params)
   assert same(step.state.opt, before.opt)
-  banned = one.prompts.state()['select']['banned']
+  state = one.prompts.state()
+  banned = state['select']['banned']
   assert banned == [int(uid) for uid in step.batch.uid]
   # They do not come again, also after the position is restored.
-  state = one.prompts.state()
-  again = flow.Prompts(one.plan.world('train', 1))
-  again.restore(state)
-  again._position = 0
-  assert not {e.uid for e in again.take(2 * N)} & {*banned}
+  later = flow.Prompts(one.plan.world('train', 1))
+  later.restore({**state, 'position': 0})
+  assert not {e.uid for e in later.take(2 * N)} & {*banned}
 
 
 def test_flow_grpo_begins_at_a_ratio_of_1(begin):
@@ -226,23 +257,52 @@ def test_flow_grpo_begins_at_a_ratio_of_1(begin):
   assert not same(step.state.params, before.params)
 
 
-def test_dpo_begins_at_ln_2(begin):
-  one = begin(config('dpo', kwargs=dict(beta=50.0)))
-  metrics = numbers(one.step(one.start, 0))
-  assert metrics['loss'] == pytest.approx(np.log(2), abs=1e-4)
-  assert metrics['grad_norm'] > 1e-3
+def test_dpo_begins_at_ln_2_and_compares_best_and_worst(nft):
+  """A group without a best says nothing."""
+  round_ = nft[2][0].batch.replace(advantage=jnp.float32(
+      [[0, 1, -1, 0], [2, 0, 0, -2], [0, 0, 0, 0], [-1, 0, 0, 3]]))
+  objective = flow_objectives.dpo(beta=50.0)
+  keys = keys_lib.row_keys(jax.random.key(0), round_.uid, G)
+  step = jnp.broadcast_to(jnp.arange(G) % T, (N, G))
+  point = objective.point(round_, step, keys)
+  # One time and one noise for all of a group.
+  assert (np.ptp(point.t, 1) == 0).all()
+  assert not np.ptp(np.asarray(point.given), 1).any()
+  v = jnp.zeros_like(round_.x0)
+  loss, _ = objective.loss(
+      flow_objectives.Said(v, reference=v), point, round_)
+  want = np.full((N, G), np.log(2))
+  want[2] = 0
+  np.testing.assert_allclose(loss, want, atol=1e-6)
+  # Better on the best alone: less than ln 2 there.
+  target = point.given - round_.x0
+  better = v.at[0, 1].set(0.1 * target[0, 1])
+  loss, _ = objective.loss(
+      flow_objectives.Said(better, reference=v), point, round_)
+  assert (loss[0] < np.log(2)).all()
+  np.testing.assert_allclose(loss[1:], want[1:], atol=1e-6)
 
 
-@pytest.mark.parametrize('changes', [
-    dict(chunks_per_minibatch=2), dict(minibatches_per_step=2)])
-def test_pieces(begin, nft, changes):
-  """Chunks change nothing; minibatches are updates of their own."""
-  _, states, _ = nft
-  one = begin(config(old=dict(rate=0.3, cap=0.5), **changes))
-  state = one.step(one.start, 0).state
-  if 'chunks_per_minibatch' in changes:
-    close(state.params, states[1].params, 2e-5)
-  assert int(state.step) == changes.get('minibatches_per_step', 1)
+def test_chunks_change_nothing(nft):
+  one, states, steps = nft
+  update = flow_update.make(
+      one.plan.model, one.optimizer, one.plan.objective,
+      one._ctx.policy.layout, steps=T, chunks=2, cap=.9)
+  key = keys_lib.step_key(0, 1, 0, view=1)
+  _, metrics = update(given(states[0]), steps[0].batch, key, one.reference)
+  first = numbers(steps[0])
+  for name in ('loss', 'grad_norm', 'optimality'):
+    assert float(metrics[name]) == pytest.approx(first[name], rel=1e-4)
+
+
+def test_minibatches_are_all_of_a_round(nft):
+  one, _, steps = nft
+  round_ = steps[0].batch
+  parts = [one._minibatch(round_, i, 2) for i in range(2)]
+  assert sorted(int(x) for part in parts for x in part.uid) == sorted(
+      int(x) for x in round_.uid)
+  np.testing.assert_array_equal(parts[1].x0, round_.x0[1::2])
+  np.testing.assert_array_equal(parts[1].schedule, round_.schedule)
 
 
 def test_adapters_alone_train(begin):
@@ -271,25 +331,26 @@ def test_the_score_is_an_expectation(logits, score):
   assert float(got) == pytest.approx(score, abs=1e-6)
 
 
-def test_a_judge_reads_pictures_and_writes_nothing(begin):
-  c = config(judge='eye')
-  c.data.patches, c.data.prompt_tokens = 32, 96
-  c.judges.eye = common.judge('base', instruction='0 to 5?', suffix='')
-  one = begin(c)
-  step = one.step(one.start, 0)
-  metrics, columns = numbers(step), step.given['rewards']
-  assert columns['reward'].shape == columns['score'].shape == (N, G)
-  assert ((0 < columns['reward']) & (columns['reward'] < 1)).all()
-  assert np.ptp(columns['reward']) > 0  # it sees what is before it
-  assert metrics['reward/mean'] == pytest.approx(columns['reward'].mean())
-  assert metrics['reward/score/mean'] == pytest.approx(
-      columns['score'].mean())
+def test_a_judge_reads_pictures_and_writes_nothing(nft):
+  one, _, steps = nft
+  judge = picture_judges.Judge(one._ctx, 'eye')
+  examples, images = one._held_out[:2], np.asarray(steps[0].batch.x0)[:2]
+  scores = judge(examples, images)
+  assert scores.shape == (2, G)
+  assert ((0 < scores) & (scores < 1)).all()
+  assert np.ptp(scores, 1).all()  # it sees what is before it
   # One picture at a time gives the same.
-  example = one._held_out[0]
-  images = np.asarray(step.batch.x0)[:1]
-  whole = one._judge([example], images)
-  each = [one._judge([example], images[:, g:g + 1])[0, 0] for g in range(G)]
-  np.testing.assert_allclose(whole[0], each, atol=1e-5)
+  for g in range(G):
+    np.testing.assert_allclose(
+        judge(examples[:1], images[:1, g:g + 1])[0, 0], scores[0, g],
+        atol=1e-5)
+  # In a stage its scores are the rewards, and the pixels' beside them.
+  one._judge = judge
+  columns = one._reward(examples, images)
+  one._judge = None
+  np.testing.assert_array_equal(columns['reward'], scores)
+  np.testing.assert_array_equal(
+      columns['score'], np.stack([brightness(x, None) for x in images]))
 
 
 # Runs.
@@ -303,27 +364,39 @@ def two_stages():
   return c
 
 
-def test_a_run_of_two_stages(shrink, tmp_path, capsys):
-  results = runner.run(shrink(two_stages()), str(tmp_path / 'run'))
+@pytest.fixture(scope='module')
+def run(shrink, tmp_path_factory):
+  """(config, folder, evaluations) of a run from start to end."""
+  c = shrink(two_stages())
+  folder = tmp_path_factory.mktemp('flow') / 'run'
+  return c, folder, runner.run(c, str(folder), quiet=True)
+
+
+def test_a_run_of_two_stages(run):
+  _, folder, results = run
   assert set(results) == {'first', 'made'}
   assert results['made']['eval/n'] == 8
-  rows = log.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+  rows = log.read_rows(folder / 'metrics.jsonl')
   made = [row for row in rows if row['stage'] == 'made']
   assert [row['step'] for row in made if 'loss' in row] == [1, 2, 3]
   assert [row['step'] for row in made if 'eval/reward' in row] == [2, 3]
   # Nothing is compiled after the first step of each stage.
   counts = [row['compile/count'] for row in made if 'loss' in row]
   assert counts[1] == counts[0]
-  printed = capsys.readouterr().out
-  assert 'on held-out examples' in printed and 'accuracy' not in printed
-  samples = log.read_rows(tmp_path / 'run' / 'samples' / 'made.jsonl')
+  samples = log.read_rows(folder / 'samples' / 'made.jsonl')
   assert len(samples[0]['images']) == 2 + G and samples[0]['prompt']
 
 
-def test_a_stage_goes_on_from_the_one_it_names(shrink, open_run, tmp_path):
-  c = shrink(two_stages())
-  runner.run(c, str(tmp_path / 'run'), quiet=True)
-  ctx, plans = open_run(c, tmp_path / 'run')
+def test_a_finished_run_prints_its_table_alone(run, capsys):
+  c, folder, results = run
+  assert runner.run(c, str(folder)) == results
+  printed = capsys.readouterr().out
+  assert 'on held-out examples' in printed and 'accuracy' not in printed
+
+
+def test_a_stage_goes_on_from_the_one_it_names(run, open_run):
+  c, folder, _ = run
+  ctx, plans = open_run(c, folder)
   parameters = generator.Parameters(ctx, 'flow', functools.partial(
       dit.init, plans['made'].model))
   ended = parameters.ended('first')
