@@ -8,6 +8,7 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
+from configs import detect
 from configs import flow
 from mmr1 import resolve
 
@@ -454,10 +455,8 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.tensorboard = True
   c.model, c.mesh = _model(), _mesh()
   c.mesh.fsdp = 1
-  c.sampler = _sampler()
-  c.data = _data()
-  c.tasks = _tasks()
-  c.rewards = _rewards()
+  c.sampler, c.rewards = _sampler(), _rewards()
+  c.data, c.tasks = _data(), _tasks()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.views = ConfigDict()  # name: view(...)
   c.terms = ConfigDict()  # name: term(...)
@@ -468,7 +467,8 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
-  flow.add(c, _optimizer())
+  for family in (detect, flow):
+    family.add(c, _optimizer())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 FLOORS = (
     # F0
-    ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
+    ('records', 'types', 'average_precision', 'masked', 'columns', 'text', 'positions', 'trees',
      'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',

@@ -1,0 +1,81 @@
+"""`detection`: one to four coloured shapes; where is each of a class?
+
+Discs, squares and triangles of any colour and size, none over another, on a
+light background. A detector is shown what a class is by one instance of it in
+another picture.
+"""
+
+import numpy as np
+from PIL import Image
+
+from mmr1 import records
+from mmr1.data.tasks import draw
+from mmr1.data.tasks import items
+from mmr1.data.tasks import shapes
+
+CLASSES = ('circle', 'square', 'triangle')
+_TRIES = 100
+
+
+def detection(
+    seed: int, split: str, i: int, *, uid_offset: int = 0, size: int = 32,
+    objects: tuple[int, int] = (1, 4), sides: tuple[int, int] = (6, 14),
+) -> records.Example:
+  """Item `i` of the split, computed on its own (random access).
+
+  Args:
+    seed: non-negative; another seed is another stream of the same splits.
+    split: 'train', 'eval' or 'test'; none shares a picture with another.
+    i: index, from 0, without an upper end.
+    uid_offset: added to `i` to give the uid.
+    size: side of the picture in pixels.
+    objects: fewest and most shapes; fewer are there if no more fit.
+    sides: least and largest side of a shape in pixels.
+
+  Returns:
+    Example with meta `boxes`, ((left, top, right, bottom), ...) in pixels, the
+    last two just outside, and `classes`, their numbers in CLASSES.
+
+  Raises:
+    ValueError: for arguments outside the ranges above.
+  """
+  few, most = objects
+  if not 1 <= few <= most or not 4 <= sides[0] <= sides[1] < size:
+    raise ValueError(
+        f'detection: got objects={tuple(objects)}, sides={tuple(sides)}, size='
+        f'{size}; allowed are 1 <= fewest <= most and 4 <= least side <= '
+        'largest side < size.')
+  rng = items.generator('detection', seed, split, i)
+  while True:
+    count = int(rng.integers(few, most + 1))
+    boxes = _boxes(rng, count, size, sides)
+    classes = tuple(int(rng.integers(len(CLASSES))) for _ in boxes)
+    colours = tuple(items.pick(rng, tuple(shapes.RGB)) for _ in boxes)
+    if len(boxes) >= few and items.owns(split, f'{boxes} {classes} {colours}'):
+      break
+  level = int(rng.integers(230, 250))
+  grey = rng.integers(level - 5, level + 6, (size, size, 1), dtype=np.uint8)
+  image = Image.fromarray(np.repeat(grey, 3, 2))
+  for (left, top, right, bottom), kind, colour in zip(boxes, classes, colours):
+    draw.shape(image, CLASSES[kind], (left, top, right - 1, bottom - 1),
+               draw.tint(rng, shapes.RGB[colour], 20))
+  return records.Example(
+      uid=uid_offset + int(i), question='<image>Where is each shape?',
+      images=(image,), source='detection',
+      meta={'boxes': boxes, 'classes': classes})
+
+
+def _boxes(rng: np.random.Generator, count: int, size: int,
+           sides: tuple[int, int]) -> tuple[tuple[int, int, int, int], ...]:
+  """Boxes with a pixel between each other."""
+  found: list[tuple[int, int, int, int]] = []
+  for _ in range(_TRIES):
+    if len(found) == count:
+      break
+    side = int(rng.integers(sides[0], sides[1] + 1))
+    left, top = (int(x) for x in rng.integers(0, size - side + 1, 2))
+    box = left, top, left + side, top + side
+    if all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1]
+           for b in found):
+      found.append(box)
+  return tuple(found)
