@@ -30,7 +30,7 @@ from mmr1 import log
 flags.DEFINE_enum(
     'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy', 'revisual_r1',
                     'mm_helix', 'vl_rethinker', 'ares', 'recap', 'sophiavl_r1',
-                    'uniworld_v2'],
+                    'uniworld_v2', 'dino_r1'],
     'Which paper.', required=True)
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
@@ -126,6 +126,10 @@ ARMS = {
         {'nft': ('', ()), 'flow_grpo': ('flow_grpo', ())},
         ('reward/mean', 'grad_norm', 'select/kept_frac'), steps=60,
         stage='nft', ends=('eval/reward', 'eval/followed')),
+    'dino_r1': Paper(
+        {'dino_r1': ('', ()), 'sft': ('sft', ())},
+        ('loss/label', 'loss/giou', 'queries/kl', 'queries/advantage'),
+        steps=500, stage='dino_r1', ends=('eval/ap', 'eval/ap50')),
 }
 
 

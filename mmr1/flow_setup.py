@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from mmr1 import context
 from mmr1 import flow_objectives
 from mmr1 import generator
 from mmr1 import resolve
@@ -69,7 +70,9 @@ def plan(section: Any, stage: str, config: Any) -> Plan:
   section.evaluation.as_dict(), section.restore_best
   section.optimizer.as_dict()
   if section.judge is not None:
-    config.judges[section.judge].as_dict()
+    asked = config.judges[section.judge].as_dict()
+    context.check_init(asked['params'], stage, config,
+                       f'judge (judges.{section.judge}.params)')
   return Plan(
       model, objective,
       generator.Settings(section.solver_steps, solver, section.guidance),

@@ -8,7 +8,6 @@ instances with names of classes, and a term about the queries.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -41,8 +40,8 @@ _AT_LEAST = {
 
 
 class Plan(NamedTuple):
-  """Sizes, the term about queries | None, its keywords apart, and the world,
-  (split, order) -> examples."""
+  """Sizes, the term about queries | None, and the world, (split, order) ->
+  examples."""
   model: detector.Config
   term: Callable[..., Any] | None
   world: Callable[..., sources.Mixture]
@@ -74,7 +73,6 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
         queries.kwargs.as_dict())
     resolve.check_kwargs(fn, kwargs, f'{stage}.queries.kwargs')
     term = functools.partial(fn, **kwargs)
-    inspect.signature(term)
   section.cost.as_dict(), section.loss.as_dict(), section.alignment
   section.optimizer.as_dict(), section.restore_best, section.evaluation.seed
   return Plan(model, term, functools.partial(_world, config, section.world))
