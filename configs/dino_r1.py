@@ -71,7 +71,7 @@ def _paper(c):
   c.detector.size, c.detector.width, c.detector.heads = 128, 256, 8
   c.detector.encoder, c.detector.decoder, c.detector.queries = 6, 6, 900
   c.detector.dtype = 'bfloat16'
-  c.tasks.detection.size, c.tasks.detection.sides = 128, (16, 56)
+  c.tasks.detection.canvas, c.tasks.detection.sides = 128, (16, 56)
   c.data.train_size = 20_000
   epoch = 20_000 // 64
   c.dino_r1.rows_per_step, c.dino_r1.alignment = 64, 100.0

@@ -31,7 +31,8 @@ Arguments: a scale, and of these, joined by commas:
 
 Ablations:
   --config.nft.advantage.kwargs.std=group       local standard deviation
-  --config.nft.select.fn=keep_all               no filter
+  --config.nft.select.kwargs.mean=2.0 --config.nft.select.kwargs.std=-1.0
+                                                no filter
   --config.nft.select.kwargs.either=False       the paper's filter, not its code's
   --config.nft.old.rate=0.001                   old parameters lag (type 1)
   --config.nft.objective.kwargs.beta=0.1        stronger guidance

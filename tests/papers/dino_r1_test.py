@@ -8,6 +8,7 @@ import pytest
 from configs import dino_r1 as config
 from mmr1 import resolve
 from mmr1.papers import dino_r1
+from tests.papers import runs
 
 # Six queries, two boxes; a = [-1, -2, -4, -3, -6, -8].
 COSTS = jnp.float32([[[1, 4], [2.5, 2], [4, 5], [3, 6], [6, 7], [8, 9]]])
@@ -118,3 +119,8 @@ def test_the_baseline_is_the_same_without_the_term():
       line.startswith('dino_r1.queries.') for line in differs)
   # A third of the queries is muted.
   assert 3 * ours.dino_r1.queries.kwargs.mute == ours.detector.queries
+
+@pytest.mark.parametrize('given', runs.ablations('dino_r1'))
+def test_m22_every_ablation_plans(given):
+  final, _ = runs.commanded('dino_r1', given)
+  assert final.dino_r1.queries.fn

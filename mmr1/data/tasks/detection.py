@@ -18,7 +18,7 @@ _TRIES = 100
 
 
 def detection(
-    seed: int, split: str, i: int, *, uid_offset: int = 0, size: int = 32,
+    seed: int, split: str, i: int, *, uid_offset: int = 0, canvas: int = 32,
     objects: tuple[int, int] = (1, 4), sides: tuple[int, int] = (6, 14),
 ) -> records.Example:
   """Item `i` of the split, computed on its own (random access).
@@ -28,7 +28,7 @@ def detection(
     split: 'train', 'eval' or 'test'; none shares a picture with another.
     i: index, from 0, without an upper end.
     uid_offset: added to `i` to give the uid.
-    size: side of the picture in pixels.
+    canvas: side of the picture in pixels.
     objects: fewest and most shapes; fewer are there if no more fit.
     sides: least and largest side of a shape in pixels.
 
@@ -40,21 +40,23 @@ def detection(
     ValueError: for arguments outside the ranges above.
   """
   few, most = objects
-  if not 1 <= few <= most or not 4 <= sides[0] <= sides[1] < size:
+  room = (canvas // (sides[1] + 1))**2
+  if not 1 <= few <= min(most, room) or not (
+      4 <= sides[0] <= sides[1] < canvas):
     raise ValueError(
-        f'detection: got objects={tuple(objects)}, sides={tuple(sides)}, size='
-        f'{size}; allowed are 1 <= fewest <= most and 4 <= least side <= '
-        'largest side < size.')
+        f'detection: got objects={tuple(objects)}, sides={tuple(sides)}, '
+        f'canvas={canvas}; allowed are 1 <= fewest <= most, 4 <= least side <= '
+        f'largest side < canvas, and fewest up to {room}, which fit.')
   rng = items.generator('detection', seed, split, i)
   while True:
     count = int(rng.integers(few, most + 1))
-    boxes = _boxes(rng, count, size, sides)
+    boxes = _boxes(rng, count, canvas, sides)
     classes = tuple(int(rng.integers(len(CLASSES))) for _ in boxes)
     colours = tuple(items.pick(rng, tuple(shapes.RGB)) for _ in boxes)
     if len(boxes) >= few and items.owns(split, f'{boxes} {classes} {colours}'):
       break
   level = int(rng.integers(230, 250))
-  grey = rng.integers(level - 5, level + 6, (size, size, 1), dtype=np.uint8)
+  grey = rng.integers(level - 5, level + 6, (canvas, canvas, 1), dtype=np.uint8)
   image = Image.fromarray(np.repeat(grey, 3, 2))
   for (left, top, right, bottom), kind, colour in zip(boxes, classes, colours):
     draw.shape(image, CLASSES[kind], (left, top, right - 1, bottom - 1),

@@ -44,7 +44,8 @@ def test_an_item_is_its_address_and_splits_share_none():
 
 
 @pytest.mark.parametrize('kwargs', [
-    dict(objects=(0, 2)), dict(sides=(2, 8)), dict(sides=(6, 32))])
+    dict(objects=(0, 2)), dict(sides=(2, 8)), dict(sides=(6, 32)),
+    dict(objects=(5, 9))])
 def test_wrong_arguments_are_named(kwargs):
   with pytest.raises(ValueError, match='allowed are'):
     detection.detection(0, 'train', 0, **kwargs)
