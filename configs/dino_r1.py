@@ -1,11 +1,11 @@
-r"""DINO-R1: Incentivizing Reasoning Capability in Vision Foundation Models (GRQO).
+r"""DINO-R1: Incentivizing Reasoning Capability in Vision Foundation Models.
 
 arXiv 2505.24025. https://github.com/Christinepan881/DINO-R1
 
-What is new: group relative query optimisation. The queries of a picture are the
-group: each is rewarded by how well it fits some box, rewards are normalised over
-the queries, and a KL keeps their objectness near that of the model as it was at
-the epoch's start. No language model, no sampling.
+What is new: group relative query optimisation (GRQO). The queries of a picture
+are the group: each is rewarded by how well it fits some box, rewards are
+normalised over the queries, and a KL keeps their objectness near that of the
+model as it was at the epoch's start. No language model, no sampling.
 
   python -m mmr1.main --config=configs/dino_r1.py
   python -m mmr1.main --config=configs/dino_r1.py:paper

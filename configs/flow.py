@@ -1,5 +1,4 @@
-"""Defaults of stages of kind `flow`: a model of pictures, see `mmr1.stages.flow`.
-"""
+"""Defaults of stages of kind `flow`, see `mmr1.stages.flow`."""
 
 from ml_collections import config_dict
 

@@ -1,5 +1,5 @@
-r"""UniWorld-V2: Reinforce Image Editing with Diffusion Negative-aware Finetuning
-and Implicit MLLM Feedback (Edit-R1).
+r"""UniWorld-V2, Edit-R1: Reinforce Image Editing with Diffusion Negative-aware
+Finetuning and Implicit MLLM Feedback.
 
 arXiv 2510.16888. https://github.com/PKU-YuanGroup/UniWorld-V2; its optimiser is
 DiffusionNFT, arXiv 2509.16117, https://github.com/NVlabs/DiffusionNFT.
@@ -33,7 +33,7 @@ Ablations:
   --config.nft.advantage.kwargs.std=group       local standard deviation
   --config.nft.select.kwargs.mean=2.0 --config.nft.select.kwargs.std=-1.0
                                                 no filter
-  --config.nft.select.kwargs.either=False       the paper's filter, not its code's
+  --config.nft.select.kwargs.either=False       the filter of the text
   --config.nft.old.rate=0.001                   old parameters lag (type 1)
   --config.nft.objective.kwargs.beta=0.1        stronger guidance
   --config.nft.objective.kwargs.use=positive    good samples alone

@@ -11,8 +11,8 @@ from mmr1 import context
 from mmr1 import flow_objectives
 from mmr1 import generator
 from mmr1 import resolve
-from mmr1.data import datasets
 from mmr1.data import sources
+from mmr1.data import worlds
 from mmr1.flows import solvers
 from mmr1.models import dit
 
@@ -141,17 +141,9 @@ def _world(config: Any, name: str, model: dit.Config, split: str,
   Raises:
     ValueError: they do not fit the generator.
   """
-  about, section = datasets.member(config, name)
-  fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
-  resolve.check_kwargs(fn, section, f'tasks.{name}', ('uid_offset',))
-  data = config.data
-  made = sources.Labelled(sources.TaskSource(
-      fn, seed=config.seed, split=split, size=data.train_size
-      if split == 'train' else data.eval_size, **section), about)
+  made = worlds.open_world(
+      config, name, split, order=order, needs=('condition', 'target'))
   first = made[0]
-  if 'condition' not in first.meta or 'target' not in first.meta:
-    raise ValueError(f'tasks.{name}: its examples have no meta of condition '
-                     "and target, which a generator needs; 'edits' has.")
   for key, got, want in (
       ('tokens', len(first.meta['condition']), model.tokens),
       ('size', first.meta['target'].size[0], model.size),
@@ -159,4 +151,4 @@ def _world(config: Any, name: str, model: dit.Config, split: str,
     if got != want:
       raise ValueError(f'generator.{key}: got {want}; the examples of tasks.'
                        f'{name} have {got}.')
-  return sources.Mixture([made], seed=config.seed, order=order)
+  return made

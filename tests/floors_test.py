@@ -24,7 +24,7 @@ FLOORS = (
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
      'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
-     'generator', 'flow_objectives', 'flow_setup', 'flow_update',
+     'generator', 'flow_objectives', 'flow_setup', 'flow_update', 'detect_setup',
      'picture_judges'),
     # F3
     ('papers',),

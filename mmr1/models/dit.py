@@ -1,4 +1,4 @@
-"""A small diffusion transformer: pictures, a time and a condition to velocities.
+"""A small diffusion transformer: velocities of noisy pictures.
 
 Letters: N prompts, G samples of each, P patches, D width, L tokens of a
 condition. The condition and the source picture exist once per group.

@@ -6,7 +6,7 @@ the step are searched. Losses of every layer as in DINO, the agreement of
 instances with names of classes, and a term about the queries.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -17,80 +17,21 @@ import numpy as np
 from mmr1 import arrays
 from mmr1 import average_precision
 from mmr1 import context
+from mmr1 import detect_setup
 from mmr1 import generator
 from mmr1 import loop
 from mmr1 import optim
 from mmr1 import phases
 from mmr1 import records
-from mmr1 import resolve
 from mmr1 import trees
 from mmr1 import types
-from mmr1.data import datasets
-from mmr1.data import sources
 from mmr1.losses import detection
 from mmr1.models import detector
 from mmr1.sampling import keys as keys_lib
 
 NAME, REFERENCE = 'detector', 'reference'
-_AT_LEAST = {
-    'steps': 1, 'rows_per_step': 1, 'boxes': 1, 'reference_every': 1,
-    'log_every': 1, 'samples_every': 1, 'checkpoint_every': 1,
-    'keep_checkpoints': 1, 'max_bad_updates': 1, 'eval_every': 0,
-    'record_every': 0}
 
-
-class Plan(NamedTuple):
-  """Sizes, the term about queries | None, and the world, (split, order) ->
-  examples."""
-  model: detector.Config
-  term: Callable[..., Any] | None
-  world: Callable[..., sources.Mixture]
-
-
-def setup(section: Any, stage: str, config: Any) -> Plan:
-  """Checks the section before anything runs."""
-  for key, least in _AT_LEAST.items():
-    if section[key] < least:
-      raise ValueError(
-          f'{stage}.{key}: got {section[key]}; allowed: at least {least}.')
-  if section.evaluation.examples < 1 or section.queries.after < 0:
-    raise ValueError(
-        f'{stage}: got evaluation.examples={section.evaluation.examples}, '
-        f'queries.after={section.queries.after}; allowed: at least 1, and 0 or '
-        'more.')
-  generator.source(config, stage, section.kind)
-  model = detector.Config(**config.detector.as_dict())
-  side = model.size // max(model.patch, 1)
-  if side * model.patch != model.size or not (
-      section.boxes <= model.queries <= side**2):
-    raise ValueError(
-        f'detector: got size={model.size}, patch={model.patch}, queries='
-        f'{model.queries}; allowed: whole patches, and from {section.boxes} '
-        f'({stage}.boxes) queries to one per patch, {side**2}.')
-  term, queries = None, section.queries
-  if queries.fn is not None:
-    fn, kwargs = resolve.function(queries.fn, 'mmr1.papers'), (
-        queries.kwargs.as_dict())
-    resolve.check_kwargs(fn, kwargs, f'{stage}.queries.kwargs')
-    term = functools.partial(fn, **kwargs)
-  section.cost.as_dict(), section.loss.as_dict(), section.alignment
-  section.optimizer.as_dict(), section.restore_best, section.evaluation.seed
-  return Plan(model, term, functools.partial(_world, config, section.world))
-
-
-def _world(config: Any, name: str, split: str, order: int) -> sources.Mixture:
-  about, section = datasets.member(config, name)
-  fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
-  resolve.check_kwargs(fn, section, f'tasks.{name}', ('uid_offset',))
-  data = config.data
-  made = sources.Labelled(sources.TaskSource(
-      fn, seed=config.seed, split=split, size=data.train_size
-      if split == 'train' else data.eval_size, **section), about)
-  if 'boxes' not in made[0].meta:
-    raise ValueError(f'tasks.{name}: its examples have no meta of boxes and '
-                     "classes, which a detector needs; 'detection' has.")
-  return sources.Mixture([made], seed=config.seed, order=order)
-
+setup = detect_setup.plan
 
 class Batch(NamedTuple):
   """images f32[B, H, W, 3] in -1 .. 1, and what is in them."""
@@ -177,7 +118,7 @@ class Trainer:
   """A stage. `start`: its state at the start."""
 
   def __init__(self, ctx: context.Context, stage: str, section: Any,
-               plan: Plan):
+               plan: detect_setup.Plan):
     self._ctx, self._stage, self._section, self.plan = (
         ctx, stage, section, plan)
     self.clock = phases.Clock(
@@ -306,7 +247,8 @@ def _detected(model: detector.Config, params: Any, shown: Batch,
       known, jax.nn.sigmoid(found.logits[-1]), -1.0)
 
 
-def run(ctx: context.Context, stage: str, section: Any, plan: Plan) -> None:
+def run(ctx: context.Context, stage: str, section: Any,
+        plan: detect_setup.Plan) -> None:
   """Trains; the stage's last checkpoint is its model."""
   trainer = Trainer(ctx, stage, section, plan)
   loop.train(ctx, stage, section, trainer.start, trainer, trainer.step,

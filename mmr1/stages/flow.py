@@ -9,6 +9,7 @@ reference, those that the stage starts from; and an average, which is evaluated.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import re
 from typing import Any
 
@@ -236,7 +237,7 @@ class Trainer:
   def _minibatch(self, round_, part, parts):
     if parts == 1:
       return round_
-    rows = jax.tree.map(lambda x: x[part::parts], round_.replace(schedule=None))
+    rows = _rows(round_.replace(schedule=None), part, parts)
     return self._ctx.policy.layout.spread(rows).replace(
         schedule=round_.schedule)
 
@@ -276,6 +277,12 @@ class Trainer:
         'eval/followed': float(followed.mean()),
         **{f'eval/{form}': float(followed[forms == form].mean())
            for form in sorted({*forms})}, 'eval/n': score.size}
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _rows(round_: flow_objectives.Round, part: int, parts: int,
+          ) -> flow_objectives.Round:
+  return jax.tree.map(lambda x: x[part::parts], round_)
 
 
 def run(ctx: context.Context, stage: str, section: Any,
