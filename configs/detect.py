@@ -55,4 +55,5 @@ def add(c: ConfigDict, optimizer: ConfigDict) -> None:
   c.detector = _detector()
   c.detect = _detect(optimizer)
   c.tasks.detection = ConfigDict(dict(
-      fn='detection.detection', canvas=32, objects=(1, 4), sides=(6, 14)))
+      fn='detection.detection', canvas=32, objects=(1, 4), sides=(6, 14),
+      by='colour'))

@@ -64,6 +64,7 @@ def get_config(arg: str | None = None):
   c.flow.optimizer.weight_decay = 1e-4
   c.flow.optimizer.decay_mask = 'all'
   c.flow.solver_steps, c.flow.evaluation.steps = 6, 15
+  c.flow.evaluation.examples = 128
   c.pretrain = common.overlay(
       c.flow, world='noisy_edits', samples_per_prompt=1, condition_dropout=0.1,
       steps=800, prompts_per_step=64, log_every=10, checkpoint_every=100,

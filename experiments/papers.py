@@ -129,7 +129,7 @@ ARMS = {
     'dino_r1': Paper(
         {'dino_r1': ('', ()), 'sft': ('sft', ())},
         ('loss/label', 'loss/giou', 'queries/kl', 'queries/advantage'),
-        steps=500, stage='dino_r1', ends=('eval/ap', 'eval/ap50')),
+        steps=400, stage='dino_r1', ends=('eval/ap', 'eval/ap50')),
 }
 
 

@@ -1,8 +1,8 @@
 """`detection`: one to four coloured shapes; where is each of a class?
 
-Discs, squares and triangles of any colour and size, none over another, on a
-light background. A detector is shown what a class is by one instance of it in
-another picture.
+Circles, squares and triangles in red, green and blue, none over another, on a
+light background. Classes are the colours or the kinds; a detector is shown what
+one is by an instance of it in another picture.
 """
 
 import numpy as np
@@ -13,13 +13,15 @@ from mmr1.data.tasks import draw
 from mmr1.data.tasks import items
 from mmr1.data.tasks import shapes
 
-CLASSES = ('circle', 'square', 'triangle')
+CLASSES = {'colour': ('red', 'green', 'blue'),
+           'kind': ('circle', 'square', 'triangle')}
 _TRIES = 100
 
 
 def detection(
     seed: int, split: str, i: int, *, uid_offset: int = 0, canvas: int = 32,
     objects: tuple[int, int] = (1, 4), sides: tuple[int, int] = (6, 14),
+    by: str = 'colour',
 ) -> records.Example:
   """Item `i` of the split, computed on its own (random access).
 
@@ -31,10 +33,11 @@ def detection(
     canvas: side of the picture in pixels.
     objects: fewest and most shapes; fewer are there if no more fit.
     sides: least and largest side of a shape in pixels.
+    by: what classes are, a key of CLASSES.
 
   Returns:
     Example with meta `boxes`, ((left, top, right, bottom), ...) in pixels, the
-    last two just outside, and `classes`, their numbers in CLASSES.
+    last two just outside, and `classes`, their numbers in CLASSES[by].
 
   Raises:
     ValueError: for arguments outside the ranges above.
@@ -47,24 +50,28 @@ def detection(
         f'detection: got objects={tuple(objects)}, sides={tuple(sides)}, '
         f'canvas={canvas}; allowed are 1 <= fewest <= most, 4 <= least side <= '
         f'largest side < canvas, and fewest up to {room}, which fit.')
+  if by not in CLASSES:
+    raise ValueError(f'detection: by={by!r}; allowed are {[*CLASSES]}.')
   rng = items.generator('detection', seed, split, i)
   while True:
     count = int(rng.integers(few, most + 1))
     boxes = _boxes(rng, count, canvas, sides)
-    classes = tuple(int(rng.integers(len(CLASSES))) for _ in boxes)
-    colours = tuple(items.pick(rng, tuple(shapes.RGB)) for _ in boxes)
-    if len(boxes) >= few and items.owns(split, f'{boxes} {classes} {colours}'):
+    looks = {name: tuple(int(x) for x in rng.integers(3, size=len(boxes)))
+             for name in CLASSES}
+    if len(boxes) >= few and items.owns(split, f'{boxes} {looks}'):
       break
   level = int(rng.integers(230, 250))
   grey = rng.integers(level - 5, level + 6, (canvas, canvas, 1), dtype=np.uint8)
   image = Image.fromarray(np.repeat(grey, 3, 2))
-  for (left, top, right, bottom), kind, colour in zip(boxes, classes, colours):
-    draw.shape(image, CLASSES[kind], (left, top, right - 1, bottom - 1),
-               draw.tint(rng, shapes.RGB[colour], 20))
+  for (left, top, right, bottom), colour, kind in zip(
+      boxes, looks['colour'], looks['kind']):
+    draw.shape(
+        image, CLASSES['kind'][kind], (left, top, right - 1, bottom - 1),
+        draw.tint(rng, shapes.RGB[CLASSES['colour'][colour]], 20))
   return records.Example(
       uid=uid_offset + int(i), question='<image>Where is each shape?',
       images=(image,), source='detection',
-      meta={'boxes': boxes, 'classes': classes})
+      meta={'boxes': boxes, 'classes': looks[by]})
 
 
 def _boxes(rng: np.random.Generator, count: int, size: int,

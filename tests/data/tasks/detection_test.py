@@ -27,12 +27,22 @@ def test_boxes_are_tight_and_apart():
 def test_squares_fill_their_box_and_triangles_half_of_it():
   share = {0: [], 1: [], 2: []}
   for i in range(200):
-    e = detection.detection(0, 'train', i)
+    e = detection.detection(0, 'train', i, by='kind')
     ink = np.ptp(np.asarray(e.images[0]).astype(int), -1) > 40
     for (l, t, r, b), kind in zip(e.meta['boxes'], e.meta['classes']):
       share[kind].append(ink[t:b, l:r].mean())
   assert np.mean(share[1]) == 1
   assert .7 < np.mean(share[0]) < .9 and .4 < np.mean(share[2]) < .65
+
+
+def test_colours_are_classes():
+  for i in range(50):
+    e = detection.detection(0, 'train', i)
+    image = np.asarray(e.images[0])
+    for (l, t, r, b), colour in zip(e.meta['boxes'], e.meta['classes']):
+      assert image[(t + b) // 2, (l + r) // 2].argmax() == colour
+    kinds = detection.detection(0, 'train', i, by='kind').meta
+    assert kinds['boxes'] == e.meta['boxes']
 
 
 def test_an_item_is_its_address_and_splits_share_none():
@@ -45,7 +55,8 @@ def test_an_item_is_its_address_and_splits_share_none():
 
 @pytest.mark.parametrize('kwargs', [
     dict(objects=(0, 2)), dict(sides=(2, 8)), dict(sides=(6, 32)),
-    dict(objects=(5, 9))])
+    dict(objects=(5, 9)),
+    dict(by='size')])
 def test_wrong_arguments_are_named(kwargs):
   with pytest.raises(ValueError, match='allowed are'):
     detection.detection(0, 'train', 0, **kwargs)
