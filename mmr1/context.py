@@ -23,9 +23,10 @@ from mmr1 import trees
 from mmr1 import watchdog as watchdog_lib
 from mmr1.sampling import publish
 from mmr1.models import checkpoints as model_checkpoints
+from mmr1.models import scalar_heads
 
 Tree = Any
-TRAINS = lineage_lib.TRAINS
+TRAINS, POLICIES = lineage_lib.TRAINS, lineage_lib.POLICIES
 
 
 class Preempted(SystemExit):
@@ -47,7 +48,7 @@ class Context:
     policy: the model and its constants.
     base: parameters of the base model, or None once they were forgotten.
     order: names of the run's stages.
-    models: names of finished stages that made a model, oldest first.
+    models: names of finished stages that made a policy, oldest first.
     files: {collect stage: the file it wrote}.
     evaluate: (params, stage, step) -> metrics; set by the run.
     trains: rows of the last printed table of what trains.
@@ -155,9 +156,16 @@ class Context:
 
 def open_model(
     model: Any, path: str, processor: processor_lib.Processor,
-    layout: sharding.Layout,
+    layout: sharding.Layout, heads: Mapping[str, Any] | None = None,
 ) -> tuple[forward.Policy, Tree]:
   """Loads a checkpoint folder as a policy and its parameters.
+
+  Args:
+    model: the section of the config.
+    path: the folder.
+    processor: of the folder.
+    layout: where parameters go.
+    heads: those of one number; None: as `model` says.
 
   Raises:
     ValueError: a folder that is damaged; heads that do not divide over the
@@ -167,12 +175,23 @@ def open_model(
       path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
       layers=model.layers, remat=model.remat, precision=model.precision,
       attention=model.attention, partition=layout.partition,
-      scalars=tuple(model.scalars), place=layout.place)
+      **(heads_of(model) if heads is None else heads), place=layout.place)
   sharding.check(layout, module.config)
   policy = forward.Policy(
       module, processor.banned, processor.eos_id, processor.pad_id,
       model.head_chunk, layout)
   return policy, params
+
+
+def heads_of(model: Any) -> dict[str, Any]:
+  """Heads of one number that a config asks for: keywords of
+  `models.checkpoints.load`."""
+  if 'scalars' not in model:  # a run from before there were any
+    return {}
+  found: dict[str, Any] = {'scalars': tuple(model.scalars)}
+  if 'reward' in model.scalars and 'reward_head' in model:
+    found['reward_head'] = scalar_heads.Head(**model.reward_head.as_dict())
+  return found
 
 
 def check_init(
@@ -223,7 +242,7 @@ def check_folders(config: Any, base: Tree) -> None:
         continue
       there = shapes(model_checkpoints.describe(
           datasets.model_path(name), param_dtype=model.param_dtype,
-          scalars=tuple(model.scalars))[1])
+          **heads_of(model))[1])
       other = sorted(leaf for leaf in here.keys() | there.keys()
                      if here.get(leaf) != there.get(leaf))
       if other:

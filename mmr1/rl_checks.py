@@ -243,6 +243,11 @@ def _check_advantage(section: Any, stage: str, config: Any) -> None:
         f'{stage}.advantage.fn: {name!r} reads what the policy that samples '
         f'says, which with staleness={section.staleness} is not there any '
         'more. Set staleness to 0.')
+  if needs(fn) == 'baseline' and section.judges:
+    raise ValueError(
+        f'{stage}.judges: got {section.judges} with the advantage {name!r}: '
+        'the greedy completions that it compares with are not judged. Take '
+        "another advantage, or judges=().")
   if needs(fn) == 'values' and 'value' not in config.model.scalars:
     raise ValueError(
         f"{stage}.advantage.fn: {name!r} reads a critic's values; give the "

@@ -26,6 +26,7 @@ def plan(slug, arg=None):
     ('vl_rethinker', None, {'old'}),
     ('sophiavl_r1', None, {
         'prefill_thinking', 'decode_thinking', 'reference'}),
+    ('basereward', None, {'judge_model_0', 'judge_model_1'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)
@@ -40,6 +41,28 @@ def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   assert (average > 0) == (slug == 'grpo_care')
   memory = stage['held'].get('memory', 0)
   assert (memory > 0) == (slug == 'vl_rethinker')
+
+
+def test_a_reward_model_is_one_update_without_a_head_over_words():
+  c = resolve.finalise(
+      importlib.import_module('configs.basereward').get_config())
+  made = estimate.plan(c, chips.topology('h100:1'), stages=('voter',))
+  stage = made['stages']['voter']
+  assert stage['kind'] == 'reward_model' and set(stage['programs']) == {'update'}
+  row = stage['programs']['update']
+  assert row['flops'] == pytest.approx(row['flops_by_formula'], rel=.25)
+  assert stage['tokens'] == 2 * 16 * 48
+
+
+def test_a_folder_of_a_judge_that_is_not_there_has_the_size_it_is_called():
+  c = resolve.finalise(importlib.import_module(
+      'configs.basereward').get_config('qwen2_5_vl_3b,rl'))
+  made = estimate.plan(c, chips.topology('h100:64'), stages=('basereward',))
+  stage = made['stages']['basereward']
+  # Two of 7.6B parameters in bfloat16 beside one of 3.1B: 2 x 8.3 x 2 bytes.
+  assert stage['held']['judges'] == pytest.approx(
+      2 * 2 * 8.3e9 / 64, rel=.1)
+  assert {'judge_model_0', 'judge_model_1'} < set(stage['programs'])
 
 
 def test_a_look_costs_what_it_computes():
