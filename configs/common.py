@@ -8,6 +8,8 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
+from configs import detect
+from configs import flow
 from configs import preference
 from configs import refine
 from configs import reward_model
@@ -455,27 +457,24 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluation = ConfigDict(_evaluation())
   c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
   c.tensorboard = True
-  c.model = _model()
-  c.mesh = _mesh()
+  c.model, c.mesh = _model(), _mesh()
   c.mesh.fsdp = 1
-  c.sampler = _sampler()
-  c.data = _data()
-  c.tasks = _tasks()
-  c.rewards = _rewards()
+  c.sampler, c.rewards = _sampler(), _rewards()
+  c.data, c.tasks = _data(), _tasks()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.views = ConfigDict()  # name: view(...)
   c.terms = ConfigDict(reward_model.terms(term))  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
-  c.sft = _sft()
+  c.sft, c.rl = _sft(), _rl()
   c.preference = preference.section(_training())
-  c.rl = _rl()
   c.reward_model = reward_model.stage(_training())
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
-  c.collect = _collect()
-  c.refine = refine.section(_evaluation())
+  c.collect, c.refine = _collect(), refine.section(_evaluation())
+  for family in (detect, flow):
+    family.add(c, _optimizer())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(

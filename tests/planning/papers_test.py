@@ -76,3 +76,24 @@ def test_a_look_costs_what_it_computes():
   once, always = plan('papo'), plan('papo', 'recompute')
   assert flops(always, 'update') == pytest.approx(
       2 * flops(once, 'update'), rel=.1)
+
+
+@pytest.mark.parametrize('arg, more', [(None, {'reference'}), ('simpo', set())])
+def test_pairs_are_a_reference_pass_and_an_update(arg, more):
+  c = importlib.import_module('configs.metis_specs').get_config(arg)
+  made = estimate.plan(resolve.finalise(c), chips.topology('h100:1'),
+                       stages=('cold_start',))['stages']['cold_start']
+  assert set(made['programs']) == {'update'} | more
+  assert ('reference' in made['held']) == bool(more)
+  for name, row in made['programs'].items():
+    assert row['flops'] == pytest.approx(row['flops_by_formula'], rel=.25), name
+
+
+def test_of_adapters_moments_alone_are_held():
+  """What is compared with is the base; what trains are two thin matrices."""
+  c = importlib.import_module('configs.critic_v').get_config()
+  made = estimate.plan(resolve.finalise(c), chips.topology('h100:1'),
+                       stages=('critic', 'critic_start'))['stages']
+  moments = {name: made[name]['held']['state'] for name in made}
+  # Parameters, and two moments of all of them or of adapters.
+  assert moments['critic'] < .5 * moments['critic_start']
