@@ -8,6 +8,7 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
+from configs import merging
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -469,6 +470,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
+  c.merge = merging.stage()
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(
@@ -481,16 +483,14 @@ def get_base(arg: str | None = None) -> ConfigDict:
 def _real(c: ConfigDict, arg: str) -> None:
   """A real checkpoint: where it is must be said on the command line."""
   c.model.path = f'checkpoints/{arg}'
-  c.model.param_dtype = 'float32'
-  c.model.compute_dtype = 'bfloat16'
+  c.model.param_dtype, c.model.compute_dtype = 'float32', 'bfloat16'
   c.model.layers = 'scan'
   c.model.remat = 'layer'
   c.model.head_chunk = 1024
   c.sampler.cache_chunk = 256
   # Caches of long completions are most of what sampling needs.
   c.sampler.rows = 512 if arg.endswith(('_32b', '_72b')) else 2048
-  c.mesh.data = 1
-  c.mesh.fsdp = None
+  c.mesh.data, c.mesh.fsdp = 1, None
   c.data.path = 'data/train.parquet'
   c.data.prompt_tokens = 2048
   c.data.patches = 6400

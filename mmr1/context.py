@@ -16,6 +16,7 @@ from mmr1 import forward
 from mmr1 import guard
 from mmr1 import lineage as lineage_lib
 from mmr1 import log
+from mmr1 import parents
 from mmr1 import profiling
 from mmr1 import resolve
 from mmr1 import sharding
@@ -25,7 +26,7 @@ from mmr1.sampling import publish
 from mmr1.models import checkpoints as model_checkpoints
 
 Tree = Any
-TRAINS = lineage_lib.TRAINS
+TRAINS, POLICIES = lineage_lib.TRAINS, lineage_lib.POLICIES
 
 
 class Preempted(SystemExit):
@@ -180,14 +181,15 @@ def check_init(
   """Refuses a name that will not stand for a model when the stage begins.
 
   Args:
-    name: 'previous', 'base', a stage before this one that trains, or a folder.
+    name: 'previous', 'base', a stage before this one that makes a model, or a
+      folder.
     stage: whose key it is; key: which.
     config: the resolved config.
   """
   if name in ('previous', 'base'):
     return
   if name in config.stages:
-    if config[name].kind not in TRAINS:
+    if config[name].kind not in POLICIES:
       raise ValueError(
           f'{stage}.{key}: {name!r} is a stage of kind {config[name].kind!r}, '
           'which makes no model.')
@@ -207,6 +209,8 @@ def check_init(
 
 def check_folders(config: Any, base: Tree) -> None:
   """Refuses folders with another model than the run's, before a stage begins.
+
+  What is merged may be another model in part, see `parents.check`.
 
   Args:
     config: the resolved config, whose names `check_init` has seen.
@@ -232,3 +236,4 @@ def check_folders(config: Any, base: Tree) -> None:
             f'{other[0]!r} is {there.get(other[0], "absent")} there and '
             f'{here.get(other[0], "absent")} here ({len(other)} differ). Take '
             'a checkpoint of the same model.')
+  parents.check(config)

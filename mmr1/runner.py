@@ -245,7 +245,7 @@ def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
     if ctx.checkpoints.done(name) is None:
       ctx.logger.note(f'[{name}] {section.kind}')
       modules[name].run(ctx, name, section, plans[name])
-    if section.kind in context.TRAINS:
+    if section.kind in context.POLICIES:
       ctx.models.append(name)
     record = ctx.checkpoints.done(name)
     if 'eval' in record:

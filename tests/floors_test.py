@@ -16,14 +16,15 @@ FLOORS = (
      'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
-     'hooks', 'views'),
+     'hooks', 'views', 'merging'),
     # F2
     ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
      'checkpoint', 'stored', 'workdir', 'log', 'progress', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
-     'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges'),
+     'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
+     'parents', 'fusing'),
     # F3
     ('papers',),
     # F4
