@@ -1,6 +1,7 @@
 """Stage merge: what it writes is the sum of task vectors, and a model of the
 run as any other."""
 
+import contextlib
 import json
 import pathlib
 import shutil
@@ -206,3 +207,200 @@ def test_m15_a_kill_before_the_end_leaves_the_same(run):
   when = (folder / 'model.safetensors').stat().st_mtime_ns
   mmr1.run(c, str(path), quiet=True)
   assert (folder / 'model.safetensors').stat().st_mtime_ns == when
+
+
+# Stages of the run as parents.
+
+
+@pytest.fixture(scope='module')
+def trained(shrink, folders, tmp_path_factory):
+  """A run that trains two models, one by adapters, and merges them with what
+  both are of: all of it, tower and embeddings included."""
+  path = tmp_path_factory.mktemp('trained') / 'workdir'
+  c = config(shrink, folders, merge__base='base', sft__rows_per_step=2,
+             sft__steps=1, sft__max_new_tokens=48, sft__optimizer__lr=0.02)
+  c.traces = common.overlay(
+      c.collect, engine='mmr1.data.traces:solved', size=6)
+  c.whole = common.overlay(c.sft, init='base', data='traces')
+  c.adapted = common.overlay(
+      c.sft, init='base', data='traces', lora=dict(rank=2, train=('visual/.*',)))
+  c.fused = common.overlay(
+      c.merge, parents=dict(vision='whole', reasoning='adapted'),
+      leaves=('language/.*', 'visual/blocks/.*'),
+      rule=dict(fn='interpolation', kwargs=dict(
+          weights=dict(vision=0.75, reasoning=0.25))))
+  c.tuned = common.overlay(c.sft, data='traces', optimizer=dict(lr=0.0))
+  c.stages = ('traces', 'whole', 'adapted', 'fused', 'tuned')
+  mmr1.run(c, str(path), quiet=True)
+  return path, c
+
+
+def test_leaf_by_leaf_is_as_of_whole_models(trained, open_run):
+  path, c = trained
+  ctx, _ = open_run(c, path)
+  base, a, b, made = (trees.named(jax.device_get(
+      parents.lora.merge(ctx.params(name))))
+                      for name in ('base', 'whole', 'adapted', 'fused'))
+  changed = set()
+  for name, x in made.items():
+    if name.startswith(('language/', 'visual/blocks/')):
+      expected = base[name] + 0.75 * (a[name] - base[name]) + 0.25 * (
+          b[name] - base[name])
+      np.testing.assert_allclose(x, expected, atol=1e-6, err_msg=name)
+      changed |= {name} if np.abs(x - a[name]).max() > 1e-4 else set()
+    else:
+      np.testing.assert_array_equal(x, a[name], err_msg=name)
+  assert {'language/embed', 'language/norm/weight', 'language/layers/q/kernel',
+          'visual/blocks/qkv/kernel'} <= changed
+  # And the stage after it starts from it: at a learning rate of 0 it is that.
+  after = trees.named(jax.device_get(ctx.params('tuned')))
+  for name, x in made.items():
+    np.testing.assert_array_equal(x, after[name], err_msg=name)
+
+
+def test_norms_are_of_the_layers_that_were_trained(trained):
+  path, _ = trained
+  record = json.loads((path / 'merged' / 'fused.json').read_text())
+  for norms in record['squared_norms'].values():
+    assert len(norms) == DEPTH and min(norms) > 0
+  # Two runs of Adam's first step on the same rows point the same way.
+  assert min(record['cosines']['reasoning, vision'] if (
+      'reasoning, vision' in record['cosines'])
+             else record['cosines']['vision, reasoning']) > 0
+
+
+# Memory.
+
+
+class Model(types.SimpleNamespace):
+  """The fields of a section that are read."""
+
+
+def test_memory_is_that_of_a_few_layers(tmp_path):
+  """24 layers of 2 MiB: a model has 48 MiB, the largest tensor .5 MiB."""
+  sizes = dict(num_hidden_layers=24, hidden_size=128, intermediate_size=1024,
+               num_attention_heads=4, num_key_value_heads=4, vocab_size=64)
+  for i, name in enumerate(('base', 'vision', 'reasoning')):
+    language(tmp_path / name, seed=i, **sizes)
+  module, structs = checkpoints.describe(
+      tmp_path / 'base', param_dtype='float32')
+  assert trees.count(structs['language']['layers']) * 4 > 40 * 2**20
+  section = Model(leaves=('language/layers/.*',), rest='vision',
+                  embeddings='vision', where='fused')
+  settings = Model(model=Model(param_dtype='float32', scalars=(), path=''),
+                   stages=())
+  with contextlib.ExitStack() as stack:
+    family = fusing.Family({name: stack.enter_context(parents.opened(
+        settings, None, module, str(tmp_path / name)))
+                            for name in ('base', 'vision', 'reasoning')},
+                           section, module, structs)
+    tracemalloc.start()
+    try:
+      grams = family.grams()
+      coefficients = merging.closed_form(merging.Measured({
+          name: grams[:-1, i, i] for i, name in enumerate(family.parents)}))
+      family.write(epath.Path(tmp_path / 'out'), coefficients, 'float32')
+      _, peak = tracemalloc.get_traced_memory()
+    finally:
+      tracemalloc.stop()
+  assert grams.shape == (25, 2, 2) and (grams[:-1, 0, 0] > 0).all()
+  # One tensor of each model, their sum and difference, what is being read and
+  # written: a dozen of .5 MiB, a seventh of one model, whatever its depth.
+  assert peak < 14 * 2**19
+  made, (b, v, r) = tensors(tmp_path / 'out'), (
+      tensors(tmp_path / name) for name in ('base', 'vision', 'reasoning'))
+  name = 'model.layers.23.mlp.down_proj.weight'
+  c = grams[23, 0, 0] / np.trace(grams[23])
+  np.testing.assert_allclose(
+      made[name], b[name] + c * (v[name] - b[name])
+      + (1 - c) * (r[name] - b[name]), atol=1e-6)
+  np.testing.assert_array_equal(
+      made['model.embed_tokens.weight'], v['model.embed_tokens.weight'])
+
+
+# What cannot be merged.
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(parents=dict()), 'fused.parents: empty'),
+    (dict(parents=dict(vision='base', reasoning='later')), 'later.*before'),
+    (dict(base='base'), "fused.parents.vision: 'base' is fused.base as well"),
+    (dict(parents=dict(vision='a', reasoning='a')),
+     "parents.vision: 'a' is fused.parents.reasoning as well"),
+    (dict(rest='sight'), "fused.rest: got 'sight'; allowed"),
+    (dict(embeddings='sight'), "fused.embeddings: .*'base'"),
+    (dict(share=dict(of='sight')), 'fused.share.of'),
+    (dict(share=dict(examples=-1)), 'fused.share: got examples=-1'),
+    (dict(share=dict(examples=0)), 'fused.rule: .*was not measured'),
+    (dict(rule=dict(fn='closed_from')), 'closed_from.*Nearest: .*closed_form'),
+    (dict(rule=dict(kwargs=dict(prior='cubic'))), "rule: .*prior='cubic'"),
+    (dict(rule=dict(fn='fixed', kwargs=dict(share=0.1))), 'kwargs.share'),
+])
+def test_m22_errors_of_the_section(shrink, folders, changes, message):
+  c = config(shrink, folders)
+  c.later = common.overlay(c.sft)
+  if 'parents' in changes:  # not over those of the family
+    c.merge.parents = {}
+  c.fused = common.overlay(c.merge, **changes)
+  c.stages = ('fused', 'later')
+  c.sft.data = 'x.jsonl'
+  with pytest.raises(ValueError, match=message):
+    merge.setup(resolve.finalise(c).fused, 'fused', resolve.finalise(c))
+
+
+@pytest.mark.parametrize('key, sizes, message', [
+    ('reasoning', dict(num_hidden_layers=2), 'depth is 2 there and 3 here'),
+    ('reasoning', dict(num_key_value_heads=2), 'kv_heads is 2 there and 1'),
+    ('base', dict(intermediate_size=64), 'mlp_width is 64 there and 48 here'),
+    ('base', dict(model_type='qwen3', head_dim=16), 'qkv_bias is False there'),
+])
+def test_other_architectures_are_refused_at_the_start(
+    shrink, folders, open_run, tmp_path, key, sizes, message):
+  language(tmp_path / 'other', **sizes)
+  c = config(shrink, folders)
+  if key == 'base':
+    c.fused.base = str(tmp_path / 'other')
+  else:
+    c.fused.parents[key] = str(tmp_path / 'other')
+  where = 'fused.base' if key == 'base' else f'fused.parents.{key}'
+  with pytest.raises(ValueError, match=f'{where}: .*{message}'):
+    open_run(c, tmp_path / 'run')
+
+
+def test_what_a_folder_lacks_is_named(shrink, folders, open_run, tmp_path):
+  c = config(shrink, folders, fused__rest='reasoning')
+  with pytest.raises(
+      ValueError, match="parents.reasoning: .*'visual/.*' is absent there"):
+    open_run(c, tmp_path / 'run')
+  c = config(shrink, folders)
+  c.fused.base = str(tmp_path / 'none')
+  with pytest.raises(ValueError, match='fused.base: there is no .*none'):
+    open_run(c, tmp_path / 'run')
+  # Embeddings of another vocabulary are not needed, unless they are asked for.
+  language(tmp_path / 'words', vocab_size=64)
+  c.fused.base = str(tmp_path / 'words')
+  open_run(c, tmp_path / 'fine')
+  c.fused.embeddings = 'base'
+  with pytest.raises(ValueError, match="fused.base: .*'language/embed' is"):
+    open_run(c, tmp_path / 'run')
+
+
+def test_a_stage_that_has_not_finished_is_named(
+    shrink, folders, open_run, tmp_path):
+  c = config(shrink, folders, sft__data='traces')
+  c.traces = common.overlay(c.collect, engine='mmr1.data.traces:solved')
+  c.first = common.overlay(c.sft)
+  c.fused.parents.reasoning = 'first'
+  c.stages = ('traces', 'first', 'fused')
+  ctx, plans = open_run(c, tmp_path / 'run')
+  with pytest.raises(ValueError, match="'first' has not finished"):
+    merge.run(ctx, 'fused', ctx.config.fused, plans['fused'])
+
+
+def test_rotary_positions_of_another_rate_are_told(folders, tmp_path):
+  language(tmp_path / 'other', rope_theta=1e6)
+  settings = Model(model=Model(
+      param_dtype='float32', scalars=(), path=str(folders / 'vision')))
+  told = parents.rotary_differs(settings, str(tmp_path / 'other'))
+  assert told.startswith('theta 1000000.0 there, 10000.0 here')
+  assert parents.rotary_differs(settings, str(folders / 'base')) is None
