@@ -66,23 +66,25 @@ def get_config(arg: str | None = None):
 def _tiny(c):
   """Three and four digits; all numbers [ours].
 
-  Embeddings and final norm stay those of the base, which the fused model has.
+  Embeddings and final norm stay those of the base, which the fused model has,
+  and answers are spelt as the embedded model spells them.
   """
   common.small_digits(c)
-  c.tasks.digits.forms = ('triple_first',)
+  c.tasks.digits.forms = ('triple_minus_last',)
   c.tasks.digits.min_digits, c.tasks.digits.max_digits = 3, 4
   c.evaluation.max_new_tokens = 64
   words = ('language/embed', 'language/norm/.*')
   c.pictures = common.overlay(
       c.collect, init='base', engine='mmr1.data.traces:seen', size=1536)
   c.texts = common.overlay(
-      c.collect, init='base', engine='mmr1.data.traces:told', size=1024)
+      c.collect, init='base', engine='mmr1.data.traces:told', size=2048,
+      kwargs=dict(ending='<answer> Final Answer:{} </answer>'))
   c.vision = common.overlay(
       c.sft, init='base', data='pictures', instruction='Only say what you see.',
       steps=64, rows_per_step=32, max_new_tokens=24, optimizer=dict(
-          lr=1e-3, warmup_steps=5, lr_decay='cosine', freeze=words))
+          lr=8e-4, warmup_steps=5, lr_decay='cosine', freeze=words))
   c.reasoning = common.overlay(
-      c.sft, init='base', data='texts', steps=32, rows_per_step=32,
+      c.sft, init='base', data='texts', steps=64, rows_per_step=32,
       max_new_tokens=64, optimizer=dict(
           lr=3e-4, warmup_steps=5, lr_decay='cosine',
           freeze=('visual/.*', *words)))

@@ -73,8 +73,14 @@ def check(config: Any) -> None:
 
 def _described(config: Any, path: str) -> tuple[Any, Any]:
   return model_checkpoints.describe(
-      datasets.model_path(path), param_dtype=config.model.param_dtype,
-      scalars=tuple(config.model.scalars))
+      datasets.model_path(path), **_given(config))
+
+
+def _given(config: Any) -> dict[str, Any]:
+  """How the run reads folders; scanned layers have the same parameters, and are
+  traced once."""
+  return dict(param_dtype=config.model.param_dtype, layers='scan',
+              scalars=tuple(config.model.scalars))
 
 
 def _check_folder(name: str, where: str) -> None:
@@ -173,10 +179,7 @@ def opened(
     path = str(models.merged(name))
   else:
     path = datasets.model_path(config.model.path if name == BASE else name)
-  # Heads of one number are the run's own, not a language model's.
-  with model_checkpoints.opened(
-      path, param_dtype=config.model.param_dtype,
-      scalars=tuple(config.model.scalars)) as leaves:
+  with model_checkpoints.opened(path, **_given(config)) as leaves:
     yield leaves
 
 

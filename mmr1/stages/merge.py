@@ -38,6 +38,9 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
   if not parents:
     raise ValueError(f'{stage}.parents: empty; name at least one, as in '
                      "parents=dict(vision='base', reasoning='sft').")
+  if parents_lib.BASE in parents:
+    raise ValueError(f'{stage}.parents: {parents_lib.BASE!r} is the name of '
+                     'what they have in common; call the parent otherwise.')
   models = parents_lib.named(section)
   for key, name in models.items():
     if name in ('previous', 'base', *config.stages):  # a folder: see `check`

@@ -49,6 +49,22 @@ def language(folder, params=None, seed=0, dtype='float32', **sizes):
   return params
 
 
+def seeing(folder, words=None, depth=DEPTH):
+  """A folder of a small model that sees; `words`: of its language model."""
+  shutil.copytree(
+      conftest.ROOT / 'mmr1' / 'assets' / 'tiny', folder,
+      ignore=shutil.ignore_patterns('*.safetensors'))
+  config = json.loads((folder / 'config.json').read_text())
+  config['text_config'].update(conftest.TEXT, num_hidden_layers=depth)
+  config['text_config']['rope_parameters']['mrope_section'] = [2, 3, 3]
+  config['vision_config'].update(conftest.VISION)
+  (folder / 'config.json').write_text(json.dumps(config))
+  module, structs = checkpoints.describe(folder, param_dtype='float32')
+  params = drawn(structs, 2)
+  checkpoints.save(folder, module, params | ({} if words is None else {
+      'language': words}))
+
+
 def drawn(structs, seed, scale=0.3):
   rng = np.random.default_rng(seed)
   return jax.tree.map(
@@ -65,19 +81,7 @@ def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp('parents')
   base = language(root / 'base')
   language(root / 'reasoning', moved(base, 1, 0.01), dtype='bfloat16')
-  vision = root / 'vision'
-  shutil.copytree(
-      conftest.ROOT / 'mmr1' / 'assets' / 'tiny', vision,
-      ignore=shutil.ignore_patterns('*.safetensors'))
-  config = json.loads((vision / 'config.json').read_text())
-  config['text_config'].update(conftest.TEXT, num_hidden_layers=DEPTH)
-  config['text_config']['rope_parameters']['mrope_section'] = [2, 3, 3]
-  config['vision_config'].update(conftest.VISION)
-  (vision / 'config.json').write_text(json.dumps(config))
-  module, structs = checkpoints.describe(vision, param_dtype='float32')
-  params = drawn(structs, 2)
-  params['language'] = moved(base['language'], 3, 0.02)
-  checkpoints.save(vision, module, params)
+  seeing(root / 'vision', moved(base['language'], 3, 0.02))
   return root
 
 
@@ -323,6 +327,7 @@ def test_memory_is_that_of_a_few_layers(tmp_path):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(parents=dict()), 'fused.parents: empty'),
+    (dict(parents=dict(base='base')), "fused.parents: 'base' is the name"),
     (dict(parents=dict(vision='base', reasoning='later')), 'later.*before'),
     (dict(base='base'), "fused.parents.vision: 'base' is fused.base as well"),
     (dict(parents=dict(vision='a', reasoning='a')),

@@ -22,7 +22,7 @@ CELL = 16  # pixels; one merged cell of the embedded model
 GLYPH = 14  # pixels a scan is drawn at; leaves room to jitter
 FORMS = ('sum', 'minus_last', 'double_first', 'product_first')
 # Operations that the embedded model was not taught; drawn where they are named.
-UNTAUGHT = ('triple_first',)
+UNTAUGHT = ('triple_minus_last',)
 _QUESTIONS = {
     'sum': (
         'What is the sum of the digits?',
@@ -41,12 +41,12 @@ _QUESTIONS = {
         'Multiply the first two digits and add the others.',
         'What is the product of the first two digits plus the others?',
     ),
-    'triple_first': (
-        'Triple the first digit and add the others.',
-        'What is three times the first digit plus the other digits?',
+    'triple_minus_last': (
+        'Triple the first digit, add the others but subtract the last.',
+        'What is three times the first digit plus the others, minus the last?',
     ),
 }
-_TIMES = {'double_first': 2, 'triple_first': 3}
+_TIMES = {'double_first': 2, 'triple_minus_last': 3}
 
 
 _READ = (
@@ -85,7 +85,7 @@ def operate(form: str, values: list[int]) -> tuple[int, tuple[str, ...]]:
   else:
     total = first
   for k, value in enumerate(rest):
-    minus = form == 'minus_last' and k == len(rest) - 1
+    minus = form.endswith('minus_last') and k == len(rest) - 1
     new = total - value if minus else total + value
     steps.append(f'{total}{"-" if minus else "+"}{value}={new}')
     total = new
