@@ -51,7 +51,7 @@ def apart(rows: list[dict], seed: int) -> dict[str, float]:
     assert example.answer == row['gold'], row
     said = _READ.search(row['text'])
     values = [int(x) for x in said[1].split(',') if x] if said else []
-    read += values == example.meta['scene']['digits']
+    read += values == list(example.meta['scene']['digits'])
     if len(values) > 1:
       result, _ = digits.operate(example.meta['form'], values)
       follows += (row['extracted'] or '').strip() == str(result)

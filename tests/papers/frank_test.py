@@ -155,21 +155,36 @@ def test_every_way_is_evaluated(run):
 
 
 def test_the_operation_that_was_not_taught():
-  # 3 * 4 = 12, 12 + 2 = 14, 14 - 7 = 7: every digit has a place of its own.
-  assert digits.operate('triple_minus_last', [4, 2, 7]) == (
-      7, ('3*4=12', '12+2=14', '14-7=7'))
-  assert digits.operate('minus_last', [4, 2, 7]) == (-1, ('4+2=6', '6-7=-1'))
+  # 3 * 4 = 12, 12 + 2 = 14, 14 + 7 = 21.
+  assert digits.operate('triple_first', [4, 2, 7]) == (
+      21, ('3*4=12', '12+2=14', '14+7=21'))
+  assert digits.operate('double_first', [4, 2]) == (10, ('2*4=8', '8+2=10'))
   assert digits.operate('double_first', [4, 2]) == (10, ('2*4=8', '8+2=10'))
   # The embedded model's documents are drawn from FORMS: it is none of them.
-  assert 'triple_minus_last' not in digits.FORMS
-  example = digits.digits(0, 'train', 3, forms=('triple_minus_last',))
-  assert example.meta['form'] == 'triple_minus_last'
+  assert 'triple_first' not in digits.FORMS
+  example = digits.digits(0, 'train', 3, forms=('triple_first',))
+  assert example.meta['form'] == 'triple_first'
   with pytest.raises(ValueError, match='thrice'):
     digits.digits(0, 'train', 3, forms=('thrice',))
 
 
+def test_faint_ink():
+  """The same strokes, a fifth as dark; noise and places stay."""
+  dark, faint = (np.asarray(digits.digits(0, 'eval', 3, ink=ink).images[0], int)
+                 for ink in (1.0, 0.2))
+  assert 255 - faint.min() < 0.2 * 255 + 20 < 255 - dark.min()
+  strokes = dark < 100
+  np.testing.assert_allclose(
+      (255 - faint[strokes]).mean() / (255 - dark[strokes]).mean(), 0.2,
+      atol=0.03)
+  np.testing.assert_array_equal(dark, np.asarray(
+      digits.digits(0, 'eval', 3).images[0], int))
+  with pytest.raises(ValueError, match='ink=2.0'):
+    digits.digits(0, 'eval', 3, ink=2.0)
+
+
 def test_what_is_seen_is_all_that_is_said():
-  example = digits.digits(0, 'train', 5, forms=('triple_minus_last',))
+  example = digits.digits(0, 'train', 5, forms=('triple_first',))
   (made,), counts = traces.seen([example], None, 'base')
   assert isinstance(made, records.Example) and counts == {}
   assert made.images == example.images and made.question == example.question
