@@ -24,7 +24,7 @@ from mmr1.sampling import keys
 from mmr1 import trees
 
 Tree = Any
-TRAINS = ('sft', 'rl')  # kinds of stages that train the model
+TRAINS = ('sft', 'preference', 'rl')  # kinds of stages that train the model
 MERGES = 'merge'  # the kind that makes one of others
 # Kinds of stages whose model is the policy of the stages after them.
 POLICIES = (*TRAINS, MERGES)

@@ -24,7 +24,7 @@ FLOORS = (
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
      'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
-     'parents', 'fusing'),
+     'evaluations', 'grades', 'refining', 'parents', 'fusing'),
     # F3
     ('papers',),
     # F4

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmr1 import asking
 from mmr1 import context
+from mmr1.data import completed
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import packing
@@ -63,47 +64,12 @@ def _check_data(data: str, stage: str, config: Any) -> None:
         f'{collects}.')
 
 
-class Rows:
-  """Completions in order; those too long are dropped, counted and named."""
-
-  def __init__(self, ctx: context.Context, stream: pipeline.Stream, cap: int):
-    self._ctx = ctx
-    self._stream = stream
-    self._cap = cap
-    self.dropped = 0
+class Rows(completed.Completed):
+  """Examples with one completion each."""
 
   def take(self, n: int) -> list[packing.Example]:
-    """The next n prompts with ids i32[t], t <= cap, of their completion, after
-    what it goes on from."""
-    rows, since = [], 0
-    while len(rows) < n:
-      pair = self._stream.take(1)[0]
-      given = encode.encode_given(pair[0].given, self._ctx.processor)
-      ids = np.concatenate([given, encode.encode_completion(
-          pair[0].completions[0], self._ctx.processor)])
-      if len(ids) <= self._cap:
-        rows.append(packing.Example(pair, ids, len(given)))
-        since = 0
-        continue
-      self.dropped += 1
-      since += 1  # in a row: more than there are means all of them
-      if since > len(self._stream.mixture):
-        raise ValueError(
-            f'sft: every completion is longer than max_new_tokens='
-            f'{self._cap}; the last has {len(ids)} tokens. Raise it.')
-    return rows
-
-  @property
-  def broken(self) -> int:
-    """Records that could not be used so far."""
-    return len(self._stream.broken)
-
-  def state(self) -> dict[str, Any]:
-    return {'stream': self._stream.state(), 'dropped': self.dropped}
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    self._stream.restore(state['stream'])
-    self.dropped = state['dropped']
+    """The next n."""
+    return [one for (one,) in self.next(n)]
 
 
 def assemble(
@@ -208,9 +174,10 @@ def run(
   shape = dataclasses.replace(
       ctx.shape(section.instruction), completions=1)
   handover.check(ctx, stage, mixture, section.max_new_tokens)
-  rows = Rows(ctx, pipeline.Stream(
+  rows = Rows(pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
-      worker_count=ctx.config.data.worker_count), section.max_new_tokens)
+      worker_count=ctx.config.data.worker_count), ctx.processor,
+              section.max_new_tokens)
   room = room_of(shape, section.max_new_tokens) if section.pack else None
   packer = packing.Packer(rows, room) if section.pack else None
   trainer = learner(ctx, stage, section)
