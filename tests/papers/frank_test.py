@@ -3,7 +3,6 @@ and its ablations by the tiny config, and the config itself."""
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,7 +10,6 @@ from configs import frank
 import mmr1
 from mmr1 import merging
 from mmr1 import records
-from mmr1 import resolve
 from mmr1 import trees
 from mmr1.data import traces
 from mmr1.data.tasks import digits
@@ -43,18 +41,12 @@ def run(shrink, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def models(run, shrink, open_run):
-  """{name: {leaf: array}} of the base, both parents and the fused ones."""
+def models(run):
+  """{name: {leaf: array}} of the base and the fused ones."""
   path, model = run
-  c = resolve.from_json((path / 'config.json').read_text())
-  _, base = checkpoints.load(model)
-  found = {'base': trees.named(base)}
-  for name in WAYS:
-    _, tree = checkpoints.load(path / 'merged' / name)
-    found[name] = trees.named(tree)
-  # What stages trained, as the fusion without a base has it.
-  assert c['frank']['parents'] == {'vision': 'vision', 'reasoning': 'reasoning'}
-  return found
+  folders = {'base': model, **{name: path / 'merged' / name for name in WAYS}}
+  return {name: trees.named(checkpoints.load(folder)[1])
+          for name, folder in folders.items()}
 
 
 def record(run, name):
