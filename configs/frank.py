@@ -16,9 +16,14 @@ measured, and an exponential fitted to it.
       --config.data.path=/data/captions.parquet \
       --config.data.eval_path=/data/mmmu.parquet
 
-The tiny run makes its pair first: one model trains on pictures, the other on
-problems as text, of an operation that the embedded model was not taught. Held
-out are such problems about pictures, which need both.
+The tiny run makes its pair first: one model trains on pictures in an ink that
+the embedded model hardly reads, the other on problems as text, of an operation
+that it was not taught. Held out are such problems about such pictures, which
+need both.
+
+At scale nothing trains. One model at a time is on the devices, in bfloat16, to
+be measured and evaluated; fusing takes host memory of a few layers, so that
+there is nothing for `mmr1.plan` to plan.
 
 Arguments, joined by commas: a scale of `common.MODELS`; `compare`: the other
 ways to fuse as well, each a stage.

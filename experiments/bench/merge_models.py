@@ -29,8 +29,8 @@ from experiments.bench import load_checkpoint
 _RESULT = flags.DEFINE_string(
     'result', 'experiments/results/merge_models.json', 'File for the result.')
 _LAYERS = flags.DEFINE_integer('layers', 16, 'Of each model.')
-_WHERE = flags.DEFINE_string(
-    'where', None, 'Fuses what is there, and says what it took.')
+_PART = flags.DEFINE_enum('part', None, ['make', 'fuse'], 'One, in --where.')
+_WHERE = flags.DEFINE_string('where', None, 'Folder of the models.')
 NAMES = ('base', 'vision', 'reasoning')
 
 
@@ -92,17 +92,22 @@ def fuse(root: pathlib.Path) -> dict:
 
 
 def main(_) -> None:
-  if _WHERE.value:
+  if _PART.value == 'make':
+    for seed, name in enumerate(NAMES):
+      make(pathlib.Path(_WHERE.value) / name, seed)
+    return
+  if _PART.value == 'fuse':
     print(json.dumps(fuse(pathlib.Path(_WHERE.value))))
     return
   with tempfile.TemporaryDirectory() as root:
-    for seed, name in enumerate(NAMES):
-      make(pathlib.Path(root) / name, seed)
-    took = json.loads(subprocess.run(
-        [sys.executable, '-m', 'experiments.bench.merge_models',
-         f'--where={root}', f'--layers={_LAYERS.value}'],
-        check=True, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'}).stdout)
+    def part(name):  # a process has the peak of who started it at least
+      return subprocess.run(
+          [sys.executable, '-m', 'experiments.bench.merge_models',
+           f'--part={name}', f'--where={root}', f'--layers={_LAYERS.value}'],
+          check=True, stdout=subprocess.PIPE, text=True,
+          env={**os.environ, 'JAX_PLATFORMS': 'cpu'}).stdout
+    part('make')
+    took = json.loads(part('fuse'))
   result = dict(
       command='python -m experiments.bench.merge_models',
       layers=_LAYERS.value, **took,

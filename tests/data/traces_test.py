@@ -38,7 +38,8 @@ def test_by_hand(gold, facts, steps, wanted):
 
 
 def test_another_ending_and_what_is_seen_alone():
-  one = example('15', ('digits 7,8',), ('7+8=15',), question='<image>Sum?')
+  one = dataclasses.replace(example('15', ('digits 7,8',), ('7+8=15',)),
+                            question='<image>Sum?')
   (made,), _ = traces.told([one], None, 'base', ending='<answer> {} </answer>')
   assert made.completions == (
       '<think>I see digits 7,8. 7+8=15.</think><answer> 15 </answer>',)

@@ -73,8 +73,8 @@ def test_two_steps_of_each_parent(run):
     assert '<' not in row['completion']
   for row in told:
     assert not row['images'] and row['problem'].startswith('Digits ')
-    assert '3*' in row['completion'] and f'<answer>{row["answer"]}<' in (
-        row['completion'])
+    assert '3*' in row['completion'] and row['completion'].endswith(
+        f'</think><answer> Final Answer:{row["answer"]} </answer>')
 
 
 def test_the_layers_are_between_the_parents(run, models):
