@@ -8,7 +8,11 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
-from configs import merging, preference, refine
+from configs import detect
+from configs import flow, merging
+from configs import preference
+from configs import refine
+from configs import reward_model
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -40,7 +44,7 @@ def _model() -> ConfigDict:
       position_rule='legacy',
       # Tokens whose logits exist at the same time.
       head_chunk=2048,
-      scalars=(),  # heads of one number: 'value', 'reward'
+      **reward_model.heads(),
   ))
 
 
@@ -396,7 +400,7 @@ def small_digits(c: ConfigDict) -> None:
 
 def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
           max_new_tokens: int = 8, memory: str = 'device',
-          parse: str = 'number.unit') -> ConfigDict:
+          parse: str = 'number.unit', kind: str = 'text') -> ConfigDict:
   """A section of `judges`: a model that scores responses, see `mmr1.judges`.
 
   Args:
@@ -405,7 +409,7 @@ def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
     suffix: what it reads after the response, before it writes the score.
     max_new_tokens: of the score.
     memory: where its parameters wait, 'device' or 'host'.
-    parse: of mmr1/rewards, its reply to 0 .. 1, or None.
+    parse: of mmr1/rewards, its reply to 0 .. 1, or None; kind: see there.
   """
   return ConfigDict(dict(locals()))
 
@@ -442,8 +446,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c = ConfigDict()
   c.name = ''
   c.scale = arg or 'tiny'
-  c.seed = 0
-  c.stages = ()
+  c.seed, c.stages = 0, ()
   c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
   # Devices that a CPU is divided into, one per core; 0: as jax finds it.
   c.cpu_devices = 2
@@ -454,27 +457,25 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluation = ConfigDict(_evaluation())
   c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
   c.tensorboard = True
-  c.model = _model()
-  c.mesh = _mesh()
+  c.model, c.mesh = _model(), _mesh()
   c.mesh.fsdp = 1
-  c.sampler = _sampler()
-  c.data = _data()
-  c.tasks = _tasks()
-  c.rewards = _rewards()
+  c.sampler, c.rewards = _sampler(), _rewards()
+  c.data, c.tasks = _data(), _tasks()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.views = ConfigDict()  # name: view(...)
-  c.terms = ConfigDict()  # name: term(...)
+  c.terms = ConfigDict(reward_model.terms(term))  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
-  c.sft = _sft()
+  c.sft, c.rl = _sft(), _rl()
   c.preference = preference.section(_training())
-  c.rl = _rl()
+  c.reward_model = reward_model.stage(_training())
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
-  c.collect = _collect()
+  c.collect, c.refine = _collect(), refine.section(_evaluation())
   c.merge = merging.stage()
-  c.refine = refine.section(_evaluation())
+  for family in (detect, flow):
+    family.add(c, _optimizer())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(
@@ -495,6 +496,5 @@ def _real(c: ConfigDict, arg: str) -> None:
   c.mesh.data, c.mesh.fsdp = 1, None
   c.data.path = 'data/train.parquet'
   c.data.prompt_tokens, c.data.patches = 2048, 6400
-  c.data.worker_count = 8
+  c.data.worker_count, c.rl.reward_workers = 8, 8
   c.data.min_pixels, c.data.max_pixels = 262_144, 1_003_520
-  c.rl.reward_workers = 8

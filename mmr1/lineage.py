@@ -20,15 +20,18 @@ import jax
 
 from mmr1 import checkpoint
 from mmr1.models import lora
+from mmr1.models import scalar_heads
 from mmr1.sampling import keys
 from mmr1 import trees
 
 Tree = Any
-TRAINS = ('sft', 'preference', 'rl')  # kinds of stages that train the model
-MERGES = 'merge'  # the kind that makes one of others
-# Kinds of stages whose model is the policy of the stages after them.
-POLICIES = (*TRAINS, MERGES)
-_VIEW = 0x10a  # in the key law: what no sampler draws from
+# Kinds of stages that train a model of language, the one that makes it of others,
+# and those whose model is the policy of the stages after them.
+TRAINS = ('sft', 'preference', 'rl', 'reward_model')
+MERGES = 'merge'
+MODELS = (*TRAINS, MERGES)
+POLICIES = ('sft', 'preference', 'rl', MERGES)
+_VIEW, _HEAD = 0x10a, 0x4ead  # in the key law: what no sampler draws from
 
 
 def rank_of(section: Any) -> int:
@@ -110,7 +113,7 @@ class Lineage:
 
   def start(self, stage: str) -> Tree:
     """Parameters that the stage starts from; new adapters change nothing."""
-    params = self.params(self.source(stage))
+    params = self._headed(stage, self.params(self.source(stage)))
     if self.goes_on(stage):
       return params
     params = lora.merge(params)
@@ -118,12 +121,24 @@ class Lineage:
       return params
     return self._inject(stage, params, self.place)
 
+  def _headed(self, stage: str, params: Tree) -> Tree:
+    """With a head that can learn, where the stage trains a new one."""
+    if self.config[stage].kind != 'reward_model':
+      return params
+    prefix = 'scalars/reward/'
+    head = scalar_heads.drawn(
+        params['scalars']['reward'], self._key(stage, _HEAD),
+        lambda name, leaf: self.place(prefix + name, leaf))
+    return {**params, 'scalars': {**params['scalars'], 'reward': head}}
+
+  def _key(self, stage: str, view: int) -> jax.Array:
+    return keys.step_key(
+        self.config.seed, 1 + self.config.stages.index(stage), 0, view=view)
+
   def _inject(self, stage, params, place):
     section = self.config[stage].lora
-    key = keys.step_key(
-        self.config.seed, 1 + self.config.stages.index(stage), 0, view=_VIEW)
     return lora.inject(
-        params, key, rank=section.rank, alpha=section.alpha,
+        params, self._key(stage, _VIEW), rank=section.rank, alpha=section.alpha,
         targets=section.targets, place=place)
 
   def params(self, name: str) -> Tree:

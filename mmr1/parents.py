@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmr1 import context
 from mmr1 import lineage as lineage_lib
 from mmr1 import trees
 from mmr1.data import datasets
@@ -80,7 +81,7 @@ def _given(config: Any) -> dict[str, Any]:
   """How the run reads folders; scanned layers have the same parameters, and are
   traced once."""
   return dict(param_dtype=config.model.param_dtype, layers='scan',
-              scalars=tuple(config.model.scalars))
+              **context.heads_of(config.model))
 
 
 def _check_folder(name: str, where: str) -> None:

@@ -161,8 +161,8 @@ def _open(workdir, out, stage, step, model) -> _Opened:
   if not (run / 'checkpoints').exists():
     raise ValueError(f'--workdir: {run}: no stage has saved a checkpoint yet.')
   base = epath.Path(datasets.model_path(config.model.path))
-  heads = config.model.scalars if 'scalars' in config.model else ()  # older run
-  given = dict(param_dtype=config.model.param_dtype, scalars=tuple(heads))
+  given = dict(param_dtype=config.model.param_dtype,
+               **context.heads_of(config.model))
   module, structs = model_checkpoints.describe(base, **given)
   saved = checkpoint.Checkpoints(
       run, read_only=True, older=model_checkpoints.older(module))
@@ -233,7 +233,7 @@ def _choose(models, stage, step) -> tuple[str, int | str, str]:
   """(stage, step, what to say of it)."""
   config, saved = models.config, models.checkpoints
   made = [name for name in config.stages
-            if config[name].kind in context.POLICIES]
+            if config[name].kind in context.MODELS]
   ended = {name: record['step'] for name in made
            if (record := saved.done(name)) is not None}
   there = {name: models.steps(name) for name in made}

@@ -61,12 +61,13 @@ def fuse(root: pathlib.Path) -> dict:
   from mmr1 import fusing
   from mmr1 import merging
   from mmr1 import parents
+  from mmr1 import resolve
   from mmr1 import trees
   from mmr1.models import checkpoints
   module, structs = checkpoints.describe(
       root / 'base', param_dtype='bfloat16', layers='scan')
-  config = types.SimpleNamespace(stages=(), model=types.SimpleNamespace(
-      param_dtype='bfloat16', scalars=(), path=''))
+  config = resolve.Section(dict(stages=(), model=dict(
+      param_dtype='bfloat16', scalars=(), path='')))
   section = types.SimpleNamespace(
       leaves=('language/layers/.*',), rest='vision', embeddings='vision',
       where='merge')

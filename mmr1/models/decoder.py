@@ -9,7 +9,7 @@ Parameters of the layers are stacked, leaves [L, ...], whether the loop over
 them is scanned or unrolled:
 
   language/  embed [V, D], layers, norm, head [V, D] (absent if tied)
-  scalars/   one linear layer to a number for each of `Config.scalars`
+  scalars/   a head of one number for each of `Config.scalars`
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from mmr1.models import decoder_config
 from mmr1.models import layers
 from mmr1.models import partition
 from mmr1.models import products
+from mmr1.models import scalar_heads
 from mmr1.models import sight as sight_lib
 
 Array = jax.Array
@@ -235,12 +236,11 @@ class LanguageModel(nn.Module):
       self.scalars = self.param('scalars', self._init_scalars)
 
   def _init_scalars(self, rng: Array) -> Any:
-    """Zeros, so that a new critic says 0; a reward model has no bias."""
+    """Zeros, so that a new head says 0."""
     del rng
-    kernel = jnp.zeros((self.config.width, 1))
-    every = {'value': {'kernel': kernel, 'bias': jnp.zeros(1)},
-             'reward': {'kernel': kernel}}
-    return {name: every[name] for name in self.config.scalars}
+    c = self.config
+    return {name: scalar_heads.zeros(
+        c.width, scalar_heads.form(name, c.reward_head)) for name in c.scalars}
 
   def __call__(self, prompts: types.Prompts) -> Array:
     """Logits f32[N, V] of the first completion token."""
@@ -422,11 +422,10 @@ class LanguageModel(nn.Module):
 
   def scalar(self, hidden: Array, name: str) -> Array:
     """f32[...], the number that head `name` gives hidden states [..., D]."""
-    head = self.scalars[name]
-    return (jnp.einsum('...d,d->...', hidden.astype(jnp.float32),
-                       head['kernel'][:, 0].astype(jnp.float32),
-                       precision=self.config.precision)
-            + (head['bias'][0] if 'bias' in head else 0))
+    c = self.config
+    return scalar_heads.apply(
+        self.scalars[name], hidden, scalar_heads.form(name, c.reward_head),
+        c.precision)
 
   def init_cache(self, n: int, g: int, t: int) -> cache_lib.Cache:
     """An empty cache in the compute dtype; see `init_cache` below."""

@@ -38,8 +38,9 @@ _KNOBS = {
     'reference': 'a larger chunks_per_minibatch',
     'look': 'a larger chunks_per_minibatch',
     'scores': 'a larger chunks_per_minibatch',
+    'judge': "a larger chunks of the judge, or its memory='host'",
     'update': 'a larger minibatches_per_step, chunks_per_minibatch or '
-              "(sft, preference) chunks_per_step, model.remat='layer', a smaller "
+              "(other kinds) chunks_per_step, model.remat='layer', a smaller "
               'model.head_chunk',
 }
 
@@ -149,7 +150,7 @@ def _operations(made: Any, program: records.Program,
 
 # What takes longest to compile comes first, so that no thread is left with it,
 # and what needs most, where a plan ends with what does not fit.
-_LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores',
+_LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores', 'judge',
             'prefill')
 
 

@@ -273,10 +273,6 @@ def test_norms_are_of_the_layers_that_were_trained(trained):
 # Memory.
 
 
-class Model(types.SimpleNamespace):
-  """The fields of a section that are read."""
-
-
 def test_memory_is_that_of_a_few_layers(tmp_path):
   """24 layers of 2 MiB: a model has 48 MiB, the largest tensor .5 MiB."""
   sizes = dict(num_hidden_layers=24, hidden_size=128, intermediate_size=1024,
@@ -286,10 +282,11 @@ def test_memory_is_that_of_a_few_layers(tmp_path):
   module, structs = checkpoints.describe(
       tmp_path / 'base', param_dtype='float32')
   assert trees.count(structs['language']['layers']) * 4 > 40 * 2**20
-  section = Model(leaves=('language/layers/.*',), rest='vision',
-                  embeddings='vision', where='fused')
-  settings = Model(model=Model(param_dtype='float32', scalars=(), path=''),
-                   stages=())
+  section = types.SimpleNamespace(
+      leaves=('language/layers/.*',), rest='vision', embeddings='vision',
+      where='fused')
+  settings = resolve.Section(dict(stages=(), model=dict(
+      param_dtype='float32', scalars=(), path='')))
   with contextlib.ExitStack() as stack:
     family = fusing.Family({name: stack.enter_context(parents.opened(
         settings, None, module, str(tmp_path / name)))
@@ -401,8 +398,8 @@ def test_a_stage_that_has_not_finished_is_named(
 
 def test_rotary_positions_of_another_rate_are_told(folders, tmp_path):
   language(tmp_path / 'other', rope_theta=1e6)
-  settings = Model(model=Model(
-      param_dtype='float32', scalars=(), path=str(folders / 'vision')))
+  settings = resolve.Section(dict(model=dict(
+      param_dtype='float32', scalars=(), path=str(folders / 'vision'))))
   told = parents.rotary_differs(settings, str(tmp_path / 'other'))
   assert told.startswith('theta 1000000.0 there, 10000.0 here')
   assert parents.rotary_differs(settings, str(folders / 'base')) is None
