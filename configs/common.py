@@ -9,7 +9,7 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 from ml_collections import config_dict
 
 from configs import detect
-from configs import flow
+from configs import flow, merging
 from configs import preference
 from configs import refine
 from configs import reward_model
@@ -473,6 +473,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect, c.refine = _collect(), refine.section(_evaluation())
+  c.merge = merging.stage()
   for family in (detect, flow):
     family.add(c, _optimizer())
   arg = arg or 'tiny'

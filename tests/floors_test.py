@@ -16,7 +16,7 @@ FLOORS = (
      'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
     # F1
     ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
-     'hooks', 'views', 'flows'),
+     'hooks', 'views', 'flows', 'merging'),
     # F2
     ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
      'checkpoint', 'stored', 'workdir', 'log', 'progress', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
@@ -26,7 +26,7 @@ FLOORS = (
      'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
      'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'judge_models',
      'score_judges', 'generator', 'flow_objectives', 'flow_setup',
-     'flow_update', 'detect_setup', 'picture_judges'),
+     'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing'),
     # F3
     ('papers',),
     # F4

@@ -12,6 +12,7 @@ them is scanned or unrolled:
   scalars/   a head of one number for each of `Config.scalars`
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -39,8 +40,13 @@ _MLPS = {'silu': layers.SwiGLU, 'gelu': layers.GeGLU}
 
 
 class DecoderBlock(nn.Module):
-  """One layer of the language model, for all three passes."""
+  """One layer of the language model, for all three passes.
+
+  With `measure` it hands out, in place of keys and values, what that makes of
+  queries and sources; see `attention_share`.
+  """
   config: Config
+  measure: Callable[..., Any] | None = None
 
   def _norm(self, name):
     c = self.config
@@ -91,8 +97,10 @@ class DecoderBlock(nn.Module):
       k, v = own.read()
     sources = [attention.Source(k, v, sight)]
     sources += [more for more in (earlier, prefix) if more is not None]
-    hidden = attention.attend(
-        q, sources, scale=c.query_scale, cap=c.score_cap, **c.attending)
+    how = dict(scale=c.query_scale, cap=c.score_cap, **c.attending)
+    hidden = attention.attend(q, sources, **how)
+    if self.measure is not None:
+      own = self.measure(q, sources, **how)
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.heads * c.head_width))
     x = lie(x + (self._norm('attention_out_norm')(hidden) if c.out_norms
@@ -131,20 +139,21 @@ class Decoder(nn.Module):
                extras: Any, *, prefix_mask: Array | None = None,
                packed: tuple[Array, Array] | None = None,
                seats: attention.Seats | None = None,
-               t: Array | None = None,
-               add: Array | None = None) -> tuple[Array, Any]:
+               t: Array | None = None, add: Array | None = None,
+               measure: Callable[..., Any] | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
     the prefix | None, cache | None), the prefix in `seats` if given; a cache is
     written to at index t, or only read if layers are scanned; packed:
     segments i32[N, G, T] of x and i32[N, P] of the prefix; add: see
-    `layers.fold`. Returns x (no final norm), own KV."""
+    `layers.fold`; measure: see `DecoderBlock`. Returns x (no final norm), own
+    KV."""
     c = self.config
     turn = functools.partial(
         layers.mrope, positions, sections=c.sections, order=c.section_order,
         dtype=c.compute_dtype)
     turns = turn(theta=c.theta, scaling=c.scaling)
     near = turns if c.sliding_theta is None else turn(theta=c.sliding_theta)
-    block = DecoderBlock(c, parent=None)
+    block = DecoderBlock(c, measure, parent=None)
 
     prompt = None if prefix_mask is None else self._prompt(
         prefix_mask, positions, seats, packed)
@@ -274,14 +283,8 @@ class LanguageModel(nn.Module):
       ValueError: media of a tower that this family does not have.
     """
     c = self.config
-    x, add = self.inputs(prompts)
-    p = x.shape[1]
-    x, (keys, values) = self._run(
-        x[:, None], prompts.positions[:, None],
-        _causal(prompts.mask[:, None],
-                None if prompts.segment is None else prompts.segment[:, None],
-                self.blocks(prompts)),
-        None if add is None else add[:, :, None])
+    x, (keys, values) = self._read(prompts)
+    p = x.shape[2]
     keys, values = keys[:, :, 0], values[:, :, 0]
     if prompts.ends is not None:
       last = self.language.norm(
@@ -291,13 +294,24 @@ class LanguageModel(nn.Module):
               jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)
 
-  def _run(self, x, positions, sight, add):
+  def _read(self, prompts, measure=None):
+    """Prompts through all layers: x [N, 1, P, D], and what each hands out."""
+    x, add = self.inputs(prompts)
+    return self._run(
+        x[:, None], prompts.positions[:, None],
+        _causal(prompts.mask[:, None],
+                None if prompts.segment is None else prompts.segment[:, None],
+                self.blocks(prompts)),
+        None if add is None else add[:, :, None], measure)
+
+  def _run(self, x, positions, sight, add, measure=None):
     c = self.config
     extras = ((None, None) if c.layers == 'scan' else
               [(None, None)] * c.depth)
-    x, kv = self.language(x, positions, sight, extras, add=add)
+    x, kv = self.language(
+        x, positions, sight, extras, add=add, measure=measure)
     if c.layers == 'unrolled':
-      kv = tuple(jnp.stack(a) for a in zip(*kv))
+      kv = jax.tree.map(lambda *a: jnp.stack(a), *kv)
     return x, kv
 
   def completion_pass(
