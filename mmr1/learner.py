@@ -14,7 +14,6 @@ import numpy as np
 
 from mmr1 import average
 from mmr1 import context
-from mmr1 import forward
 from mmr1 import looks as looks_lib
 from mmr1 import objective as objective_lib
 from mmr1 import passes
@@ -267,8 +266,10 @@ def _shown(look: looks_lib.Look, prompts: types.Prompts) -> types.Prompts:
 
 
 def _whole(rollout: types.Rollout) -> types.Block:
-  """A block of every token of a rollout, for passes before its rewards."""
-  mask = forward.completion_mask(rollout.completions)
+  """A block of every token of a rollout that is not an environment's, for
+  passes before its rewards."""
+  kind = rollout.completions.kind
+  mask = (kind != types.KIND_PAD) & (kind != types.KIND_OBSERVATION)
   return types.Block(
       prompts=rollout.prompts, completions=rollout.completions, mask=mask,
       advantage=np.zeros((*mask.shape[:2], 1), np.float32))

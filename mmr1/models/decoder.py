@@ -130,13 +130,13 @@ class Decoder(nn.Module):
                extras: Any, *, prefix_mask: Array | None = None,
                packed: tuple[Array, Array] | None = None,
                seats: attention.Seats | None = None,
-               t: Array | None = None,
+               t: Array | None = None, among: Sight = Sight(),
                add: Array | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
     the prefix | None, cache | None), the prefix in `seats` if given; a cache is
-    written to at index t, or only read if layers are scanned; packed:
-    segments i32[N, G, T] of x and i32[N, P] of the prefix; add: see
-    `layers.fold`. Returns x (no final norm), own KV."""
+    written to at index t, or only read if layers are scanned, where `among` is
+    what x sees of itself; packed: segments i32[N, G, T] of x and i32[N, P] of
+    the prefix; add: see `layers.fold`. Returns x (no final norm), own KV."""
     c = self.config
     turn = functools.partial(
         layers.mrope, positions, sections=c.sections, order=c.section_order,
@@ -161,7 +161,7 @@ class Decoder(nn.Module):
       if cache is None:
         return run(see(sight), prefix)
       if c.layers == 'scan':  # a scan would copy a cache that it writes to
-        return run(Sight(), prefix, earlier=attention.Source(
+        return run(see(among), prefix, earlier=attention.Source(
             *cache.read(), see(sight)))
       return run(see(sight), prefix, (cache, t))
 
@@ -253,6 +253,13 @@ class LanguageModel(nn.Module):
           'only.')
     return self.language.embedded(prompts.tokens), None
 
+  def inserted(self, tokens: Array, media: Any) -> tuple[Array, Array | None]:
+    """As `inputs`, of completion tokens i32[N, G, T] with their own media."""
+    if media:
+      raise ValueError(f'media of towers {sorted(media)} inside completions: '
+                       'this family does not read them there.')
+    return self.language.embedded(tokens), None
+
   def blocks(self, prompts: types.Prompts) -> tuple[Array, bool] | None:
     """Prompt tokens that see what comes after them; None: there are none.
 
@@ -303,7 +310,7 @@ class LanguageModel(nn.Module):
   def completion_pass(
       self, prefix: types.Prefix, prompt_mask: Array, tokens: Array,
       positions: Array, mask: Array, segment: Array | None = None,
-      prompt_segment: Array | None = None,
+      prompt_segment: Array | None = None, media: Any = None,
   ) -> Array:
     """Reads G completions of every prompt.
 
@@ -317,17 +324,19 @@ class LanguageModel(nn.Module):
         only its own, and the prompt.
       prompt_segment: i32[N, P] | None, prompts packed into a row: a token sees
         only the one with the number of its document.
+      media: images inside them, see `types.Completions`.
 
     Returns:
       [N, G, T, D], hidden state after the final norm AT each token; the one
       that predicts completion token t is at t - 1, in `prefix.last` for the
       first of a document.
     """
-    x = self.language.embedded(tokens)
+    x, add = self.inserted(tokens, media)
     x, _ = self.language(
         x, positions, _causal(mask, segment), self._extras(prefix, None),
         prefix_mask=prompt_mask, packed=(
-            None if prompt_segment is None else (segment, prompt_segment)))
+            None if prompt_segment is None else (segment, prompt_segment)),
+        add=add)
     return self.language.norm(x)
 
   def decode(
@@ -365,6 +374,38 @@ class LanguageModel(nn.Module):
     # Of scanned layers all at once, in place.
     cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
     return self.language.norm(x)[:, :, 0], cache
+
+  def extend(
+      self, prefix: types.Prefix, prompt_mask: Array, cache: Any,
+      tokens: Array, positions: Array, mask: Array, t: Array, keys: Array,
+      seats: attention.Seats | None = None, media: Any = None,
+  ) -> tuple[Array, Any]:
+    """Reads several completion tokens of every row, images included.
+
+    Args: as of `decode`, and
+      tokens, positions: i32[N, G, T], right-padded, and i32[N, G, T, 3].
+      mask: bool[N, G, T], True on real tokens.
+      t: i32[], index in the cache that the first of them is written to.
+      keys: bool[N, G, U], what is in the cache of the row's earlier tokens.
+      media: of the rows, with `slot` i32[N, G, T].
+
+    Returns: as `decode`, [N, G, T, D].
+    """
+    scanned, places = self.config.layers == 'scan', None
+    if any(self.config.sliding):  # a window does not count what is between
+      index = jnp.arange(cache.size)
+      end = jnp.max(jnp.where(keys, index + 1, 0), -1, keepdims=True)
+      places = (end + jnp.arange(mask.shape[-1]),
+                jnp.where(index < t, index, index - t + end))
+    if not scanned:  # their own keys are in there by then
+      keys = jax.lax.dynamic_update_slice_in_dim(keys, mask, t, 2)
+    x, add = self.inserted(tokens, media)
+    x, kv = self.language(
+        x, positions, Sight(keys=keys, causal=True, at=t, places=places),
+        self._extras(prefix, cache), prefix_mask=prompt_mask, seats=seats, t=t,
+        among=_causal(mask), add=add)
+    cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
+    return self.language.norm(x), cache
 
   def for_decode(self, params: Any) -> Any:
     """Parameters of unrolled layers as `decode` reads them best.

@@ -15,6 +15,8 @@ import numpy as np
 # A shard asks for new samples when this part of its rows has ended. Asking
 # costs about as much as a token, idle rows cost theirs.
 _REFILL_AT = 1 / 8
+# And where rows stop for what comes from outside, when this part of them has.
+_TURN_AT = 1 / 4
 # Rows are halved at most so often: each count of rows is a program.
 _HALVINGS = 2
 
@@ -115,7 +117,8 @@ class Schedule:
   """
 
   def __init__(
-      self, real: np.ndarray, group: int, length: int, decoding: Decoding):
+      self, real: np.ndarray, group: int, length: int, decoding: Decoding, *,
+      turns: bool = False):
     """Seats the first samples.
 
     Args:
@@ -124,9 +127,10 @@ class Schedule:
       group: samples per prompt, G.
       length: cap of a completion, T.
       decoding: how.
+      turns: rows stop on their way, and go on where others have got to.
     """
     shards, prompts = real.shape
-    self._group, self._length = group, length
+    self._group, self._turns = group, turns
     self._idle = prompts * group
     self._prompts, self._shrinks = prompts, decoding.shrink
     self._waiting = [
@@ -136,7 +140,8 @@ class Schedule:
     self._rows = min(wanted, self._idle)
     chunk = min(decoding.cache_chunk or length, length)
     # While samples wait the rows begin at different tokens.
-    cap = length + (chunk if self._rows < self._idle else 0)
+    self._apart = turns or self._rows < self._idle
+    cap = length + (chunk if self._apart else 0)
     self._chunk, self._sizes = chunk, _sizes(chunk, cap)
     halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
     # Each once, from the most down.
@@ -155,18 +160,22 @@ class Schedule:
     """True if every sample has its row from beginning to end."""
     return self._rows == self._idle and not self._shrinks
 
-  def after(self, t: int, live: np.ndarray) -> Layout | None:
+  def after(self, t: int, live: np.ndarray,
+            start: np.ndarray | None = None) -> Layout | None:
     """The layout to go on with, or None if all samples have ended.
 
     Args:
       t: tokens in the cache.
       live: bool[D, R], rows that have not ended.
+      start: i32[D, R], where rows begin now; None: where they did.
     """
     self._t = t
+    if start is not None:
+      self._start = start.copy()
     self._task = np.where(live, self._task, self._idle)
     if not live.any() and not any(self._waiting):
       return None
-    self.layout = self._arrange(full=t == self.layout.size)
+    self.layout = self._arrange(full=t >= self.layout.size)
     return self.layout
 
   def moves(self, shape: Shape) -> list[Shape]:
@@ -174,8 +183,8 @@ class Schedule:
 
     The cache itself is among them where its front can be dropped.
     """
-    index, waits = self._sizes.index(shape.size), self._rows < self._idle
-    sizes = self._sizes[0 if waits else index + 1:index + 2]
+    index = self._sizes.index(shape.size)
+    sizes = self._sizes[0 if self._apart else index + 1:index + 2]
     return [other for other in self.shapes if (
         other.rows == shape.rows and other.size in sizes
         or other.rows < shape.rows and other.size == shape.size)]
@@ -273,6 +282,9 @@ class Schedule:
     refill = np.where(
         [bool(waiting) for waiting in self._waiting],
         np.maximum(live - max(1, int(rows * _REFILL_AT)), 0), -1)
+    if self._turns:
+      refill = np.where(live, np.maximum(
+          live - max(1, int(rows * _TURN_AT)), 0), -1)
     below = [count for count in self._counts if count < live.max()]
     return refill.astype(np.int32), below[0] if (
         below and not any(self._waiting)) else 0
