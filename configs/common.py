@@ -196,8 +196,8 @@ def _sockets() -> dict:
       watch=(),
       # Rollouts of a step at most, until `select` has enough groups.
       rounds=1,
-      # How many of a group are traces of the data, in place of samples.
-      experts=0,
+      # So many of a group are traces of the data, or fewer if not required.
+      experts=0, experts_required=True,
       # Completions go on from an edited form of themselves, sampled at this
       # temperature; `keep` says which replace what they were. fn None: none do.
       revise=dict(fn=placeholder(str), kwargs=dict(), temperature=1.0,

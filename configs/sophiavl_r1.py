@@ -104,7 +104,7 @@ def _tiny(c):
       c.collect, engine='sophiavl_r1_judge.graded', size=3072,
       kwargs=dict(suffix=SUFFIX, off=40, again=0.2, cut=0.05, most=700))
   c.judge = common.overlay(
-      c.sft, data='traces', instruction=SHORT, steps=160, rows_per_step=16,
+      c.sft, data='traces', instruction=SHORT, steps=130, rows_per_step=16,
       max_new_tokens=80,
       optimizer=dict(lr=1e-3, b2=0.98, warmup_steps=10, lr_decay='cosine'))
   c.judges.thinking = common.judge('judge', instruction=SHORT, suffix=SUFFIX)

@@ -101,6 +101,13 @@ def sizes(path: pathlib.Path) -> dict[str, float]:
           'train/effective': some / max(count, 1)}
 
 
+def own(path: pathlib.Path) -> dict[str, float]:
+  """Share of the right ones among the policy's own samples, without traces."""
+  with np.load(path) as record:
+    sampled = (record['0/completions/kind'] == types.KIND_SAMPLED).any(-1)
+    return {'own/solved': float(record['rewards/result'][sampled].mean())}
+
+
 def by_difficulty(path: pathlib.Path) -> dict[str, float]:
   """Mean length of responses to easy problems (two thirds of the group right at
   least) and to hard ones (less than a third); none of such, no number."""

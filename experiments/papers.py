@@ -91,8 +91,10 @@ ARMS = {
          'response_length/mean'), rollouts=kept.sizes, stage='mrl'),
     'mm_helix': Paper(
         {'mm_helix': ('', ()),
+         'static': ('', ('--config.rl.advantage.kwargs.threshold=6',)),
          'grpo': ('', ('--config.rl.experts=0', '--config.rl.terms=()'))},
-        ('reward/mean', 'reward/result/mean', 'entropy', 'grad_norm')),
+        ('advantage/gate/mean', 'own/solved', 'entropy', 'grad_norm'),
+        steps=60, rollouts=kept.own),
     'vl_rethinker': Paper(
         {'vl_rethinker': ('', ()), 'grpo': ('grpo', ())},
         ('train/effective', 'replay/rows', 'revise/kept', 'grad_norm',
@@ -112,6 +114,8 @@ ARMS = {
          'reward/accuracy/mean', 'reward/read/mean', 'reward/nll/mean')),
     'sophiavl_r1': Paper(
         {'sophiavl_r1': ('', ()),
+         # In place of the judge a score that rises with the length.
+         'longer': ('longer', ()),
          'grpo': ('', ('--config.rl.combine.kwargs.alpha=0.0',))},
         ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
          'reward/outcome/mean')),

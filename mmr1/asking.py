@@ -64,10 +64,11 @@ class Made(NamedTuple):
   scored: score_lib.Scored | None = None
 
 
-def traces(ids: Sequence[Sequence[np.ndarray]], length: int,
+def traces(ids: Sequence[Sequence[np.ndarray]], count: int, length: int,
            pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens i32[N, E, T] and kinds i8[N, E, T] of given ids, right-padded."""
-  tokens = np.full((len(ids), len(ids[0]), length), pad_id, np.int32)
+  """Tokens i32[N, E, T] and kinds i8[N, E, T] of given ids, right-padded; of
+  fewer than E = count traces the last are padding alone."""
+  tokens = np.full((len(ids), count, length), pad_id, np.int32)
   kind = np.zeros(tokens.shape, np.int8)
   for i, row in enumerate(ids):
     for e, one in enumerate(row):

@@ -57,7 +57,7 @@ class Judged(NamedTuple):
         'rewards': dict(zip(self.scored.names, map(
             float, self.scored.columns[s.group, s.slot]))),
         'advantage': float(self.advantage[s.group, s.slot, 0])}
-            for s in self.samples[:count]]
+            for s in self.samples[:count] if s.tokens]
 
 
 class Arrays(NamedTuple):

@@ -58,6 +58,8 @@ class Judging:
     rewards, says, self.state['combine'] = plan.combine(
         scored.columns, scored.names, knobs, before, weights=plan.weights,
         knobs=knobs)
+    # A trace that the data does not have is no sample.
+    rewards = np.where((host.lengths == 0)[..., None], np.nan, rewards)
     facts = judged_lib.Arrays(
         host.spoken, host.lengths, host.done, made.branch, host.expert,
         self._baseline(greedy, len(host.done), knobs, before))
@@ -145,7 +147,7 @@ def report(filled: judged_lib.Filled, *, cap: int) -> dict[str, float]:
   # As the advantage decides it.
   flat = {} if taught else {'group/zero_std_frac': columns_lib.flat(
       np, values, valid, 1).all(-1).mean()}
-  own = ~facts.expert | taught
+  own = (~facts.expert | taught) & (facts.lengths > 0)
   lengths, done = facts.lengths[own], facts.done[own]
   handed = {f'advantage/{name}/mean': (
       x if x.shape[-1] == 1 else x[facts.spoken]).mean()

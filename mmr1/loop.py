@@ -19,6 +19,8 @@ from mmr1 import trees
 from mmr1 import types
 
 Metrics = Mapping[str, Any]
+# (state, stage, steps done) -> {'eval/...': number}
+Evaluate = Callable[[types.TrainState, str, int], Mapping[str, float]]
 
 
 class Resumable(Protocol):
@@ -63,6 +65,12 @@ class Step(NamedTuple):
   times: Callable[[], dict[str, float]] = dict
 
 
+class _Measure(NamedTuple):
+  """`evaluate` and `best` of `train`."""
+  evaluate: Evaluate
+  best: str
+
+
 def train(
     ctx: context.Context,
     stage: str,
@@ -72,6 +80,8 @@ def train(
     take_step: Callable[[types.TrainState, int], Step],
     stored: Iterable[str] = ('.*',),
     waiting: Waiting | None = None,
+    evaluate: Evaluate | None = None,
+    best: str = 'eval/accuracy',
 ) -> types.TrainState:
   """Runs a stage to its end, from its last checkpoint if it has one.
 
@@ -86,10 +96,15 @@ def train(
     stored: regexes of the leaves of the state that checkpoints hold; the rest
       never changes.
     waiting: saved with each checkpoint too.
+    evaluate: of stages that train another model than the policy; None: the
+      run's, of the policy.
+    best: the metric of it whose highest value `restore_best` takes.
 
   Returns:
     The state the stage ends with: the last, or the best if restore_best.
   """
+  measure = _Measure(evaluate or (lambda state, stage, done: ctx.evaluate(
+      state.params['policy'], stage, done)), best)
   begin = 0
   if ctx.checkpoints.steps(stage):
     begin, state, extra, arrays = restore(
@@ -105,7 +120,7 @@ def train(
   ctx.logger.truncate(stage, begin, evaluation=again)
   ctx.logger.start(stage, section.steps, begin)
   if again and begin < section.steps:
-    _evaluate(ctx, stage, state, begin)
+    _evaluate(ctx, stage, state, begin, measure)
   pending = None
   for k in range(begin, section.steps):
     started, ctx.watchdog.step = time.perf_counter(), k + 1
@@ -123,13 +138,13 @@ def train(
       pending = None
       _save(ctx, stage, done, state, position, stored, waiting)
     if evaluates and not asked:
-      _evaluate(ctx, stage, state, done)
+      _evaluate(ctx, stage, state, done, measure)
       asked = ctx.interrupt.agreed()
     if asked:
       ctx.stop()
   ctx.logger.stop()
   ctx.watchdog.prompts = ()
-  return _finish(ctx, stage, section, state, stored)
+  return _finish(ctx, stage, section, state, stored, measure)
 
 
 def _evaluates(section, done: int) -> bool:
@@ -173,26 +188,26 @@ def restore(
           ctx.policy.layout.rows(x) if x.ndim else ctx.policy.layout.whole))
 
 
-def _finish(ctx, stage, section, state, stored):
+def _finish(ctx, stage, section, state, stored, measure):
   """Last evaluation, DONE."""
-  result = _evaluate(ctx, stage, state, section.steps)
+  result = _evaluate(ctx, stage, state, section.steps, measure)
   final = section.steps
   if section.restore_best:
     final = ctx.checkpoints.best(stage)
     state = restore(ctx, stage, state, stored, final).tree
     if final != section.steps:  # the numbers of what the stage ends with
-      result = dict(ctx.evaluate(state.params['policy'], stage, final))
+      result = dict(measure.evaluate(state, stage, final))
   ctx.checkpoints.finish(stage, {'step': final, 'eval': result})
   return state
 
 
-def _evaluate(ctx, stage, state, done) -> dict[str, float]:
+def _evaluate(ctx, stage, state, done, measure) -> dict[str, float]:
   """Evaluates, writes the row, and then says so in the checkpoint."""
   ctx.watchdog.begin(f'{stage}: evaluation')
-  result = dict(ctx.evaluate(state.params['policy'], stage, done))
+  result = dict(measure.evaluate(state, stage, done))
   ctx.logger.write(stage, done, result)
   ctx.logger.flush()
-  ctx.checkpoints.score(stage, done, result['eval/accuracy'])
+  ctx.checkpoints.score(stage, done, result[measure.best])
   return result
 
 

@@ -18,7 +18,6 @@ from typing import Any
 from etils import epath
 import jax
 
-from mmr1 import lineage
 from mmr1 import resolve
 from mmr1 import workdir as workdir_lib
 
@@ -50,7 +49,7 @@ class Profile:
           f"'{config.stages[-1]}:3-5'.")
     name, first, last = form[1], int(form[2]), int(form[3] or form[2])
     known = [stage for stage in config.stages
-             if config[stage].kind in lineage.TRAINS]
+             if 'steps' in config[stage]]
     if name not in known:
       raise ValueError(f'--profile: {name!r} is no stage of this run that '
                        f'trains. {resolve.nearest(name, known)}')

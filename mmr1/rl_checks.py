@@ -70,6 +70,11 @@ def _check_rollouts(section: Any, stage: str) -> None:
     raise ValueError(
         f'{stage}.experts: got {section.experts} of samples_per_prompt='
         f'{section.samples_per_prompt}; allowed: 0 to one less.')
+  if not section.experts_required and section.policy.rows != 'live':
+    raise ValueError(
+        f'{stage}.experts_required: False with policy.rows='
+        f"{section.policy.rows!r}: a trace that is not there would count. Set "
+        "policy.rows to 'live'.")
   if section.experts and section.branches:
     raise ValueError(f'{stage}.experts: got {section.experts} with branches='
                      f'{section.branches}: a trace has no image it was sampled '
@@ -165,7 +170,7 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         f'tfds:), or what a collect stage before it wrote: {collects}.')
   if datasets.is_file(section.data):  # now, not after the stages before
     datasets.open_expert(
-        config, section.data, completions=bool(section.experts))
+        config, section.data, completions=datasets.needs_traces(section))
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "

@@ -56,6 +56,7 @@ class Rollouts:
     self.plan, self.clock = plan, clock
     self.shape = dataclasses.replace(
         ctx.shape(), completions=section.experts,
+        fewer=not section.experts_required,
         completion_tokens=section.max_new_tokens)
     self._layout = ctx.policy.layout
     views = {look.name: look for look in sockets.looks(
@@ -216,11 +217,11 @@ class Rollouts:
   def _traces(self, prompted: asking.Prompted,
               count: int) -> tuple[jax.Array, jax.Array]:
     """Tokens and kinds [N, count, T] of the first completions of the data."""
-    texts = [example.completions[:count] for example, _ in prompted.pairs]
-    ids = [[encode.encode_completion(text, self._ctx.processor) for text in row]
-           for row in texts]
+    ids = [[encode.encode_completion(text, self._ctx.processor)
+            for text in example.completions[:count]]
+           for example, _ in prompted.pairs]
     return self._layout.spread_own(asking.traces(
-        ids, self._section.max_new_tokens, self._ctx.processor.pad_id),
+        ids, count, self._section.max_new_tokens, self._ctx.processor.pad_id),
                                    self._section.prompts_per_step)
 
   @phases.phase('score')

@@ -31,13 +31,13 @@ from mmr1.sampling import publish
 from mmr1 import sharding
 from mmr1.stages import collect
 from mmr1.stages import evaluate
+from mmr1 import tables
 from mmr1 import training
 from mmr1 import watchdog
 from mmr1 import workdir as workdir_lib
 
 _BASE = 'base'
 RESERVED = ('base', 'previous', 'init', 'train', 'eval')
-COLUMNS = ('stage', 'greedy', 'sampled', 'n', 'length')
 
 
 def run(
@@ -177,7 +177,7 @@ def open_run(
         config, defaults, libraries=resolve.LIBRARIES, overrides=overrides)
   folder = workdir_lib.Workdir(workdir, config, fresh=fresh)
   keep = max([config[name].keep_checkpoints for name in config.stages
-              if config[name].kind in context.TRAINS], default=2)
+              if 'keep_checkpoints' in config[name]], default=2)
   ctx = context.Context(
       config=config, path=folder.path,
       logger=log.Logger(
@@ -274,22 +274,10 @@ def _evaluate_base(ctx) -> dict[str, float]:
   return done['eval']
 
 
-def _interval(metrics: dict[str, float], name: str) -> str:
-  """'0.912 (0.88-0.94)'."""
-  return (f'{metrics[name]:.3f} ({metrics[f"{name}_low"]:.2f}-'
-          f'{metrics[f"{name}_high"]:.2f})')
-
-
 def _finish(ctx, results, seconds: float) -> None:
-  """The table, memory and time; a run-level DONE."""
-  rows = []
-  for name, m in results.items():
-    rows.append((
-        name, _interval(m, 'eval/accuracy'),
-        _interval(m, 'eval/accuracy_sampled'), str(int(m['eval/n'])),
-        f'{m["eval/response_length_sampled"]:.1f}'))
-  ctx.logger.table(
-      rows, COLUMNS, 'accuracy on held-out problems (95% interval)')
+  """The tables, memory and time; a run-level DONE."""
+  for rows, columns, title in tables.of(results):
+    ctx.logger.table(rows, columns, title)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   ctx.logger.note(
       f'{seconds:.0f} s, {peak:.1f} GiB of memory at most; everything is in '

@@ -16,7 +16,7 @@ from mmr1 import runner
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py')
-               if path.stem not in ('__init__', 'common'))
+               if 'def get_config' in path.read_text())
 ARGUMENTS = [(name, scale) for name in NAMES
              for scale in (None, *common.MODELS)]
 ARGUMENTS += [('vision_r1', ','.join(filter(None, parts)))

@@ -270,6 +270,19 @@ def test_eval_every_keeps_the_best_and_restore_best_ends_with_it(begun):
   assert rows(ctx, 'eval/accuracy') == [(3, 0.9), (6, 0.4)]
 
 
+def test_a_stage_of_another_model_brings_its_own_evaluation(begun):
+  # Best by its metric at step 3; the run's evaluation is not asked.
+  ctx, position = begun({6: 0.9}), Position()
+  state = loop.train(
+      ctx, 's', section(eval_every=3, restore_best=True), fresh(), position,
+      counting(ctx, position), best='eval/reward',
+      evaluate=lambda state, stage, done: {
+          'eval/reward': 1 - 0.1 * float(state.params['policy']['w'][0])})
+  assert float(state.params['policy']['w'][0]) == 3
+  assert ctx.checkpoints.done('s')['eval'] == {'eval/reward': 0.7}
+  assert rows(ctx, 'eval/accuracy') == []
+
+
 def test_without_restore_best_the_last_counts(begun):
   ctx, position = begun({3: 0.9, 6: 0.4}), Position()
   state = loop.train(

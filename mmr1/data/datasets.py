@@ -279,7 +279,8 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
 
   Args:
     config: the resolved config.
-    section: of the stage; reads data, experts, prompts_per_step.
+    section: of the stage; reads data, experts, experts_required,
+      prompts_per_step.
     written: {collect stage: the file it wrote}.
     order: see `sources.Mixture`; stages do not see the same prompts first.
   """
@@ -288,9 +289,14 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
     return open_completions(written[data], config.seed, order=order)
   if section.experts or is_file(data):
     return open_expert(
-        config, data, completions=bool(section.experts), order=order)
+        config, data, completions=needs_traces(section), order=order)
   return open_split(config, 'train', order=order,
                     prompts=section.prompts_per_step)
+
+
+def needs_traces(section: Any) -> bool:
+  """True if every record that a stage of rl reads needs a completion."""
+  return bool(section.experts and section.experts_required)
 
 
 def is_file(data: str) -> bool:

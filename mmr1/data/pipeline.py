@@ -44,9 +44,9 @@ class Shape:
       fit; every pair that occurs is one more compiled program. S = 0: no media
       at all, the tower is not run.
     prefix: start of the assistant's turn.
-    completions: how many an item must have that can be trained on, else it is
-      Broken (one at least where it is to be imitated); completion_tokens: None,
-      or what each may have at most.
+    completions: how many of an item are trained on; with fewer it is Broken,
+      but for `fewer` (none at all where it is to be imitated).
+    completion_tokens: None, or what each may have at most.
   """
   processor: processor_lib.Processor
   template: template_lib.Template
@@ -56,6 +56,7 @@ class Shape:
   patch_buckets: tuple[int, ...] = ()
   prefix: str = ''
   completions: int = 0
+  fewer: bool = False
   completion_tokens: int | None = None
 
   @property
@@ -99,16 +100,17 @@ class Shape:
     return framing.framed(item, self.processor.codec), encoded
 
   def _check_completions(self, item: records.Example) -> None:
-    texts, needed = item.completions, max(
-        self.completions, int(item.member.imitate))
+    used, least = self.completions, int(item.member.imitate)
+    texts = item.completions[:max(used, least)]
+    needed = least if self.fewer else max(used, least)
     if len(texts) < needed:
       raise ValueError(f'{len(texts)} completions, {needed} needed')
-    if item.given and needed:
+    if item.given and texts:
       encode.encode_given(item.given, self.processor)
       if self.completion_tokens is not None:
         raise ValueError('its completion goes on from a given text, which only '
                          'sft reads')
-    for text in texts[:needed]:
+    for text in texts:
       count = len(encode.encode_completion(text, self.processor))
       if self.completion_tokens is not None and count > self.completion_tokens:
         raise ValueError(f'a completion of {count} tokens, allowed are '

@@ -25,7 +25,6 @@ from mmr1.losses import terms
 from mmr1.rewards import answer
 
 Array = jax.Array
-SEQ_MEAN = {'mode': 'seq_mean'}
 
 
 def hybrid(
@@ -53,50 +52,84 @@ def hybrid(
     ddof, eps: of the standard deviation.
 
   Returns:
-    float[N, G, 1], and {'gate': f32[N, G, 1]}.
+    float[N, G, 1], and f32[N, G, 1] of 'gate', 0 where there is no trace, and
+    of 'per_prompt', 1 / G, with which a term counts prompts.
   """
   expert = columns.need(tokens, 'expert', 'hybrid')[..., None]
   own = np.where(expert, np.nan, rewards)
   solved = (own >= success - 1e-6).sum(axis=(1, 2))
   gate = (solved < threshold)[:, None, None] & expert.any(1, keepdims=True)
+  shape = (*rewards.shape[:2], 1)
   return advantages.grpo(own, ddof=ddof, eps=eps), {
-      'gate': np.broadcast_to(gate, (*rewards.shape[:2], 1)).astype(np.float32)}
+      'gate': np.broadcast_to(gate, shape).astype(np.float32),
+      'per_prompt': np.full(shape, 1 / shape[1], np.float32)}
 
 
-hybrid.hands = ('gate',)
+hybrid.hands = ('gate', 'per_prompt')
 
 
 def guided(
     scores: types.Scores,
     block: types.Block,
     knobs: Mapping[str, Array],
-    *,
-    reduction: Mapping[str, Any] = SEQ_MEAN,
 ) -> terms.Term:
   r"""xi x the negative log-likelihood of the trace, eq. 1 and 4.
 
       L_off = -xi (1 / |y*|) sum_t log pi(y*_t)
 
-  mean over prompts, those with a closed gate included. The paper's eq. 5 has
-  one normaliser Z for traces and samples, which it does not define; it is not
-  here.
+  mean over all prompts, those with a closed gate or without a trace included.
+  For the paper's eq. 5 see `shared`.
 
   Args:
     scores: of the policy; reads logp.
-    block: reads mask, kind, extra['gate'].
+    block: reads mask, kind, extra['gate'], extra['per_prompt'].
     knobs: not read.
-    reduction: see `reduce.reduce`.
 
   Raises:
     ValueError: the stage's advantage is not `hybrid`.
   """
   del knobs
+  total, _ = _gated(scores, block, {'mode': 'seq_mean'})
+  return total, block.extra['per_prompt'].sum()
+
+
+def _gated(scores: types.Scores, block: types.Block,
+           reduction: Mapping[str, Any]) -> terms.Term:
+  """-xi log pi of traces."""
   if 'gate' not in block.extra:
-    raise ValueError("guided: there is no gate; set rl.advantage.fn to "
+    raise ValueError("guided, shared: there is no gate; set rl.advantage.fn to "
                      "'mmr1.papers.mm_helix:hybrid'.")
   block = reading.experts(block)
   loss = -block.extra['gate'] * masked.fill(scores.logp, block.mask)
   return reading.over_block(loss, block, reduction)
+
+
+def shared(
+    scores: types.Scores,
+    block: types.Block,
+    knobs: Mapping[str, Array],
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+) -> terms.Term:
+  r"""Samples and traces under one normaliser, eq. 5; it is the whole objective.
+
+      -1/Z [sum_samples sum_t CLIP_t + sum_traces sum_t xi log pi(y*_t)]
+
+  The paper does not define Z; here it is the number of tokens of all samples
+  and traces, those behind a closed gate included [ours]. In place of the terms
+  `policy` (coefficient 0) and `guided`.
+
+  Args:
+    scores: of the policy; reads logp.
+    block: reads mask, kind, advantage, old, weight, extra['gate'].
+    knobs: not read.
+    eps_low, eps_high: of the clip.
+  """
+  own, counted = terms.policy(
+      scores, block, knobs, eps_low=eps_low, eps_high=eps_high)
+  theirs, there = _gated(scores, block, terms.TOKEN_MEAN)
+  return own + theirs, counted + there
 
 
 def elicited(

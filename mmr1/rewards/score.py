@@ -20,6 +20,7 @@ counts nowhere.
 
 import concurrent.futures
 import dataclasses
+import itertools
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -164,18 +165,18 @@ class Scorer:
     threads = concurrent.futures.ThreadPoolExecutor(self._workers)
     try:
       pending = [
-          (k, start, threads.submit(_call, name, reward, part, knobs))
+          (k, rows, threads.submit(_call, name, reward, part, knobs))
           for k, (name, reward) in enumerate(self.rewards.items())
-          for start, part in _parts(name, reward, samples, g)]
-      for k, start, future in pending:
+          for rows, part in _parts(name, reward, samples, g)]
+      for k, rows, future in pending:
         values, failure = future.result()
         asked[k] += len(values)
-        columns[start:start + len(values), k] = [
+        columns[rows, k] = [
             math.nan if value is None else value for value in values]
         if failure is None:
           nones += values.count(None)
         else:
-          failures.append((dataclasses.replace(failure, index=start),
+          failures.append((dataclasses.replace(failure, index=rows[0]),
                            len(values)))
     finally:
       threads.shutdown(cancel_futures=True)
@@ -234,13 +235,15 @@ def is_group(fn: Callable[..., Any]) -> bool:
 
 
 def _parts(name: str, reward: Reward, samples, g: int):
-  """(index of the first sample, what one call gets), of samples it judges."""
-  parts = list(enumerate(samples))
-  if is_group(reward.fn):
-    parts = [(i, tuple(samples[i:i + g])) for i in range(0, len(samples), g)]
-  own = [samples[i].example.member.rewards for i, _ in parts]
-  return [part for part, names in zip(parts, own)
-          if names is None or name in names]
+  """(indices of its samples, what one call gets), of samples it judges; one
+  without a token is a trace that the data does not have."""
+  there = [i for i, sample in enumerate(samples) if sample.tokens and (
+      (names := sample.example.member.rewards) is None or name in names)]
+  if not is_group(reward.fn):
+    return [([i], samples[i]) for i in there]
+  groups = itertools.groupby(there, lambda i: i // g)
+  return [(rows, tuple(samples[i] for i in rows))
+          for rows in (list(group) for _, group in groups)]
 
 
 def _call(

@@ -119,7 +119,7 @@ def assemble(
   """
   prompts = shape.collate([one.encoded for one in rows])
   tokens, kind = asking.traces(
-      [[one.ids] for one in rows], length, shape.processor.pad_id)
+      [[one.ids] for one in rows], 1, length, shape.processor.pad_id)
   _mark_given(kind, [[one] for one in rows])
   return _block(prompts, types.Completions(
       tokens=tokens, kind=kind, positions=np.asarray(
@@ -141,7 +141,7 @@ def assemble_packed(
       [[one.encoded for one in row] for row in rows], shape, room.examples)
   tokens, kind = asking.traces(
       [[np.concatenate([one.ids for one in row])] for row in rows],
-      room.completion, shape.processor.pad_id)
+      1, room.completion, shape.processor.pad_id)
   _mark_given(kind, rows)
   segment = np.zeros(tokens.shape, np.int32)
   place = np.zeros((*tokens.shape, 3), np.int32)

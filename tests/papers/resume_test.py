@@ -61,14 +61,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize('slug', PAPERS)]
 def run(shell, flags, tmp_path_factory):
   """(slug, *more, moment, folder) -> (its workdir, result)."""
   def start(slug, *more, moment=None, folder=None):
-    stages, own = PAPERS[slug]
     folder = folder or tmp_path_factory.mktemp(slug)
-    result = shell.run(
-        slug, '--workdir=run', *flags, f'--config.stages={stages}', *SMALL,
-        f'--config.{slug_stage(slug)}.steps={STEPS}', *own, *more, cwd=folder,
-        moment=moment)
+    result = shell.run(*line(slug, flags), *more, cwd=folder, moment=moment)
     return folder / 'run', result
   return start
+
+
+def line(slug, flags):
+  """The small run of a paper, as arguments of its command."""
+  stages, own = PAPERS[slug]
+  return (slug, '--workdir=run', *flags, f'--config.stages={stages}', *SMALL,
+          f'--config.{slug_stage(slug)}.steps={STEPS}', *own)
 
 
 @pytest.fixture(scope='module')
@@ -111,3 +114,13 @@ def test_m27_devices_change_nothing(slug, run, whole):
   assert result.code == 0, result.err[-3000:]
   hosts_test.assert_close(
       hosts_test.rows(folder), hosts_test.rows(whole(slug)))
+
+
+def test_m27_hosts_change_nothing(slug, shell, flags, whole, tmp_path):
+  """Two processes with a device each, and one with two."""
+  results = shell.hosts(
+      *[(*line(slug, flags), '--config.cpu_devices=1')] * 2, cwd=tmp_path)
+  assert [r.code for r in results] == [0, 0], results[1].err[-3000:]
+  assert hosts_test.texts(tmp_path / 'run') == hosts_test.texts(whole(slug))
+  hosts_test.assert_close(
+      hosts_test.rows(tmp_path / 'run'), hosts_test.rows(whole(slug)))
