@@ -8,11 +8,13 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
+from configs import environments
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
 placeholder = config_dict.placeholder
 overlay = resolve.overlay
+environment = environments.environment
 
 # After it the embedded model thinks and answers in tags.
 TAGS = 'Think first, then answer, in tags.'
@@ -142,6 +144,7 @@ def _training() -> dict:
       carry=(),
       # 'train', or the name of a collect stage.
       data='train',
+      env=placeholder(str),  # a section of `environments`; None: one turn
       steps=100,
       # Lengths below max_new_tokens that chunks of completions are cut to,
       # ascending: the work of a chunk then follows its longest completion.
@@ -214,16 +217,13 @@ def _sockets() -> dict:
 def _rl() -> ConfigDict:
   return ConfigDict(dict(
       kind='rl',
-      prompts_per_step=16,
-      samples_per_prompt=8,
+      prompts_per_step=16, samples_per_prompt=8,
       max_new_tokens=64,
       # Sampling.
       temperature=1.0,
-      top_k=0,
-      top_p=1.0,
+      top_k=0, top_p=1.0,
       # Updates.
-      minibatches_per_step=1,
-      epochs_per_step=1,
+      minibatches_per_step=1, epochs_per_step=1,
       chunks_per_minibatch=1,
       # Old log-probs: 'self' | 'recompute' | 'sampler'.
       old='self',
@@ -268,13 +268,12 @@ def _rl() -> ConfigDict:
 
 def _evaluation() -> dict:
   return dict(
-      examples=512,
-      prompts_per_batch=256,
+      env=placeholder(str),  # as of the stages that train
+      examples=512, prompts_per_batch=256,
       max_new_tokens=96,
       # Sampled accuracy; greedy is always reported.
       temperature=1.0,
-      top_k=0,
-      top_p=1.0,
+      top_k=0, top_p=1.0,
       # 'strict': only the answer block counts. 'lenient': documented order of
       # fall-backs in mmr1/text.py.
       parser='lenient',
@@ -380,8 +379,8 @@ def term(fn: str, coefficient: float, **kwargs) -> ConfigDict:
 def small_digits(c: ConfigDict) -> None:
   """The world of tiny runs about seeing: digits, and text that says nothing.
 
-  The embedded model reads them, and answers in tags when it is told to, so that
-  these runs need no cold start. Shapes, which it hardly tells apart, would.
+  The embedded model reads them, and answers in tags when it is told to: no cold
+  start is needed. Shapes, which it hardly tells apart, would.
   """
   c.data.mixture, c.data.weights = ('digits',), (1.0,)
   c.tasks.digits.max_digits = 3  # more would not fit the tokens below
@@ -464,6 +463,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
+  c.environments = ConfigDict()  # name: environment(...)
   c.sft = _sft()
   c.rl = _rl()
   c.evaluate = ConfigDict(dict(

@@ -62,7 +62,8 @@ class Player:
 
   def __init__(self, env: environments.Environment, processor: processor_lib.Processor,
                examples: Mapping[int, records.Example], following: np.ndarray,
-               *, group: int, length: int, seed: int):
+               *, group: int, length: int, seed: int,
+               kind: int = types.KIND_SAMPLED):
     """Begins an episode for every sample.
 
     Args:
@@ -72,8 +73,10 @@ class Player:
       following: i32[N], rotary position of the first completion token.
       group, length: G, T.
       seed: of the run.
+      kind: of what the assistant says.
     """
     self.env, self._processor, self._length = env, processor, length
+    self._kind = kind
     self.codec = processor.codec
     self.stops = environments.table(processor, env.stop) if env.stop else None
     self.turn_tokens = env.turn_tokens or length
@@ -106,7 +109,7 @@ class Player:
            ) -> dict[tuple[int, int], encode.Encoded]:
     """See `chunks.Player`. A collective."""
     for (n, g), one in stopped.items():
-      self.trajectories[n][g].say(one.tokens)
+      self.trajectories[n][g].say(one.tokens, self._kind)
     mine = {at: one for at, one in stopped.items() if at in self._own}
     part, error = hosts.attempt(lambda: self._answers(mine), {})
     result = {}
@@ -187,7 +190,7 @@ class Player:
     kinds = whole.kind
     return records.Sample(
         text=words(episode.turns), tokens=tuple(map(int, whole.tokens)),
-        kinds=tuple(map(int, kinds)), length=int((kinds == types.KIND_SAMPLED).sum()),
+        kinds=tuple(map(int, kinds)), length=int((kinds == self._kind).sum()),
         truncated=False, example=episode.example, uid=episode.example.uid,
         group=n, slot=g, turns=tuple(episode.turns))
 
@@ -202,6 +205,13 @@ class Player:
           example=episode.example, end=self.ends[at],
           rewards=tuple(self.rewards[at][:count].tolist())))
     return result
+
+  def of_all(self, samples: Sequence[records.Sample],
+             ) -> list[records.Sample]:
+    """`told` of samples of all hosts. A collective."""
+    mine = self.told([s for s in samples if (s.group, s.slot) in self._own])
+    every = {(s.group, s.slot): s for part in hosts.share(mine) for s in part}
+    return [every[s.group, s.slot] for s in samples]
 
   def numbers(self) -> np.ndarray:
     """i8[N, G, T], the turn that each token is of, see `types.Completions`."""

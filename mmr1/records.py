@@ -69,15 +69,14 @@ class Example:
     messages: a conversation, `({'role': ..., 'content': ...}, ...)`, whose
       contents carry the placeholders; replaces `question`.
     completions: expert or logged assistant texts (for sft and off-policy use).
-    turns: what the assistant says in the first completion, turn by turn, where
-      an environment answers in between. It is asked again by who imitates
-      them, so that its pictures are in no file.
     given: texts that the assistant's turn starts with, before a completion,
       and that nobody imitates (only sft reads them). Each is made tokens by
       itself: a sampled response and what is put after it stay apart.
     source: where it came from: a task's name, or `file:line`.
     meta: anything else a reward or solver needs (facts, steps, boxes, choices,
-      'answer_type').
+      'answer_type'). With an environment `turns`: what the assistant says in the
+      first completion, turn by turn; who imitates it asks the environment
+      again, so that its pictures are in no file.
     member: what holds of all examples of its source.
 
   `meta` and `messages` are read-only to the last level (M25): their lists are
@@ -90,7 +89,6 @@ class Example:
   videos: tuple[Video, ...] = ()
   messages: tuple[Mapping[str, Any], ...] = ()
   completions: tuple[str, ...] = ()
-  turns: tuple[str, ...] = ()
   given: tuple[str, ...] = ()
   source: str = ''
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmr1 import context
+from mmr1 import environments
+from mmr1 import episodes
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import records
@@ -75,6 +77,8 @@ class Evaluation:
     self._ctx = ctx
     self._section = section
     self._prefilled = ctx.shape().prefilled
+    self._env = environments.environment(ctx.config, section.env)
+    self._played: dict[int, dict[str, float]] = {}
     self._pairs: list[pipeline.Pair] = []
     self._broken: list[records.Broken] = []
     self._knobs = [
@@ -97,6 +101,9 @@ class Evaluation:
           f'and count as wrong; the first: {errors[0]}')
     metrics = summary(graded[0], greedy, '')
     metrics |= summary(graded[1], sampled, '_sampled')
+    for view, suffix in ((_GREEDY, ''), (_SAMPLED, '_sampled')):
+      metrics |= {f'eval/{name}{suffix}': x
+                  for name, x in self._played.get(view, {}).items()}
     self._write(stage, step, metrics, (greedy, sampled), graded)
     return metrics
 
@@ -125,15 +132,26 @@ class Evaluation:
     size = min(section.prompts_per_batch, len(self._pairs))
     shape, result = ctx.shape(), []
     key = keys.step_key(section.seed, 0, 0, view=view)
+    played = []
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
       prompts = ctx.policy.layout.spread(shape.collate(
           [encoded for _, encoded in part], pad_rows=size - len(part)))
+      examples = [example for example, _ in part]
+      player = episodes.begin(
+          self._env, ctx, dict(enumerate(examples)), prompts, group=1,
+          length=section.max_new_tokens)
       rollout = ctx.sampler(
           params, prompts, key, self._knobs[view], jnp.int32(0), group=1,
-          length=section.max_new_tokens)
-      result += read.read(
-          read.to_host(rollout), [e for e, _ in part], ctx.processor)
+          length=section.max_new_tokens, player=player)
+      samples = read.read(read.to_host(rollout), examples, ctx.processor)
+      if player is not None:
+        samples = player.of_all(samples)
+        played.append(player.metrics())
+      result += samples
+    self._played[view] = {name: float(np.mean([one.get(name, 0.0)
+                                               for one in played]))
+                          for name in {n for one in played for n in one}}
     return result
 
   def _grade(self, s: records.Sample) -> Grade:
@@ -167,7 +185,7 @@ class Evaluation:
              'text': s.text, 'extracted': grade.extracted,
              'gold': s.example.answer, 'correct': grade.right,
              'error': grade.error, 'length': s.length,
-             'truncated': s.truncated}
+             'truncated': s.truncated, **_episode(s)}
             for name, part, grades in zip(('greedy', 'sampled'), parts, graded)
             for s, grade in zip(part, grades)]
     base = ctx.path / 'eval' / f'{stage}_{step}'
@@ -187,6 +205,14 @@ class Evaluation:
     if data.eval_path is not None:
       return {'file': data.eval_path}
     return {'file': data.path, 'one of every': data.holdout}
+
+
+def _episode(s: records.Sample) -> dict[str, Any]:
+  """What a record says of an episode; nothing without an environment."""
+  if not s.end:
+    return {}
+  return {'end': s.end, 'turns': [[t.role, t.text] for t in s.turns],
+          'calls': len(s.calls), 'form': s.example.meta.get('form')}
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -12,10 +12,13 @@ import numpy as np
 
 from mmr1 import asking
 from mmr1 import context
+from mmr1 import environments
+from mmr1 import episodes
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import packing
 from mmr1.data import pipeline
+from mmr1.data import trajectories
 from mmr1 import handover
 from mmr1 import learner as learner_lib
 from mmr1 import loop
@@ -45,7 +48,10 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
     raise ValueError(
         f'{stage}.reduce: got {section.reduce!r}; allowed are token_mean, '
         'seq_mean and seq_sum.')
-  section.pack  # read in run
+  env = environments.environment(config, section.env)
+  if section.pack and env is not None:
+    raise ValueError(f'{stage}.pack: True with env={section.env!r}; episodes '
+                     'are not packed. Set one of both to its default.')
   datasets.template(config.data, section.instruction)
   _check_data(section.data, stage, config)
   return {}
@@ -66,8 +72,9 @@ def _check_data(data: str, stage: str, config: Any) -> None:
 class Rows:
   """Completions in order; those too long are dropped, counted and named."""
 
-  def __init__(self, ctx: context.Context, stream: pipeline.Stream, cap: int):
-    self._ctx = ctx
+  def __init__(self, ctx: context.Context, stream: pipeline.Stream, cap: int,
+               env: environments.Environment | None = None):
+    self._ctx, self._env = ctx, env
     self._stream = stream
     self._cap = cap
     self.dropped = 0
@@ -77,12 +84,10 @@ class Rows:
     what it goes on from."""
     rows, since = [], 0
     while len(rows) < n:
-      pair = self._stream.take(1)[0]
-      given = encode.encode_given(pair[0].given, self._ctx.processor)
-      ids = np.concatenate([given, encode.encode_completion(
-          pair[0].completions[0], self._ctx.processor)])
-      if len(ids) <= self._cap:
-        rows.append(packing.Example(pair, ids, len(given)))
+      one = self._read(self._stream.take(1)[0])
+      ids = one.ids
+      if 0 < len(ids) <= self._cap:
+        rows.append(one)
         since = 0
         continue
       self.dropped += 1
@@ -90,8 +95,26 @@ class Rows:
       if since > len(self._stream.mixture):
         raise ValueError(
             f'sft: every completion is longer than max_new_tokens='
-            f'{self._cap}; the last has {len(ids)} tokens. Raise it.')
+            f'{self._cap}; the last has {len(ids)} tokens (0: an episode that '
+            'cannot be, as was said). Raise it.')
     return rows
+
+  def _read(self, pair: pipeline.Pair) -> packing.Example:
+    """A prompt and what is imitated; nothing of an episode that cannot be."""
+    example, encoded = pair
+    if self._env is not None:
+      try:
+        whole = episodes.imitated(
+            self._env, self._ctx.processor, example, encoded.next_position,
+            length=self._cap, seed=self._ctx.config.seed)
+      except ValueError as error:
+        self._ctx.logger.warn(f'sft: {example.source}: {error}')
+        return packing.Example(pair, np.zeros(0, np.int32))
+      return packing.Example(pair, whole.tokens, 0, whole)
+    given = encode.encode_given(example.given, self._ctx.processor)
+    return packing.Example(pair, np.concatenate([
+        given, encode.encode_completion(
+            example.completions[0], self._ctx.processor)]), len(given))
 
   @property
   def broken(self) -> int:
@@ -110,14 +133,20 @@ def assemble(
     rows: list[packing.Example],
     shape: pipeline.Shape,
     length: int,
+    room: int = 0,
 ) -> types.Block:
   """A block of N rows, G = 1; the mask covers what is imitated.
 
   For ids [5, 9, 2] under T = 5: tokens [5, 9, 2, pad, pad], kind
   [expert, expert, expert, pad, pad], mask [1, 1, 1, 0, 0]. If the first is
-  given, kind [forced, expert, expert, pad, pad], mask [0, 1, 1, 0, 0].
+  given, kind [forced, expert, expert, pad, pad], mask [0, 1, 1, 0, 0]. Episodes
+  have images of `room` patches at most.
   """
   prompts = shape.collate([one.encoded for one in rows])
+  if rows[0].whole is not None:
+    return _block(prompts, trajectories.collate(
+        [[one.whole] for one in rows], length, room, shape.processor.pad_id,
+        shape.processor.codec))
   tokens, kind = asking.traces(
       [[one.ids] for one in rows], 1, length, shape.processor.pad_id)
   _mark_given(kind, [[one] for one in rows])
@@ -207,10 +236,12 @@ def run(
              else datasets.open_expert(ctx.config, section.data))
   shape = dataclasses.replace(
       ctx.shape(section.instruction), completions=1)
+  env = environments.environment(ctx.config, section.env)
   handover.check(ctx, stage, mixture, section.max_new_tokens)
   rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
-      worker_count=ctx.config.data.worker_count), section.max_new_tokens)
+      worker_count=ctx.config.data.worker_count), section.max_new_tokens, env)
+  inside = env.room if env is not None and ctx.processor.codec else 0
   room = room_of(shape, section.max_new_tokens) if section.pack else None
   packer = packing.Packer(rows, room) if section.pack else None
   trainer = learner(ctx, stage, section)
@@ -219,7 +250,7 @@ def run(
   def take_step(state: types.TrainState, k: int) -> loop.Step:
     if packer is None:
       taken, full = rows.take(section.rows_per_step), {}
-      block = assemble(taken, shape, section.max_new_tokens)
+      block = assemble(taken, shape, section.max_new_tokens, inside)
     else:
       packed = packer.take(section.rows_per_step)
       taken = [one for row in packed for one in row]
@@ -245,4 +276,4 @@ def _samples(taken) -> list[dict[str, Any]]:
   """Rows for the samples file."""
   return [{'prompt': example.question, 'images': list(example.images),
            'completion': example.completions[0], 'answer': example.answer}
-          for (example, _), _, _ in taken[:4]]
+          for (example, _), *_ in taken[:4]]
