@@ -9,6 +9,8 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 from ml_collections import config_dict
 
 from configs import environments
+from configs import preference
+from configs import refine
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -90,6 +92,7 @@ def _data() -> ConfigDict:
       image_column='images', video_column='videos', message_column='messages',
       question_column='problem', answer_column='answer',
       completion_column='completion', given_column='given',
+      chosen_column='chosen', rejected_column='rejected',
       # Past this fraction of unusable records the run refuses to go on.
       max_broken_frac=0.5,
       worker_count=0,  # processes that decode and encode; 0: in this process
@@ -219,9 +222,7 @@ def _rl() -> ConfigDict:
       kind='rl',
       prompts_per_step=16, samples_per_prompt=8,
       max_new_tokens=64,
-      # Sampling.
-      temperature=1.0,
-      top_k=0, top_p=1.0,
+      temperature=1.0, top_k=0, top_p=1.0,  # of sampling
       # Updates.
       minibatches_per_step=1, epochs_per_step=1,
       chunks_per_minibatch=1,
@@ -272,12 +273,16 @@ def _evaluation() -> dict:
       examples=512, prompts_per_batch=256,
       max_new_tokens=96,
       # Sampled accuracy; greedy is always reported.
-      temperature=1.0,
-      top_k=0, top_p=1.0,
+      temperature=1.0, top_k=0, top_p=1.0,
       # 'strict': only the answer block counts. 'lenient': documented order of
       # fall-backs in mmr1/text.py.
       parser='lenient',
+      instruction=placeholder(str),  # of its prompts; None: data.instruction
       seed=1234,
+      # Sections of `evaluations`, which say what is otherwise there, and
+      # (metrics, those of the base) -> more of them.
+      also=(),
+      summary=dict(fn=placeholder(str), kwargs=dict()),
   )
 
 
@@ -437,10 +442,8 @@ def get_base(arg: str | None = None) -> ConfigDict:
     arg: None or 'tiny' for the embedded model; else one of MODELS.
   """
   c = ConfigDict()
-  c.name = ''
-  c.scale = arg or 'tiny'
-  c.seed = 0
-  c.stages = ()
+  c.name, c.scale = '', arg or 'tiny'
+  c.seed, c.stages = 0, ()
   c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
   # Devices that a CPU is divided into, one per core; 0: as jax finds it.
   c.cpu_devices = 2
@@ -449,6 +452,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluate_base = True
   # The evaluation of the base and after (and during) every training stage.
   c.evaluation = ConfigDict(_evaluation())
+  c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
   c.tensorboard = True
   c.model = _model()
   c.mesh = _mesh()
@@ -465,10 +469,12 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.judges = ConfigDict()  # name: judge(...)
   c.environments = ConfigDict()  # name: environment(...)
   c.sft = _sft()
+  c.preference = preference.section(_training())
   c.rl = _rl()
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect = _collect()
+  c.refine = refine.section(_evaluation())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(
@@ -481,20 +487,14 @@ def get_base(arg: str | None = None) -> ConfigDict:
 def _real(c: ConfigDict, arg: str) -> None:
   """A real checkpoint: where it is must be said on the command line."""
   c.model.path = f'checkpoints/{arg}'
-  c.model.param_dtype = 'float32'
-  c.model.compute_dtype = 'bfloat16'
-  c.model.layers = 'scan'
-  c.model.remat = 'layer'
-  c.model.head_chunk = 1024
-  c.sampler.cache_chunk = 256
+  c.model.param_dtype, c.model.compute_dtype = 'float32', 'bfloat16'
+  c.model.layers, c.model.remat = 'scan', 'layer'
+  c.model.head_chunk, c.sampler.cache_chunk = 1024, 256
   # Caches of long completions are most of what sampling needs.
   c.sampler.rows = 512 if arg.endswith(('_32b', '_72b')) else 2048
-  c.mesh.data = 1
-  c.mesh.fsdp = None
+  c.mesh.data, c.mesh.fsdp = 1, None
   c.data.path = 'data/train.parquet'
-  c.data.prompt_tokens = 2048
-  c.data.patches = 6400
+  c.data.prompt_tokens, c.data.patches = 2048, 6400
   c.data.worker_count = 8
-  c.data.min_pixels = 262_144
-  c.data.max_pixels = 1_003_520
+  c.data.min_pixels, c.data.max_pixels = 262_144, 1_003_520
   c.rl.reward_workers = 8

@@ -112,6 +112,12 @@ ARMS = {
          'fixed': ('', ('--config.rl.combine.kwargs.form=none',))},
         ('reward/accuracy/weight', 'reward/read/weight', 'reward/nll/weight',
          'reward/accuracy/mean', 'reward/read/mean', 'reward/nll/mean')),
+    # After the cold start by preference, and after one that imitates the same
+    # chosen texts.
+    'metis_specs': Paper(
+        {'metis_specs': ('', ()), 'sft': ('sft', ())},
+        ('reward/mean', 'reward/result/mean', 'reward/format/mean', 'entropy',
+         'response_length/mean', 'grad_norm')),
     'sophiavl_r1': Paper(
         {'sophiavl_r1': ('', ()),
          # In place of the judge a score that rises with the length.

@@ -25,6 +25,10 @@ def of(ctx: context.Context) -> str:
       n = section.rows_per_step
       lines.append(f'  {name}: {section.steps} steps of {n} rows'
                    + _each(layout, n, 'rows'))
+    elif section.kind == 'preference':
+      n = section.pairs_per_step
+      lines.append(f'  {name}: {section.steps} steps of {n} pairs'
+                   + _each(layout, n, 'pairs'))
     else:
       lines.append(f'  {name}: {section.kind}')
   return '\n'.join(lines)

@@ -20,6 +20,10 @@ def rows(config: Any) -> dict[str, int]:
       n = section.rows_per_step
       found[f'{name}.rows_per_step'] = n
       found[f'{name}.chunks_per_step'] = n // section.chunks_per_step
+    elif section.kind == 'preference':
+      n = section.pairs_per_step
+      found[f'{name}.pairs_per_step'] = n
+      found[f'{name}.chunks_per_step'] = n // section.chunks_per_step
   return found
 
 

@@ -1,6 +1,6 @@
 """Episodes for the stages: of a rollout, and of traces that are imitated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -83,3 +83,18 @@ def imitated(
   if not player.done.all():
     raise ValueError(f'the episode ends with {player.ends[0, 0]!r}')
   return player.trajectories[0][0]
+
+
+def record(sample: records.Sample) -> dict[str, Any]:
+  """What an evaluation's record says of an episode; nothing without one."""
+  if not sample.end:
+    return {}
+  return {'end': sample.end, 'calls': len(sample.calls),
+          'turns': [[turn.role, turn.text] for turn in sample.turns],
+          'form': sample.example.meta.get('form')}
+
+
+def pooled(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Means of metrics over parts of a set, 0 where a part lacks one."""
+  return {name: float(np.mean([part.get(name, 0.0) for part in parts]))
+          for name in sorted({name for part in parts for name in part})}

@@ -255,7 +255,7 @@ def combine(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 log_probs = jax.jit(passes.log_probs, static_argnames=(
-    'policy', 'chunks', 'buckets', 'hidden'))
+    'policy', 'chunks', 'buckets', 'hidden', 'rows'))
 pair = jax.jit(passes.pair, static_argnames=(
     'policy', 'divergence', 'chunks', 'buckets'))
 

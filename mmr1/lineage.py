@@ -21,7 +21,7 @@ from mmr1.sampling import keys
 from mmr1 import trees
 
 Tree = Any
-TRAINS = ('sft', 'rl')  # kinds of stages that make a model
+TRAINS = ('sft', 'preference', 'rl')  # kinds of stages that make a model
 _VIEW = 0x10a  # in the key law: what no sampler draws from
 
 

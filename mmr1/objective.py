@@ -50,7 +50,7 @@ def split(kwargs: Mapping[str, Any], term: str):
   return {f'{term}/{k}': v for k, v in traced.items()}, tuple(traced), static
 
 
-def _with_knobs(fn, term, names, **static):
+def with_knobs(fn, term, names, **static):
   """`fn` with its traced keywords read from the knobs."""
   def call(scores, block, knobs):
     moving = {name: knobs[f'{term}/{name}'] for name in names}
@@ -148,9 +148,9 @@ def _named(name: str, section: Any, reduction: Mapping[str, Any]):
   values, names, static = split(kwargs, name)
   if 'reduction' in inspect.signature(fn).parameters:
     static = {**static, 'reduction': reduction}
-  term = _with_knobs(fn, name, names, **static)
+  term = with_knobs(fn, name, names, **static)
   parts = getattr(fn, 'parts', None)
-  parts = parts and _with_knobs(parts, name, names, **static)
+  parts = parts and with_knobs(parts, name, names, **static)
 
   def metrics(scores, block, knobs):
     scores = jax.lax.stop_gradient(scores)
@@ -184,9 +184,9 @@ def _policy(section: Any, reduction: Mapping[str, Any]):
       clamp=None if math.isinf(section.clamp) else section.clamp, **static)
   term = update.Term(
       'policy',
-      _with_knobs(functools.partial(terms.policy, reduction=reduction),
+      with_knobs(functools.partial(terms.policy, reduction=reduction),
                   'policy', names, **shared),
-      _with_knobs(terms.policy_metrics, 'policy', names, **shared))
+      with_knobs(terms.policy_metrics, 'policy', names, **shared))
   return term, section.coefficient, values
 
 
@@ -210,7 +210,7 @@ def _kl(section: Any, reduction: Mapping[str, Any]):
     fn = functools.partial(
         terms.kl, estimator=estimator, bias_correction=bias,
         reduction=reduction)
-  term = _with_knobs(fn, 'kl', names, **static)
+  term = with_knobs(fn, 'kl', names, **static)
 
   def metrics(scores, block, knobs):
     total, count = term(scores, block, knobs)

@@ -28,6 +28,7 @@ def log_probs(
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
     hidden: bool = False,
+    rows: bool = False,
 ) -> tuple[Array, Array | None]:
   """A pass without gradient over the kept tokens: old, or the reference.
 
@@ -38,11 +39,21 @@ def log_probs(
     temperature: f32[].
     chunks, buckets: as in `gradient`.
     hidden: return the hidden states too.
+    rows: chunks are of rows, prompts included, and groups stay whole; rows
+      keep their order.
 
   Returns:
     f32[N, G, T], 0 where masked, and the hidden states [N, G, T, D], aligned
     to the token they predict, or None. Past a chunk's bucket both are 0.
   """
+  if rows and chunks > 1:
+    made = jax.lax.map(
+        lambda part: log_probs(
+            policy, params, part, temperature, buckets=buckets, hidden=hidden),
+        update.split_rows(block, chunks))
+    # As `split_rows` took them: chunk c has rows c, c + chunks, ...
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(
+        (-1,) + x.shape[2:]), made)
   prefix = policy.prompt_pass(params, block.prompts)
 
   def cut(piece):

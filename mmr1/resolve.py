@@ -26,7 +26,7 @@ from mmr1 import sections
 
 # Sections that are there to be named by stages.
 LIBRARIES = ('rewards', 'hooks', 'tasks', 'views', 'terms', 'weights', 'probes',
-             'judges')
+             'judges', 'evaluations')
 
 Config = sections.Section  # what `finalise` returns
 Section = sections.Section

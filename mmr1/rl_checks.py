@@ -166,16 +166,21 @@ def _check_shapes(section: Any, stage: str) -> None:
   if section.old not in OLD:
     raise ValueError(
         f'{stage}.old: got {section.old!r}; allowed are {OLD}.')
-  if section.reference_memory not in MEMORIES:
-    raise ValueError(
-        f'{stage}.reference_memory: got {section.reference_memory!r}; allowed '
-        f'are {MEMORIES}.')
+  check_memory(section, stage)
   updates = section.epochs_per_step * parts
   if section.old == 'self' and updates > 1:
     raise ValueError(
         f"{stage}.old: 'self' with {updates} updates per rollout: every ratio "
         "would be 1 and nothing would be clipped. Set old to 'recompute' (a "
         "pass before the first update) or 'sampler'.")
+
+
+def check_memory(section: Any, stage: str) -> None:
+  """Refuses an unknown place for a reference."""
+  if section.reference_memory not in MEMORIES:
+    raise ValueError(
+        f'{stage}.reference_memory: got {section.reference_memory!r}; allowed '
+        f'are {MEMORIES}.')
 
 
 def _check_data(section: Any, stage: str, config: Any) -> None:
@@ -189,8 +194,9 @@ def _check_data(section: Any, stage: str, config: Any) -> None:
         'or file of the data section, a file of its own (.jsonl, .parquet, '
         f'tfds:), or what a collect stage before it wrote: {collects}.')
   if datasets.is_file(section.data):  # now, not after the stages before
+    required = section.experts and section.experts_required
     datasets.open_expert(
-        config, section.data, completions=datasets.needs_traces(section))
+        config, section.data, 'completion' if required else 'answer')
   if section.experts and section.data == 'train' and config.data.path is None:
     raise ValueError(
         f"{stage}.experts: got {section.experts} with data='train': the "
@@ -260,6 +266,11 @@ def _check_advantage(section: Any, stage: str, config: Any) -> None:
         f'{stage}.advantage.fn: {name!r} reads what the policy that samples '
         f'says, which with staleness={section.staleness} is not there any '
         'more. Set staleness to 0.')
+  if needs(fn) == 'baseline' and section.judges:
+    raise ValueError(
+        f'{stage}.judges: got {section.judges} with the advantage {name!r}: '
+        'the greedy completions that it compares with are not judged. Take '
+        "another advantage, or judges=().")
   if needs(fn) == 'values' and 'value' not in config.model.scalars:
     raise ValueError(
         f"{stage}.advantage.fn: {name!r} reads a critic's values; give the "

@@ -164,7 +164,7 @@ def open_run(
   batch.check(config, layout)
   policy, base = context.open_model(
       config.model, datasets.model_path(config.model.path), processor, layout)
-  evaluate.check(config.evaluation)
+  evaluate.check_all(config.evaluation, config)
   publish.make(config.sampler, policy)
   _check_lengths(config, policy)
   training.check_overrides(config, overrides)

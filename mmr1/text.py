@@ -1,8 +1,8 @@
 r"""Reading model text: tags, the final answer, numbers.
 
-Shared by rewards, evaluation, the data engine and reports, so that a text that
-one of them accepts is accepted by all. Linear in the length of the text, and
-never an exception for any text. Evaluation cards quote `PARSER_VERSION`.
+Shared by rewards, evaluation, data engines and reports. Linear in the length of
+the text, and never an exception for any text. Evaluation cards quote
+`PARSER_VERSION`.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import itertools
 import re
 import unicodedata
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 MAX_DIGITS = 60  # of a mantissa; longer numbers are refused, not rounded
 MAX_EXPONENT = 60
 _TAGS = ('<think>', '</think>', '<answer>', '</answer>')
@@ -35,8 +35,7 @@ def parse_think_answer(text: str, *, prefilled: bool = False) -> Parsed:
 
   A full match of `<think>.*?</think>\\s*<answer>.*?</answer>` (dot matches
   newline, outer white space stripped) in which each tag occurs once and both
-  blocks have content: nested, reversed, repeated and empty tags are not ok. An
-  answer block that holds only 'Final Answer:' is empty.
+  blocks have content (not 'Final Answer:' alone), in this order, not nested.
 
   Args:
     text: the completion.
@@ -60,11 +59,12 @@ def parse_think_answer(text: str, *, prefilled: bool = False) -> Parsed:
   return Parsed(think=think, answer=answer, ok=True)
 
 
-_PREFIX = re.compile(r'\**\s*final\s+answer\s*:\s*\**\s*', re.IGNORECASE)
+_PREFIX = re.compile(
+    r'(?i)\**\s*(?:final\s+answer\s*:|the\s+answer\s+is\b\s*:?)\s*\**\s*')
 
 
 def strip_prefix(answer: str) -> str:
-  """The answer without outer white space and one 'Final Answer:' in front."""
+  """The answer without a 'Final Answer:' or 'The answer is' in front."""
   answer = answer.strip()
   found = _PREFIX.match(answer)
   return answer[found.end():].strip() if found else answer

@@ -36,10 +36,12 @@ class Term:
     fn: (Scores, Block, knobs) -> (sum, count), keyword arguments bound.
     metrics: (Scores, Block, knobs) -> {name: (sum, count)} and {name: max},
       or None.
+    whole: its values are of whole groups (pairs), which no chunk may part.
   """
   name: str
   fn: Callable[..., tuple[Array, Array]]
   metrics: Callable[..., tuple[Mapping, Mapping]] | None = None
+  whole: bool = False
 
 
 def coefficient(knobs: Mapping[str, Array], term: Term) -> Array:
@@ -101,7 +103,7 @@ def split_rows(block: types.Block, chunks: int) -> types.Block:
     n = x.shape[0]
     if n % chunks:
       raise ValueError(
-          f'update: {n} rows with one completion each do not split into '
+          f'update: {n} rows whose groups stay whole do not split into '
           f'{chunks} chunks; take a divisor of the number of rows.')
     return jnp.moveaxis(x.reshape((n // chunks, chunks) + x.shape[1:]), 1, 0)
   return jax.tree.map(part, block)
@@ -141,6 +143,7 @@ def block_gradient(
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
     looks: Looks = (),
+    whole: bool = False,
 ) -> tuple[Any, Any]:
   """Gradient of `loss` over one block, and its auxiliary output.
 
@@ -152,11 +155,12 @@ def block_gradient(
     loss: (all params, prefixes, block) -> (f32[], (sums, maxima)); the
       prefixes of the block's prompts and of every look's.
     chunks: pieces that each group is processed in, or the rows where a group
-      is one completion; memory falls with it, the result stays the same.
+      stays whole; memory falls with it, the result stays the same.
     buckets: lengths below T that a piece may be cut to, ascending.
     looks: of an update.
+    whole: groups stay whole, as those of one completion always do.
   """
-  if chunks > 1 and block.mask.shape[1] == 1:
+  if chunks > 1 and (whole or block.mask.shape[1] == 1):
     return _accumulate(
         lambda piece: block_gradient(
             policy, params, join, piece, loss, buckets=buckets, looks=looks),
@@ -249,7 +253,7 @@ def gradient(
   for block in batch:
     new, new_aux = block_gradient(
         policy, params, join, block, loss, chunks=chunks, buckets=buckets,
-        looks=looks)
+        looks=looks, whole=any(term.whole for term in terms))
     grads = new if grads is None else _add(grads, new)
     aux = new_aux if aux is None else _merge(*aux, *new_aux)
   sums, maxima = aux

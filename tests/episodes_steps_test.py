@@ -11,16 +11,19 @@ from mmr1.stages import sft
 from tests import small
 from tests.papers import runs
 
-N, G, T, TURN = 2, 4, 96, 8
+N, G, T, TURN = 2, 4, 128, 16
+# The model of the tests never ends a turn by itself.
+ENDS = tuple('aeinorst0123456789.')
 
 
-def config(shrink, **kwargs):
+def config(shrink, stop=ENDS, **kwargs):
   c = shrink(common.get_base())
   c.name, c.stages = 'asked', ('grpo',)
   common.small_digits(c)
   c.environments.own = common.environment(
       'tests.own_env:Asking', max_turns=4, turn_tokens=TURN,
-      observation_tokens=32, observation_patches=16, images=2, **kwargs)
+      observation_tokens=40, observation_patches=16, images=2, stop=stop,
+      **kwargs)
   c.rewards.result.fn = 'tests.own:even'
   c.rl.env = 'own'
   c.grpo = common.overlay(c.rl)
@@ -98,7 +101,7 @@ def test_pictures_have_a_gradient_of_their_own(made):
 
 def test_evaluation_plays_too(shrink, open_run, tmp_path):
   c = config(shrink, fails=2)
-  c.evaluation.env, c.evaluation.max_new_tokens = 'own', 64
+  c.evaluation.env, c.evaluation.max_new_tokens = 'own', T
   ctx, _ = open_run(c, tmp_path / 'run')
   one = evaluate.Evaluation(ctx, ctx.config.evaluation)
   metrics = one(ctx.params('base'), 'base', 0)
@@ -110,7 +113,7 @@ def test_evaluation_plays_too(shrink, open_run, tmp_path):
 @pytest.fixture
 def imitating(shrink, tmp_path):
   from tests.stages import sft_test
-  c = config(shrink)
+  c = config(shrink, stop=())
   c.data.path = sft_test.write(tmp_path, sft_test.THOUGHTS)
   lines = (tmp_path / 'train.jsonl').read_text().splitlines()
   (tmp_path / 'train.jsonl').write_text('\n'.join(

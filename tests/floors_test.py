@@ -23,7 +23,8 @@ FLOORS = (
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
-     'environments', 'playing', 'episodes', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges'),
+     'environments', 'playing', 'episodes', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
+     'evaluations', 'grades', 'refining'),
     # F3
     ('papers',),
     # F4

@@ -23,7 +23,7 @@ class Asking:
     if self._fails and sample.slot % self._fails == 1:
       raise RuntimeError('it broke')
     state = uid, seed, n + 1
-    if n + 1 + (sample.slot % 2) >= self._turns + 1:
+    if n + 1 + (sample.slot % 2) >= self._turns:
       return state, records.Observation(done=True, reward=float(n))
     rng = np.random.default_rng([uid, n])
     image = Image.fromarray(rng.integers(0, 256, (16, 32, 3), np.uint8))

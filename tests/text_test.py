@@ -70,6 +70,8 @@ def test_m12_prefilled_think():
 @pytest.mark.parametrize('source, answer', [
     (GOOD, '3'),
     ('<answer> Final Answer: 3 </answer>', '3'),
+    ('<answer> The answer is \\boxed{3} </answer>', '\\boxed{3}'),
+    ('<answer>The answer is</answer>', None),
     ('<answer>3</answer> because', '3'),                 # format's concern
     ('<think>15</think><answer>7</answer>', '7'),        # not from the think
     ('15', None), (r'\boxed{15}', None), ('Answer: 15', None),

@@ -112,13 +112,14 @@ def shape(
       prompt_buckets=lengths, patch_buckets=buckets)
 
 
-def _form(data: Any, *, completions: bool) -> rows.RowFormat:
-  return rows.RowFormat(
-      image=data.image_column, video=data.video_column,
+def _form(data: Any, needs: str = 'answer') -> rows.RowFormat:
+  """With the columns of the config; `needs` as of `open_expert`."""
+  return rows.RowFormat.needing(
+      needs, image=data.image_column, video=data.video_column,
       message=data.message_column, question=data.question_column,
       answer=data.answer_column, completion=data.completion_column,
-      given=data.given_column,
-      require_answer=not completions, require_completion=completions)
+      given=data.given_column, chosen=data.chosen_column,
+      rejected=data.rejected_column)
 
 
 def check(data: Any) -> None:
@@ -171,7 +172,8 @@ def _opened(config: Any, name: str, split: str) -> sources.Source | None:
                        f'are {_OF_MEMBER}.')
     if about.imitate and split != 'train':
       return None
-    source = _file(path, _form(data, completions=about.imitate), data, split)
+    needs = 'completion' if about.imitate else 'answer'
+    source = _file(path, _form(data, needs), data, split)
   else:
     fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
     resolve.check_kwargs(fn, section, where, ('uid_offset',))
@@ -234,40 +236,38 @@ def open_split(
         'procedural worlds have held-out problems of their own.')
   if not train and data.eval_path is not None:
     return sources.Mixture(
-        [files.open_path(data.eval_path, form=_form(data, completions=False))],
-        seed=seed, shuffle=False)
+        [files.open_path(data.eval_path, form=_form(data))], seed=seed,
+        shuffle=False)
   if data.path is None:
     return _mixed(config, split, order, block)
-  source = _file(data.path, _form(data, completions=False), data, split)
+  source = _file(data.path, _form(data), data, split)
   return sources.Mixture([source], seed=seed, order=order, shuffle=train)
 
 
-def open_completions(
-    path: str, seed: int = 0, *, order: int = 0) -> sources.Mixture:
-  """A file of examples with completions, as `collect` writes it."""
-  form = rows.RowFormat(require_answer=False, require_completion=True)
-  return sources.Mixture(
-      [files.open_path(path, form=form)], seed=seed, order=order)
+def open_completions(path: str, seed: int = 0, needs: str = 'completion', *,
+                     order: int = 0) -> sources.Mixture:
+  """A file as `collect` writes it; `needs` as of `open_expert`."""
+  return sources.Mixture([files.open_path(
+      path, form=rows.RowFormat.needing(needs))], seed=seed, order=order)
 
 
 def open_expert(
-    config: Any, data: str = 'train', *, completions: bool = True,
+    config: Any, data: str = 'train', needs: str = 'completion', *,
     order: int = 0) -> sources.Mixture:
   """A file that a stage reads for itself, without collect.
 
   Args:
     config: says what the columns are called.
     data: the file; 'train' is `data.path`, without what is held out of it.
-    completions: every record needs one; else every record needs an answer.
+    needs: what every record must have: 'completion', 'pair' or 'answer'.
     order: see `sources.Mixture`.
   """
   path = config.data.path if data == 'train' else data
   if path is None:
     raise ValueError(
-        "sft: data='train' needs a file with completions: set --config.data."
-        "path=..., or data to a file or the name of a collect stage.")
-  source = files.open_path(path, form=_form(
-      config.data, completions=completions))
+        f"data='train' needs a file with a {needs} in every record: set "
+        '--config.data.path=..., or data to a file or a collect stage.')
+  source = files.open_path(path, form=_form(config.data, needs))
   if data == 'train' and config.data.eval_path is None:
     source, _ = sources.holdout(source, every=config.data.holdout)
   return sources.Mixture([source], seed=config.seed, order=order)
@@ -288,15 +288,11 @@ def open_stage(config: Any, section: Any, written: Mapping[str, str],
   if data in written:
     return open_completions(written[data], config.seed, order=order)
   if section.experts or is_file(data):
+    required = section.experts and section.experts_required
     return open_expert(
-        config, data, completions=needs_traces(section), order=order)
+        config, data, 'completion' if required else 'answer', order=order)
   return open_split(config, 'train', order=order,
                     prompts=section.prompts_per_step)
-
-
-def needs_traces(section: Any) -> bool:
-  """True if every record that a stage of rl reads needs a completion."""
-  return bool(section.experts and section.experts_required)
 
 
 def is_file(data: str) -> bool:

@@ -12,6 +12,7 @@ from mmr1 import records
 from mmr1.data import media
 from mmr1.data import sources
 from mmr1.data import template
+from mmr1.data import turns
 
 RecordError = media.RecordError
 # What a column is called where it does not have its default name.
@@ -21,10 +22,11 @@ _ALIASES = {
     'question': ('problem', 'question'),
     'answer': ('answer',),
     'message': ('messages',),
-    'completion': ('completion', 'completions', 'solution'),
+    'completion': ('completion', 'completions', 'solution', 'chosen'),
     'given': ('given',),
+    'chosen': ('chosen',),
+    'rejected': ('rejected',),
 }
-_ROLES = ('system', 'user', 'assistant')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,8 @@ class RowFormat:
   """Which columns hold what, and what a row must have.
 
   A column with its default name may be absent, and `problem` may be called
-  `question` (`images` `image`, `completion` `completions` or `solution`). A
-  name that was chosen must exist. '' says that there is no such column.
+  `question` (`images` `image`, `completion` `completions`, `solution` or
+  `chosen`). A name that was chosen must exist. '' says that there is no such column.
   Columns not named here go to `Example.meta`.
 
   Fields:
@@ -48,8 +50,10 @@ class RowFormat:
     completion: assistant text to imitate, or a list of them.
     given: text that the completion goes on from and that is not imitated, or
       a list of parts, see `records.Example`.
+    chosen, rejected: the two responses of a pair, see `turns.reply`; the
+      completions of the example where pairs are required, else not read.
     constant_question: question of every row of a file without that column.
-    require_answer, require_completion: rows without are Broken.
+    require_answer, require_completion, require_pair: rows without are Broken.
   """
   image: str = 'images'
   video: str = 'videos'
@@ -58,9 +62,20 @@ class RowFormat:
   message: str = 'messages'
   completion: str = 'completion'
   given: str = 'given'
+  chosen: str = 'chosen'
+  rejected: str = 'rejected'
   constant_question: str = ''
   require_answer: bool = True
   require_completion: bool = False
+  require_pair: bool = False
+
+  @classmethod
+  def needing(cls, needs: str, **columns: str) -> 'RowFormat':
+    """With one thing that every row must have: an 'answer', a 'completion' or
+    a 'pair'."""
+    return cls(**columns, **{
+        f'require_{what}': what == needs
+        for what in ('answer', 'completion', 'pair')})
 
 
 _DEFAULT = RowFormat()
@@ -99,6 +114,9 @@ def resolve(
       found['completion'] or found['message']):
     raise ValueError(
         _unknown('completion', wanted.completion, available, where))
+  for field in ('chosen', 'rejected') if wanted.require_pair else ():
+    if not found[field]:
+      raise ValueError(_unknown(field, vars(wanted)[field], available, where))
   if wanted.image and not found['image']:
     used = set(found.values())
     similar = [c for c in sorted(available) if c not in used and any(
@@ -149,15 +167,15 @@ def to_example(
 
 
 def _example(row, form, folder, uid, where, load) -> records.Example:
-  pictures = _listed(_value(row, form.image))
-  messages, inline = _messages(_value(row, form.message))
-  completions = _texts(_value(row, form.completion), 'completion')
+  pictures = turns.listed(_value(row, form.image))
+  messages, inline = turns.messages(_value(row, form.message))
+  completions = _completions(row, form)
   if messages and messages[-1]['role'] == 'assistant':
     if completions:
       raise RecordError(
           'two completions: messages end with an assistant turn and there is '
-          f'a column {form.completion!r}')
-    completions = (_text(messages[-1]['content'], 'completion'),)
+          f'a column {form.chosen if form.require_pair else form.completion!r}')
+    completions = (turns.text(messages[-1]['content'], 'completion'),)
     messages = messages[:-1]
   question = '' if messages else _question(row, form)
   answer = _answer(_value(row, form.answer))
@@ -166,11 +184,11 @@ def _example(row, form, folder, uid, where, load) -> records.Example:
   if form.require_completion and not completions:
     raise RecordError('empty completion: no assistant text')
   used = {form.image, form.video, form.question, form.answer, form.message,
-          form.completion, form.given}
+          form.completion, form.given, form.chosen, form.rejected}
   return records.Example(
       uid=uid, question=question, answer=answer, messages=tuple(messages),
       completions=completions, source=where,
-      given=_texts(_value(row, form.given), 'given'),
+      given=turns.texts(_value(row, form.given), 'given'),
       images=tuple(
           media.image(p, folder, load=load) for p in [*pictures, *inline]),
       videos=tuple(
@@ -183,46 +201,32 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
   return row.get(column) if column else None
 
 
-def _listed(value: Any) -> list[Any]:
-  if value is None:
-    return []
-  if isinstance(value, np.ndarray) and (
-      value.dtype == object or value.ndim == 4):
-    return list(value)
-  return list(value) if isinstance(value, (list, tuple)) else [value]
+def _completions(row, form) -> tuple[str, ...]:
+  if not form.require_pair:
+    value = _value(row, form.completion)
+    if value is not None and form.completion == form.chosen:
+      return (turns.reply(value, 'chosen'),)
+    return turns.texts(value, 'completion')
+  pair = tuple(turns.reply(_value(row, vars(form)[side]), side)
+               for side in ('chosen', 'rejected'))
+  if pair[0] == pair[1]:
+    raise RecordError('no pair: chosen and rejected are the same text')
+  return pair
 
 
 def _clips(value: Any) -> list[Any]:
   """A column value as a list of clips; one array [F, H, W, C] is one clip."""
   if isinstance(value, np.ndarray):
     return [value] if value.ndim == 4 else list(value)
-  return _listed(value)
-
-
-def _text(value: Any, what: str) -> str:
-  if isinstance(value, bytes):
-    try:
-      value = value.decode('utf-8')
-    except UnicodeDecodeError as error:
-      raise RecordError(f'wrong type: {what}: {error}') from error
-  if not isinstance(value, str):
-    raise RecordError(
-        f'wrong type: {what} is {type(value).__name__}, needed is text')
-  if not value.strip():
-    raise RecordError(f'empty {what}')
-  try:
-    value.encode('utf-8')
-  except UnicodeEncodeError as error:  # JSON can write half of a pair
-    raise RecordError(f'wrong type: {what}: {error}') from error
-  return value
+  return turns.listed(value)
 
 
 def _question(row, form) -> str:
   if not form.question:
-    return _text(form.constant_question or None, 'question')
+    return turns.text(form.constant_question or None, 'question')
   if form.question not in row or row[form.question] is None:
     raise RecordError(f'missing column: {form.question}')
-  text = _text(row[form.question], 'question')
+  text = turns.text(row[form.question], 'question')
   if not any(
       p['type'] == 'text' and p['text'].strip() for p in template.parts(text)):
     raise RecordError('empty question: placeholders only')
@@ -237,53 +241,13 @@ def _answer(value: Any) -> str | None:
       isinstance(value, str) and not value.strip()):
     return None
   if isinstance(value, (str, bytes)):
-    return _text(value, 'answer').strip()
+    return turns.text(value, 'answer').strip()
   if isinstance(value, bool) or not isinstance(value, (int, float)) or (
       isinstance(value, float) and not math.isfinite(value)):
     raise RecordError(
         f'wrong type: answer is {type(value).__name__} {value!r:.40}, needed '
         'is text or a finite number')
   return str(value)
-
-
-def _texts(value: Any, what: str) -> tuple[str, ...]:
-  return tuple(_text(v, what) for v in _listed(value))
-
-
-def _messages(value: Any) -> tuple[list[dict[str, str]], list[Any]]:
-  """Turns whose contents are text with placeholders, and inline images."""
-  messages, inline = [], []
-  for turn in _listed(value):
-    if not isinstance(turn, Mapping) or not {'role', 'content'} <= set(turn):
-      raise RecordError('wrong type: a message is a dict of role and content')
-    if turn['role'] not in _ROLES:
-      raise RecordError(
-          f'wrong type: role {turn["role"]!r}; allowed are {_ROLES}')
-    content = turn['content']
-    if isinstance(content, (list, tuple)):
-      content = ''.join(_part(part, inline) for part in content)
-    messages.append({
-        'role': turn['role'], 'content': _text(content, 'message')})
-  return messages, inline
-
-
-def _part(part: Any, inline: list[Any]) -> str:
-  """The text of one content part; an image it carries goes to `inline`."""
-  kind = part.get('type') if isinstance(part, Mapping) else None
-  if kind == 'text':
-    return part.get('text') or ''
-  if kind == 'video' and set(part) == {'type'}:
-    return '<video>'
-  if kind == 'image' or kind == 'image_url':
-    held = part.get('image', part.get('image_url', part.get('path')))
-    if isinstance(held, Mapping) and 'url' in held:
-      held = held['url']
-    if held is not None:
-      inline.append(held)
-    return '<image>'
-  raise RecordError(
-      f'wrong type: message part {kind!r}; allowed are text, image, '
-      'image_url and video')
 
 
 def _check_slots(example: records.Example):

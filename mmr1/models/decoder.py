@@ -184,7 +184,7 @@ class Decoder(nn.Module):
       positions = seats.to_seats(positions, seats.row.size // len(mask))
     # Positions of text count tokens, whatever is padded in between.
     return seen.replace(
-        places=(positions[..., 0], _places(mask, segment)[:, None]))
+        places=(positions[..., 0], sight_lib.places(mask, segment)[:, None]))
 
   def _see(self, sight: Sight, sliding: bool | Array) -> Sight:
     """In one layer, whose flag in `layers.fold` is `sliding`."""
@@ -392,11 +392,8 @@ class LanguageModel(nn.Module):
     Returns: as `decode`, [N, G, T, D].
     """
     scanned, places = self.config.layers == 'scan', None
-    if any(self.config.sliding):  # a window does not count what is between
-      index = jnp.arange(cache.size)
-      end = jnp.max(jnp.where(keys, index + 1, 0), -1, keepdims=True)
-      places = (end + jnp.arange(mask.shape[-1]),
-                jnp.where(index < t, index, index - t + end))
+    if any(self.config.sliding):
+      places = sight_lib.behind(keys, mask.shape[-1], t)
     if not scanned:  # their own keys are in there by then
       keys = jax.lax.dynamic_update_slice_in_dim(keys, mask, t, 2)
     x, add = self.inserted(tokens, media)
@@ -468,15 +465,6 @@ def _causal(mask: Array, segment: Array | None = None,
   return Sight(
       keys=mask, causal=True, blocks=number, blocks_slide=slide,
       segments=None if segment is None else (segment, segment))
-
-
-def _places(mask: Array, segment: Array | None) -> Array:
-  """i32[N, P], the how manieth of its prompt each token is, from 0."""
-  if segment is None:
-    return jnp.cumsum(mask, -1) - 1
-  index = jnp.arange(segment.shape[1])
-  first = jnp.diff(segment, axis=1, prepend=-1) != 0
-  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
 def init_cache(

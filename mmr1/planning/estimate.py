@@ -39,7 +39,7 @@ _KNOBS = {
     'look': 'a larger chunks_per_minibatch',
     'scores': 'a larger chunks_per_minibatch',
     'update': 'a larger minibatches_per_step, chunks_per_minibatch or '
-              "(sft) chunks_per_step, model.remat='layer', a smaller "
+              "(sft, preference) chunks_per_step, model.remat='layer', a smaller "
               'model.head_chunk',
 }
 

@@ -11,10 +11,12 @@ from typing import Any
 from etils import epath
 
 from mmr1 import forward
+from mmr1 import lineage
 from mmr1 import sharding
 from mmr1 import training
 from mmr1.models import checkpoints
 from mmr1.planning import costs
+from mmr1.planning import pairs
 from mmr1.planning import records
 from mmr1.planning import rl
 from mmr1.planning import shapes as shapes_lib
@@ -68,11 +70,22 @@ def stage(config: Any, name: str, policy: forward.Policy,
     ValueError: the section cannot work.
   """
   kind = config[name].kind
+  if kind in lineage.TRAINS and lineage.rank_of(config[name]):
+    params = _adapted(config, name, policy.layout, params)
   if kind == 'rl':
     return rl.stage(config, name, policy, params)
   if kind == 'sft':
     return _sft(config, name, policy, params)
+  if kind == 'preference':
+    return pairs.stage(config, name, policy, params)
   return None
+
+
+def _adapted(config: Any, name: str, layout: sharding.Layout,
+             params: Any) -> Any:
+  """The stage's parameters, its adapters included."""
+  shapes = lineage.Lineage(config, None, params).shapes(name)
+  return shapes_lib.placed(shapes, layout.parameters(shapes))
 
 
 def _sft(config: Any, name: str, policy: forward.Policy,

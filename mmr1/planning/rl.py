@@ -21,14 +21,11 @@ from mmr1 import training
 from mmr1 import trees
 from mmr1 import types
 from mmr1 import weighing
-from mmr1.models import partition
 from mmr1.planning import costs
 from mmr1.planning import records
 from mmr1.planning import sampled
 from mmr1.planning import shapes as shapes_lib
 from mmr1.planning import states
-
-Struct = shapes_lib.Struct
 
 
 def stage(config: Any, name: str, policy: forward.Policy,
@@ -84,11 +81,7 @@ class _Rl:
     """Parameters of a look or a pass."""
     if whose != 'reference':
       return self._params
-    return jax.tree.map(
-        lambda x, dtype: Struct(x.shape, dtype.dtype, sharding=x.sharding),
-        self._params, jax.eval_shape(functools.partial(
-            partition.cast, dtype=self._policy.module.config.compute_dtype),
-                                     self._params))
+    return states.only_read(self._policy, self._params)
 
   def _score(self, name: str, whose: str, resident: tuple[str, ...],
              hidden: bool = False) -> records.Program:

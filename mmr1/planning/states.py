@@ -1,5 +1,6 @@
 """What trains, as shapes: a TrainState and its numbers."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from mmr1 import optim
 from mmr1 import training
 from mmr1 import trees
 from mmr1 import types
+from mmr1.models import partition
 from mmr1.planning import shapes as shapes_lib
 
 Struct = shapes_lib.Struct
@@ -25,6 +27,14 @@ def of(policy: forward.Policy, section: Any, params: Any,
       opt={'policy': optimizer.tx.init(_zeros(trainable))},
       aux={'guard': optim.init_guard()}))
   return shapes_lib.placed(state, policy.layout.state(state)), optimizer
+
+
+def only_read(policy: forward.Policy, params: Any) -> Any:
+  """Parameters that do not train, in the dtype that multiplies."""
+  return jax.tree.map(
+      lambda x, cast: Struct(x.shape, cast.dtype, sharding=x.sharding), params,
+      jax.eval_shape(functools.partial(
+          partition.cast, dtype=policy.module.config.compute_dtype), params))
 
 
 def _zeros(tree: Any) -> Any:

@@ -1,8 +1,10 @@
 """Stage `collect`: makes a data set; a paper's engine says how.
 
-The engine is `(examples, ctx, stage, **kwargs) -> Collected`: records with
-completions and counts of what was filtered out. The file it leaves is JSONL
-with images beside it, the layout that sft reads.
+The engine is `(examples, ctx, init, **kwargs) -> (records, counts)`: records
+with a completion each, or with a pair of them, the better one first, and counts
+of what was filtered out. `mmr1.sampling.several` samples from a model of the
+run. The file it leaves is JSONL with images beside it, the layout that sft and,
+where there are pairs, preference read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +78,7 @@ def run(
   ctx.logger.write(stage, 0, metrics)
   ctx.logger.samples(stage, 0, [
       {'prompt': e.question, 'images': list(e.images), 'answer': e.answer,
-       'completion': e.completions[0]} for e in made[:16]])
+       **_said(e)} for e in made[:16]])
   ctx.logger.flush()  # before DONE: a marker promises the rows
   ctx.checkpoints.finish(stage, {'counts': counts, 'kept': len(made)})
 
@@ -92,12 +94,13 @@ def _check(examples: Sequence[records.Example], stage: str) -> None:
 def _readable(
     made: Sequence[records.Example], ctx: context.Context,
 ) -> tuple[list[records.Example], list[str]]:
-  """Those whose completion sft can encode, and why the others are not."""
+  """Those whose completions can be encoded, and why the others cannot."""
   kept, refused = [], []
   for example in made:
     try:
       encode.encode_given(example.given, ctx.processor)
-      encode.encode_completion(example.completions[0], ctx.processor)
+      for said in example.completions:
+        encode.encode_completion(said, ctx.processor)
     except ValueError as error:
       refused.append(f'{example.source} (uid {example.uid}): {error}')
     else:
@@ -113,9 +116,10 @@ def path_of(ctx_path: epath.Path, stage: str) -> str:
 def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
   """JSONL and the PNGs it names.
 
-  Columns: images, problem (or messages), answer, completion, uid, source, and
-  where given: given, and what the matcher of answers reads, answer_type,
-  choices and puzzle; and turns, see `records.Example.meta`.
+  Columns: images, problem (or messages), answer, completion (of a pair chosen
+  and rejected), uid, source, and where given: given, and what the matcher of
+  answers reads, answer_type, choices and puzzle; and turns, see
+  `records.Example.meta`.
   """
   images = folder / 'images'
   images.mkdir(parents=True, exist_ok=True)
@@ -126,13 +130,19 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
              if example.messages else {'problem': example.question})
     lines.append(json.dumps({
         'images': [f'images/{name}' for name in names], **asked,
-        'answer': example.answer, 'completion': example.completions[0],
+        'answer': example.answer, **_said(example),
         'uid': example.uid, 'source': example.source,
         **({'given': example.given} if example.given else {}),
         **{key: records.thawed(example.meta[key])
            for key in ('answer_type', 'choices', 'puzzle', 'turns')
            if key in example.meta}}) + '\n')
   workdir_lib.write_whole(folder / 'train.jsonl', ''.join(lines))
+
+
+def _said(example: records.Example) -> dict[str, str]:
+  names = ('chosen', 'rejected') if len(example.completions) == 2 else (
+      'completion',)
+  return dict(zip(names, example.completions))
 
 
 def _put(folder: epath.Path, image: Image.Image) -> str:

@@ -3,42 +3,44 @@
 The same prompts and the same noise are used for every evaluation of a run, so
 that two of them differ by the parameters alone. Each leaves a card and one
 record per sample in `eval/` (M19).
+
+`also` names sections of `evaluations`, each what is to be otherwise there
+(another instruction, another parser): their metrics are 'eval/<name>/accuracy'
+and so on. `summary` is a function (metrics, those of the base) -> more metrics.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import hashlib
 import json
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mmr1 import context
 from mmr1 import environments
 from mmr1 import episodes
 from mmr1.data import datasets
 from mmr1.data import pipeline
+from mmr1 import evaluations
+from mmr1 import grades
 from mmr1 import records
 from mmr1.rewards import answer
-from mmr1.rewards import pool
 from mmr1.sampling import keys
 from mmr1.sampling import read
 from mmr1.sampling import sample
 from mmr1 import text
 from mmr1 import workdir as workdir_lib
 
-PARSERS = ('strict', 'lenient')
 _GREEDY, _SAMPLED = 0, 1  # views of the key law
 
 
 def check(section: Any) -> None:
   """Refuses settings that cannot work."""
-  if section.parser not in PARSERS:
+  if section.parser not in grades.PARSERS:
     raise ValueError(
         f'{section.where}.parser: got {section.parser!r}; allowed are '
-        f'{PARSERS}.')
+        f'{grades.PARSERS}.')
   for key in ('examples', 'prompts_per_batch', 'max_new_tokens'):
     if section[key] < 1:
       raise ValueError(
@@ -54,18 +56,18 @@ def check(section: Any) -> None:
     raise ValueError(f'{section.where}: {error}') from error
 
 
+def check_all(section: Any, config: Any) -> None:
+  """`check` of an evaluation and of those beside it."""
+  check(section)
+  for one in evaluations.others(section, config).values():
+    check(one)
+  evaluations.summary(section, config)
+
+
 def _sampling(section: Any) -> sample.Knobs:
   return sample.knobs(
       temperature=section.temperature, top_k=section.top_k,
       top_p=section.top_p, max_new_tokens=section.max_new_tokens)
-
-
-class Grade(NamedTuple):
-  """One answer: what was extracted, whether it is right, and why it could not
-  be checked ('' where it could; otherwise it counts as wrong)."""
-  extracted: str | None
-  right: bool
-  error: str = ''
 
 
 class Evaluation:
@@ -74,9 +76,13 @@ class Evaluation:
   def __init__(self, ctx: context.Context, section: Any):
     """Opens `section.examples` usable problems of the 'eval' split."""
     check(section)
+    self._others = {
+        name: Evaluation(ctx, one) for name, one in evaluations.others(
+            section, ctx.config).items()}
+    self._summary = evaluations.summary(section, ctx.config)
     self._ctx = ctx
     self._section = section
-    self._prefilled = ctx.shape().prefilled
+    self._prefilled = ctx.shape(section.instruction).prefilled
     self._env = environments.environment(ctx.config, section.env)
     self._played: dict[int, dict[str, float]] = {}
     self._pairs: list[pipeline.Pair] = []
@@ -89,6 +95,18 @@ class Evaluation:
       self, params: Any, stage: str, step: int,
   ) -> dict[str, float]:
     """Metrics of these parameters, and the card and records on disk."""
+    metrics = self._made(params, stage, step, f'{stage}_{step}')
+    for name, other in self._others.items():
+      metrics |= {key.replace('eval/', f'eval/{name}/', 1): value
+                  for key, value in other._made(
+                      params, stage, step, f'{stage}_{step}_{name}').items()}
+    base = self._ctx.checkpoints.done('base')
+    if self._summary and base is not None:
+      metrics |= self._summary(metrics, base['eval'])
+    return metrics
+
+  def _made(
+      self, params: Any, stage: str, step: int, file: str) -> dict[str, float]:
     if not self._pairs:
       self._open()
     greedy = self._samples(params, _GREEDY)
@@ -99,19 +117,19 @@ class Evaluation:
       self._ctx.logger.warn(
           f'evaluation of {stage}: {len(errors)} answers could not be checked '
           f'and count as wrong; the first: {errors[0]}')
-    metrics = summary(graded[0], greedy, '')
-    metrics |= summary(graded[1], sampled, '_sampled')
+    metrics = grades.summary(graded[0], greedy, '')
+    metrics |= grades.summary(graded[1], sampled, '_sampled')
     for view, suffix in ((_GREEDY, ''), (_SAMPLED, '_sampled')):
       metrics |= {f'eval/{name}{suffix}': x
                   for name, x in self._played.get(view, {}).items()}
-    self._write(stage, step, metrics, (greedy, sampled), graded)
+    self._write(stage, step, file, metrics, (greedy, sampled), graded)
     return metrics
 
   def _open(self) -> None:
     """Reads the problems; those no answer could match are broken too (M26)."""
     pairs, self._broken = pipeline.all_examples(
-        datasets.open_split(self._ctx.config, 'eval'), self._ctx.shape(),
-        self._section.examples,
+        datasets.open_split(self._ctx.config, 'eval'),
+        self._ctx.shape(self._section.instruction), self._section.examples,
         max_broken_frac=self._ctx.config.data.max_broken_frac)
     for pair in pairs:
       reason = answer.unusable(pair[0])
@@ -130,7 +148,7 @@ class Evaluation:
     section, ctx = self._section, self._ctx
     params = ctx.sampler.publish(params)
     size = min(section.prompts_per_batch, len(self._pairs))
-    shape, result = ctx.shape(), []
+    shape, result = ctx.shape(section.instruction), []
     key = keys.step_key(section.seed, 0, 0, view=view)
     played = []
     for start in range(0, len(self._pairs), size):
@@ -149,21 +167,14 @@ class Evaluation:
         samples = player.of_all(samples)
         played.append(player.metrics())
       result += samples
-    self._played[view] = {name: float(np.mean([one.get(name, 0.0)
-                                               for one in played]))
-                          for name in {n for one in played for n in one}}
+    self._played[view] = episodes.pooled(played)
     return result
 
-  def _grade(self, s: records.Sample) -> Grade:
-    extracted = text.extract_answer(
-        s.text, strict=self._section.parser == 'strict',
-        prefilled=self._prefilled)
-    try:
-      return Grade(extracted, bool(answer.match(extracted, s.example)))
-    except (pool.TimedOut, pool.WorkerDied, pool.RemoteError) as error:
-      return Grade(extracted, False, str(error))
+  def _grade(self, s: records.Sample) -> grades.Grade:
+    return grades.grade(s.text, s.example, parser=self._section.parser,
+                        prefilled=self._prefilled)
 
-  def _write(self, stage, step, metrics, parts, graded) -> None:
+  def _write(self, stage, step, file, metrics, parts, graded) -> None:
     if jax.process_index():
       return  # all hosts have the same
     section, ctx = self._section, self._ctx
@@ -185,16 +196,15 @@ class Evaluation:
              'text': s.text, 'extracted': grade.extracted,
              'gold': s.example.answer, 'correct': grade.right,
              'error': grade.error, 'length': s.length,
-             'truncated': s.truncated, **_episode(s)}
-            for name, part, grades in zip(('greedy', 'sampled'), parts, graded)
-            for s, grade in zip(part, grades)]
-    base = ctx.path / 'eval' / f'{stage}_{step}'
+             'truncated': s.truncated, **episodes.record(s)}
+            for name, part, marks in zip(('greedy', 'sampled'), parts, graded)
+            for s, grade in zip(part, marks)]
+    base = ctx.path / 'eval' / file
     workdir_lib.write_whole(
         base.parent / f'{base.name}.json', json.dumps(card, indent=2) + '\n')
     workdir_lib.write_whole(
         base.parent / f'{base.name}.jsonl',
         ''.join(json.dumps(row) + '\n' for row in rows))
-
 
   def _subset(self) -> dict[str, Any]:
     """Which problems: the first usable ones of what."""
@@ -207,52 +217,9 @@ class Evaluation:
     return {'file': data.path, 'one of every': data.holdout}
 
 
-def _episode(s: records.Sample) -> dict[str, Any]:
-  """What a record says of an episode; nothing without an environment."""
-  if not s.end:
-    return {}
-  return {'end': s.end, 'turns': [[t.role, t.text] for t in s.turns],
-          'calls': len(s.calls), 'form': s.example.meta.get('form')}
-
-
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-  """95% interval of a proportion (Wilson 1927, eq. for the score interval).
-
-  For 8 of 10: centre (.8 + .192) / 1.384 = .717, half width .226.
-  """
-  p, z2 = correct / n, z * z
-  centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-  half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-  return max(0.0, centre - half), min(1.0, centre + half)  # of rounding
-
-
-def summary(
-    grades: Sequence[Grade],
-    samples: Sequence[records.Sample],
-    suffix: str,
-) -> dict[str, float]:
-  """Metrics of one way of decoding; `suffix` is '' (greedy) or '_sampled'."""
-  n, correct = len(grades), sum(grade.right for grade in grades)
-  low, high = wilson(correct, n)
-  return {
-      f'eval/accuracy{suffix}': correct / n,
-      f'eval/accuracy{suffix}_low': low,
-      f'eval/accuracy{suffix}_high': high,
-      f'eval/response_length{suffix}': float(
-          np.mean([s.length for s in samples])),
-      f'eval/truncated_frac{suffix}': float(
-          np.mean([s.truncated for s in samples])),
-      f'eval/unparsed_frac{suffix}': float(
-          np.mean([grade.extracted is None for grade in grades])),
-      f'eval/unchecked_frac{suffix}': float(
-          np.mean([bool(grade.error) for grade in grades])),
-      'eval/n': n,
-  }
-
-
 def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
   """Checks the section before anything runs."""
-  check(section)
+  check_all(section, config)
   section.as_dict()
   context.check_init(section.init, stage, config)
   return {}

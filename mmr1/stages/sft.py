@@ -14,6 +14,7 @@ from mmr1 import asking
 from mmr1 import context
 from mmr1 import environments
 from mmr1 import episodes
+from mmr1.data import completed
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import packing
@@ -69,64 +70,30 @@ def _check_data(data: str, stage: str, config: Any) -> None:
         f'{collects}.')
 
 
-class Rows:
-  """Completions in order; those too long are dropped, counted and named."""
+class Rows(completed.Completed):
+  """Examples with one completion each, or one episode with an environment."""
 
   def __init__(self, ctx: context.Context, stream: pipeline.Stream, cap: int,
-               env: environments.Environment | None = None):
+               env: environments.Environment | None):
+    super().__init__(stream, ctx.processor, cap)
     self._ctx, self._env = ctx, env
-    self._stream = stream
-    self._cap = cap
-    self.dropped = 0
+
+  def made(self, pair: pipeline.Pair) -> tuple[packing.Example, ...]:
+    if self._env is None:
+      return super().made(pair)
+    example, encoded = pair
+    try:
+      whole = episodes.imitated(
+          self._env, self._ctx.processor, example, encoded.next_position,
+          length=self._cap, seed=self._ctx.config.seed)
+    except ValueError as error:
+      self._ctx.logger.warn(f'sft: {example.source}: {error}')
+      return ()
+    return packing.Example(pair, whole.tokens, 0, whole),
 
   def take(self, n: int) -> list[packing.Example]:
-    """The next n prompts with ids i32[t], t <= cap, of their completion, after
-    what it goes on from."""
-    rows, since = [], 0
-    while len(rows) < n:
-      one = self._read(self._stream.take(1)[0])
-      ids = one.ids
-      if 0 < len(ids) <= self._cap:
-        rows.append(one)
-        since = 0
-        continue
-      self.dropped += 1
-      since += 1  # in a row: more than there are means all of them
-      if since > len(self._stream.mixture):
-        raise ValueError(
-            f'sft: every completion is longer than max_new_tokens='
-            f'{self._cap}; the last has {len(ids)} tokens (0: an episode that '
-            'cannot be, as was said). Raise it.')
-    return rows
-
-  def _read(self, pair: pipeline.Pair) -> packing.Example:
-    """A prompt and what is imitated; nothing of an episode that cannot be."""
-    example, encoded = pair
-    if self._env is not None:
-      try:
-        whole = episodes.imitated(
-            self._env, self._ctx.processor, example, encoded.next_position,
-            length=self._cap, seed=self._ctx.config.seed)
-      except ValueError as error:
-        self._ctx.logger.warn(f'sft: {example.source}: {error}')
-        return packing.Example(pair, np.zeros(0, np.int32))
-      return packing.Example(pair, whole.tokens, 0, whole)
-    given = encode.encode_given(example.given, self._ctx.processor)
-    return packing.Example(pair, np.concatenate([
-        given, encode.encode_completion(
-            example.completions[0], self._ctx.processor)]), len(given))
-
-  @property
-  def broken(self) -> int:
-    """Records that could not be used so far."""
-    return len(self._stream.broken)
-
-  def state(self) -> dict[str, Any]:
-    return {'stream': self._stream.state(), 'dropped': self.dropped}
-
-  def restore(self, state: Mapping[str, Any]) -> None:
-    self._stream.restore(state['stream'])
-    self.dropped = state['dropped']
+    """The next n."""
+    return [one for (one,) in self.next(n)]
 
 
 def assemble(

@@ -307,3 +307,17 @@ def test_who_is_imitated_needs_a_completion(proc):
   assert '0 completions, 1 needed' in of().reason
   assert 'allowed are 3' in of('a long completion').reason
   assert not isinstance(of('ok'), records.Broken)
+
+
+@pytest.mark.parametrize('fewer', [False, True])
+def test_a_trace_that_is_missing_is_broken_or_left_out(proc, fewer):
+  shape = dataclasses.replace(
+      _shape(proc), completions=2, fewer=fewer, completion_tokens=3)
+  def of(*texts):
+    return shape.encode(records.Example(
+        uid=0, question='q', completions=texts), 0)
+  for texts in (), ('ok',):
+    assert isinstance(of(*texts), records.Broken) != fewer
+  assert not isinstance(of('ok', 'ok', 'one too long, not used'),
+                        records.Broken)
+  assert 'allowed are 3' in of('ok', 'a long completion').reason

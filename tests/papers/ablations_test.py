@@ -6,10 +6,12 @@ from tests.papers import runs
 
 # How many there are of each.
 COUNTS = dict(papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6,
-              recap=7, ares=4, sophiavl_r1=5)
+              recap=7, ares=4, sophiavl_r1=5, metis_specs=5,
+              critic_v=6)
 CASES = [(slug, given) for slug in COUNTS for given in runs.ablations(slug)]
 CASES += [(f'recap:{arg}', ()) for arg in (
     'setting1', 'reasoning', 'boxes', 'boxes,setting1')]
+CASES += [(f'metis_specs:{arg}', ()) for arg in ('sft', 'ipo', 'simpo')]
 # Said in words.
 CASES += [
     ('vogue:code', ('--config.rl.advantage.kwargs.alpha_visual=0.0',

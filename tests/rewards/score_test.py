@@ -286,3 +286,32 @@ def test_members_are_judged_by_their_own_rewards(make):
     failing.score(samples, 4, 2, {})
   # And one that sees nothing does not.
   assert not failing.score(samples[2:4], 1, 2, {}).failures
+
+
+def test_a_sample_that_is_not_there_is_shown_to_no_reward(make):
+  """The second group has two of three; group rewards see those alone."""
+  seen = []
+
+  def ranks(samples, knobs):
+    seen.append([sample.text for sample in samples])
+    return [float(i) for i in range(len(samples))]
+  ranks.group, ranks.range = True, (0.0, 2.0)
+  samples = [make(str(i), uid=i // 3) for i in range(6)]
+  samples[4] = dataclasses.replace(
+      samples[4], text='', tokens=(), kinds=(), length=0)
+  scorer = score.Scorer({
+      'one': score.Reward(_number), 'all': score.Reward(ranks)})
+  scored = scorer.score(samples, 2, 3, {})
+  np.testing.assert_array_equal(scored.columns, [
+      [[0, 0], [1, 1], [2, 2]], [[3, 0], [np.nan, np.nan], [5, 1]]])
+  assert seen == [['0', '1', '2'], ['3', '5']]
+  assert scored.metrics['reward/one/mean'] == 11 / 5
+  assert scored.metrics['reward/none_frac'] == 0
+
+
+def _number(sample, knobs):
+  del knobs
+  return float(sample.text)
+
+
+_number.range = (0.0, 5.0)

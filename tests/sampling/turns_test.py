@@ -15,6 +15,7 @@ from mmr1 import types
 from mmr1.data import encode
 from mmr1.data import trajectories
 from mmr1.data.codecs import base
+from mmr1.models import decoder
 from mmr1.sampling import sample
 from mmr1.sampling import schedule
 from mmr1.sampling import stops
@@ -180,7 +181,6 @@ def every_logit(policy, params, prompts):
   return policy.logits(params, hidden, jnp.float32(1))
 
 
-from mmr1.models import decoder  # noqa: E402
 
 
 def test_m1_and_one_forward_of_a_prompt_that_holds_all_of_it(batch, played):

@@ -190,7 +190,9 @@ def test_m22_probes_that_cannot_be(trainer, name, probe, view, said):
     (dict(weights=('top',)), "no key 'weights.top'"),
     (dict(probes=('p',)), "no key 'probes.p'"),
     (dict(advantage__fn='mmr1.returns:remax', staleness=1, old='sampler'),
-     'remax.*staleness=1 is not there any more')])
+     'remax.*staleness=1 is not there any more'),
+    (dict(advantage__fn='mmr1.returns:remax', judges=('j',)),
+     'remax.*are not judged')])
 def test_m22_settings_that_contradict_each_other(trainer, change, said):
   with pytest.raises(ValueError, match=said):
     trainer(**change)
