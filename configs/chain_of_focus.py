@@ -77,10 +77,10 @@ def _tiny(c):
   c.data.max_pixels, c.data.patches = 1024, 16
   c.environments.zoom = common.environment(
       'mmr1.envs.crop:Crop', max_turns=2, turn_tokens=64,
-      observation_tokens=32, observation_patches=16, images=1,
+      observation_tokens=40, observation_patches=32, images=1,
       rule=f'{_PAPER}:enlarged', form='tool', prompt='', role='user',
       blank=False, size=(('grow', 1.0), ('times', 1.0), ('unit', 16),
-                         ('least', 512), ('most', 1024)))
+                         ('least', 512), ('most', 512)))
   for name, needed in (('zoomed_small', True), ('zoomed_large', False)):
     c.rewards[name] = common.reward(
         'mmr1.envs.crop:zoomed', weight=0.0, needed=needed)
@@ -92,8 +92,10 @@ def _tiny(c):
   c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
   c.chain_of_focus = common.overlay(c.rl, steps=24)
   c.stages = (*common.cold_start(
-      c, steps=60, size=2048, max_new_tokens=128,
+      c, steps=120, size=2048, max_new_tokens=128,
       engine='chain_of_focus.explored', share=0.5), 'chain_of_focus')
+  c.cold_start.rows_per_step = 16
+  c.cold_start.optimizer.lr, c.cold_start.optimizer.b2 = 1e-3, 0.98
 
 
 def _real(c):
@@ -109,9 +111,10 @@ def _real(c):
   c.data.min_pixels, c.data.max_pixels = 12_544, 14_745_600
   c.data.patches = 79_872  # 19,968 cells [ours]
   c.environments.zoom = common.environment(
-      'mmr1.envs.crop:Crop', max_turns=4, observation_tokens=5400,
-      observation_patches=20_992, images=3, rule=f'{_PAPER}:enlarged',
-      form='tool', role='user', blank=False, size=(),
+      'mmr1.envs.crop:Crop', max_turns=4, observation_tokens=1360,
+      observation_patches=5376, images=3, rule=f'{_PAPER}:enlarged',
+      form='tool', role='user', blank=False,
+      size=(('most', 1_003_520),),  # 1,280 cells; 5,120 in the code
       prompt='\nLook at the enlarged part, then call again or answer.')
   c.rl.env = c.sft.env = c.evaluation.env = 'zoom'
   c.evaluation.max_new_tokens = 8192

@@ -6,7 +6,6 @@ import math
 import types as simple_types
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from mmr1 import average
@@ -68,14 +67,17 @@ class _Rl:
         policy, section, params, section.steps * self._updates)
     self._knobs = states.knobs(['temperature', *self._objective.knobs])
     self._block = self._sized(rows)
-    self._parts = costs.forward(
-        policy.module.config, self._make.work(*self.shape, math.prod(
-            self.shape)))
+    c = policy.module.config
+    self._parts = costs.forward(c, self._make.work(*self.shape, math.prod(
+        self.shape)))
+    self._parts['tower'] += self._make.inside(
+        c, rows * self.shape[1], self._make.room(config, section.env))
 
   def _sized(self, rows: int, **given: Any) -> Any:
     """A block of some of the rows."""
     return self._make.block(
-        rows, *self.shape[1:], noise=bool(self._config.views), **given)
+        rows, *self.shape[1:], noise=bool(self._config.views),
+                            env=self.section.env, config=self._config, **given)
 
   def _of(self, whose: str) -> Any:
     """Parameters of a look or a pass."""
@@ -103,7 +105,7 @@ class _Rl:
     for name in self.section.judges:
       asked = simple_types.SimpleNamespace(
           prompts_per_step=rows // views, samples_per_prompt=g * views,
-          branches=(), experts=0, max_new_tokens=(
+          branches=(), experts=0, env=None, max_new_tokens=(
               t + self._config.judges[name].max_new_tokens))
       made, _ = sampled.programs_of(
           self._config, asked, self._policy, self._of('reference'))
@@ -186,7 +188,8 @@ class _Rl:
       given['ref_hidden'] = self._make.array(
           jnp.dtype(tree.compute_dtype), size, g, t, tree.width)
     return self._make.block(
-        size, g, t, noise=bool(self._config.views), **given)
+        size, g, t, noise=bool(self._config.views), env=self.section.env,
+        config=self._config, **given)
 
   def _minibatch_parts(self) -> Mapping[str, float]:
     share = self.section.minibatches_per_step

@@ -111,6 +111,7 @@ class Schedule:
   """The rows of one call of the sampler.
 
   Attributes:
+    idle: number of the task of an idle row.
     layout: of the next decode.
     shapes: all that layouts can have, whatever ends when (law 7): by size, and
       in each from the most rows down.
@@ -131,16 +132,16 @@ class Schedule:
     """
     shards, prompts = real.shape
     self._group, self._turns = group, turns
-    self._idle = prompts * group
+    self.idle = prompts * group
     self._prompts, self._shrinks = prompts, decoding.shrink
     self._waiting = [
         np.flatnonzero(np.repeat(part, group)).tolist() for part in real]
-    wanted = self._idle if decoding.rows is None else -(
+    wanted = self.idle if decoding.rows is None else -(
         -decoding.rows // shards)
-    self._rows = min(wanted, self._idle)
+    self._rows = min(wanted, self.idle)
     chunk = min(decoding.cache_chunk or length, length)
     # While samples wait the rows begin at different tokens.
-    self._apart = turns or self._rows < self._idle
+    self._apart = turns or self._rows < self.idle
     cap = length + (chunk if self._apart else 0)
     self._chunk, self._sizes = chunk, _sizes(chunk, cap)
     halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
@@ -151,14 +152,14 @@ class Schedule:
         Shape(count, self._readable(count), size)
         for size in self._sizes for count in self._counts)
     self._t = 0
-    self._task = np.full((shards, self._rows), self._idle, np.int32)
+    self._task = np.full((shards, self._rows), self.idle, np.int32)
     self._start = np.zeros((shards, self._rows), np.int32)
     self.layout = self._arrange(full=True)
 
   @functools.cached_property
   def whole(self) -> bool:
     """True if every sample has its row from beginning to end."""
-    return self._rows == self._idle and not self._shrinks
+    return self._rows == self.idle and not self._shrinks
 
   def after(self, t: int, live: np.ndarray,
             start: np.ndarray | None = None) -> Layout | None:
@@ -172,7 +173,7 @@ class Schedule:
     self._t = t
     if start is not None:
       self._start = start.copy()
-    self._task = np.where(live, self._task, self._idle)
+    self._task = np.where(live, self._task, self.idle)
     if not live.any() and not any(self._waiting):
       return None
     self.layout = self._arrange(full=t >= self.layout.size)
@@ -197,7 +198,7 @@ class Schedule:
                        for count in shape[:2])
     rows = source.shape
     return Layout(
-        task=full(rows, self._idle), start=full(rows, 0),
+        task=full(rows, self.idle), start=full(rows, 0),
         fresh=np.zeros(rows, bool), source=source, prompts=prompts,
         shift=shift, size=shape.size, refill=full(shards, -1), shrink=0)
 
@@ -206,7 +207,7 @@ class Schedule:
     source = np.tile(np.arange(rows, dtype=np.int32), (shards, 1))
     fewer = self._fewer()
     if fewer < rows:
-      source = np.argsort(self._task == self._idle, axis=1, kind='stable')
+      source = np.argsort(self._task == self.idle, axis=1, kind='stable')
       source = source[:, :fewer].astype(np.int32)
       self._task, self._start = (
           np.take_along_axis(x, source, 1) for x in (self._task, self._start))
@@ -226,8 +227,8 @@ class Schedule:
     rows = self._task.shape[1]
     if not self._shrinks or any(self._waiting):
       return rows
-    need = (self._task < self._idle).sum(1).max()
-    prompts = max(len(set((task[task < self._idle] // self._group).tolist()))
+    need = (self._task < self.idle).sum(1).max()
+    prompts = max(len(set((task[task < self.idle] // self._group).tolist()))
                   for task in self._task)
     for fewer in reversed(self._counts):
       if need <= fewer < rows and prompts <= self._readable(fewer):
@@ -245,8 +246,8 @@ class Schedule:
     limit = self._readable(self._task.shape[1])
     for d, waiting in enumerate(self._waiting):
       task = self._task[d]
-      read = set((task[task < self._idle] // self._group).tolist())
-      for r in np.flatnonzero(task == self._idle):
+      read = set((task[task < self.idle] // self._group).tolist())
+      for r in np.flatnonzero(task == self.idle):
         if not waiting:
           break
         prompt = waiting[0] // self._group
@@ -261,7 +262,7 @@ class Schedule:
     """i32[D, A]: those that are read, then any others."""
     result = []
     for task in self._task:
-      read = sorted(set((task[task < self._idle] // self._group).tolist()))
+      read = sorted(set((task[task < self.idle] // self._group).tolist()))
       rest = [p for p in range(self._prompts) if p not in set(read)]
       result.append(
           sorted((read + rest)[:self._readable(self._task.shape[1])]))
@@ -269,7 +270,7 @@ class Schedule:
 
   def _room(self) -> tuple[int, int]:
     """(tokens that no row sees any more, cache size for the rest and more)."""
-    seated = self._task < self._idle
+    seated = self._task < self.idle
     shift = int(self._start[seated].min(initial=self._t))
     need = self._t - shift + -(-self._chunk // 2)
     return shift, next(
@@ -277,7 +278,7 @@ class Schedule:
 
   def _stops(self) -> tuple[np.ndarray, int]:
     """When the decode is to come back: `Layout.refill` and `shrink`."""
-    live = (self._task < self._idle).sum(1)
+    live = (self._task < self.idle).sum(1)
     rows = self._task.shape[1]
     refill = np.where(
         [bool(waiting) for waiting in self._waiting],
