@@ -139,14 +139,15 @@ class Decoder(nn.Module):
                extras: Any, *, prefix_mask: Array | None = None,
                packed: tuple[Array, Array] | None = None,
                seats: attention.Seats | None = None,
-               t: Array | None = None, add: Array | None = None,
+               t: Array | None = None, among: Sight = Sight(),
+               add: Array | None = None,
                measure: Callable[..., Any] | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
     the prefix | None, cache | None), the prefix in `seats` if given; a cache is
-    written to at index t, or only read if layers are scanned; packed:
-    segments i32[N, G, T] of x and i32[N, P] of the prefix; add: see
-    `layers.fold`; measure: see `DecoderBlock`. Returns x (no final norm), own
-    KV."""
+    written to at index t, or only read if layers are scanned, where `among` is
+    what x sees of itself; packed: segments i32[N, G, T] of x and i32[N, P] of
+    the prefix; add: see `layers.fold`; measure: see `DecoderBlock`. Returns x
+    (no final norm), own KV."""
     c = self.config
     turn = functools.partial(
         layers.mrope, positions, sections=c.sections, order=c.section_order,
@@ -171,7 +172,7 @@ class Decoder(nn.Module):
       if cache is None:
         return run(see(sight), prefix)
       if c.layers == 'scan':  # a scan would copy a cache that it writes to
-        return run(Sight(), prefix, earlier=attention.Source(
+        return run(see(among), prefix, earlier=attention.Source(
             *cache.read(), see(sight)))
       return run(see(sight), prefix, (cache, t))
 
@@ -194,7 +195,7 @@ class Decoder(nn.Module):
       positions = seats.to_seats(positions, seats.row.size // len(mask))
     # Positions of text count tokens, whatever is padded in between.
     return seen.replace(
-        places=(positions[..., 0], _places(mask, segment)[:, None]))
+        places=(positions[..., 0], sight_lib.places(mask, segment)[:, None]))
 
   def _see(self, sight: Sight, sliding: bool | Array) -> Sight:
     """In one layer, whose flag in `layers.fold` is `sliding`."""
@@ -262,6 +263,13 @@ class LanguageModel(nn.Module):
           'only.')
     return self.language.embedded(prompts.tokens), None
 
+  def inserted(self, tokens: Array, media: Any) -> tuple[Array, Array | None]:
+    """As `inputs`, of completion tokens i32[N, G, T] with their own media."""
+    if media:
+      raise ValueError(f'media of towers {sorted(media)} inside completions: '
+                       'this family does not read them there.')
+    return self.language.embedded(tokens), None
+
   def blocks(self, prompts: types.Prompts) -> tuple[Array, bool] | None:
     """Prompt tokens that see what comes after them; None: there are none.
 
@@ -299,7 +307,7 @@ class LanguageModel(nn.Module):
     x, add = self.inputs(prompts)
     return self._run(
         x[:, None], prompts.positions[:, None],
-        _causal(prompts.mask[:, None],
+        sight_lib.causal(prompts.mask[:, None],
                 None if prompts.segment is None else prompts.segment[:, None],
                 self.blocks(prompts)),
         None if add is None else add[:, :, None], measure)
@@ -317,7 +325,7 @@ class LanguageModel(nn.Module):
   def completion_pass(
       self, prefix: types.Prefix, prompt_mask: Array, tokens: Array,
       positions: Array, mask: Array, segment: Array | None = None,
-      prompt_segment: Array | None = None,
+      prompt_segment: Array | None = None, media: Any = None,
   ) -> Array:
     """Reads G completions of every prompt.
 
@@ -331,17 +339,19 @@ class LanguageModel(nn.Module):
         only its own, and the prompt.
       prompt_segment: i32[N, P] | None, prompts packed into a row: a token sees
         only the one with the number of its document.
+      media: images inside them, see `types.Completions`.
 
     Returns:
       [N, G, T, D], hidden state after the final norm AT each token; the one
       that predicts completion token t is at t - 1, in `prefix.last` for the
       first of a document.
     """
-    x = self.language.embedded(tokens)
+    x, add = self.inserted(tokens, media)
     x, _ = self.language(
-        x, positions, _causal(mask, segment), self._extras(prefix, None),
+        x, positions, sight_lib.causal(mask, segment), self._extras(prefix, None),
         prefix_mask=prompt_mask, packed=(
-            None if prompt_segment is None else (segment, prompt_segment)))
+            None if prompt_segment is None else (segment, prompt_segment)),
+        add=add)
     return self.language.norm(x)
 
   def decode(
@@ -379,6 +389,35 @@ class LanguageModel(nn.Module):
     # Of scanned layers all at once, in place.
     cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
     return self.language.norm(x)[:, :, 0], cache
+
+  def extend(
+      self, prefix: types.Prefix, prompt_mask: Array, cache: Any,
+      tokens: Array, positions: Array, mask: Array, t: Array, keys: Array,
+      seats: attention.Seats | None = None, media: Any = None,
+  ) -> tuple[Array, Any]:
+    """Reads several completion tokens of every row, images included.
+
+    Args: as of `decode`, and
+      tokens, positions: i32[N, G, T], right-padded, and i32[N, G, T, 3].
+      mask: bool[N, G, T], True on real tokens.
+      t: i32[], index in the cache that the first of them is written to.
+      keys: bool[N, G, U], what is in the cache of the row's earlier tokens.
+      media: of the rows, with `slot` i32[N, G, T].
+
+    Returns: as `decode`, [N, G, T, D].
+    """
+    scanned, places = self.config.layers == 'scan', None
+    if any(self.config.sliding):
+      places = sight_lib.behind(keys, mask.shape[-1], t)
+    if not scanned:  # their own keys are in there by then
+      keys = jax.lax.dynamic_update_slice_in_dim(keys, mask, t, 2)
+    x, add = self.inserted(tokens, media)
+    x, kv = self.language(
+        x, positions, Sight(keys=keys, causal=True, at=t, places=places),
+        self._extras(prefix, cache), prefix_mask=prompt_mask, seats=seats, t=t,
+        among=sight_lib.causal(mask), add=add)
+    cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
+    return self.language.norm(x), cache
 
   def for_decode(self, params: Any) -> Any:
     """Parameters of unrolled layers as `decode` reads them best.
@@ -430,25 +469,6 @@ class LanguageModel(nn.Module):
   def init_cache(self, n: int, g: int, t: int) -> cache_lib.Cache:
     """An empty cache in the compute dtype; see `init_cache` below."""
     return init_cache(self.config, n, g, t, self.config.compute_dtype)
-
-
-def _causal(mask: Array, segment: Array | None = None,
-            blocks: tuple[Array, bool] | None = None) -> Sight:
-  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it, and
-  those of its block, see `LanguageModel.blocks`."""
-  number, slide = (None, False) if blocks is None else blocks
-  return Sight(
-      keys=mask, causal=True, blocks=number, blocks_slide=slide,
-      segments=None if segment is None else (segment, segment))
-
-
-def _places(mask: Array, segment: Array | None) -> Array:
-  """i32[N, P], the how manieth of its prompt each token is, from 0."""
-  if segment is None:
-    return jnp.cumsum(mask, -1) - 1
-  index = jnp.arange(segment.shape[1])
-  first = jnp.diff(segment, axis=1, prepend=-1) != 0
-  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
 def init_cache(

@@ -50,14 +50,28 @@ class Model(decoder.LanguageModel):
     Raises:
       ValueError: media of a tower that this family does not have.
     """
-    unknown = set(prompts.media) - {TOWER}
+    return self.seen(self.language.embedded(prompts.tokens), prompts.media)
+
+  def inserted(self, tokens: Array, media: Any) -> tuple[Array, Array | None]:
+    x = self.language.embedded(tokens)
+    if not media:
+      return x, None
+    # A completion is as good as a prompt here.
+    n, g = tokens.shape[:2]
+    x, add = self.seen(*jax.tree.map(
+        lambda a: a.reshape((n * g, *a.shape[2:])), (x, media)))
+    return x.reshape((n, g, *x.shape[1:])), (
+        add if add is None else add.reshape((len(add), n, g, *add.shape[2:])))
+
+  def seen(self, x: Array, media: Any) -> tuple[Array, Array | None]:
+    """`inputs` of tokens' embeddings [N, P, D] and their media."""
+    unknown = set(media) - {TOWER}
     if unknown:
       raise ValueError(f'media of towers {sorted(unknown)}: this family has '
                        f'only {TOWER!r}.')
-    x = self.language.embedded(prompts.tokens)
-    if TOWER not in prompts.media:
+    if TOWER not in media:
       return x, None
-    media = prompts.media[TOWER]
+    media = media[TOWER]
 
     def placed(cells, rest):
       return jnp.where(media.slot[..., None] >= 0,

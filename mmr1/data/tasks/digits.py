@@ -57,7 +57,7 @@ _READ = (
 
 
 @functools.cache
-def _scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+def scans_of(split: str) -> tuple[np.ndarray, np.ndarray]:
   """Scans u8[n, 8, 8] in 0..16 and their labels i64[n] of one split."""
   from sklearn import datasets  # imported late: costs a second
   digits = datasets.load_digits()
@@ -92,8 +92,8 @@ def operate(form: str, values: list[int]) -> tuple[int, tuple[str, ...]]:
   return total, tuple(steps)
 
 
-def _picture(scans: np.ndarray, rng: np.random.Generator,
-             ink: float = 1.0) -> Image.Image:
+def picture(scans: np.ndarray, rng: np.random.Generator,
+            ink: float = 1.0) -> Image.Image:
   """Digits in a row, each inside its own cell, jittered by two pixels."""
   canvas = np.full((CELL, len(scans) * CELL), 255.0)
   for k, scan in enumerate(scans):
@@ -147,7 +147,7 @@ def digits(
       uid=uid_offset + i,
       question=f'<image>{question}',
       answer=str(answer),
-      images=(_picture(scans, rng, ink),),
+      images=(picture(scans, rng, ink),),
       source='digits',
       meta={
           'answer_type': 'number',
@@ -185,7 +185,7 @@ def reading(
       uid=uid_offset + i,
       question=f'<image>{question}',
       answer=listed,
-      images=(_picture(scans, rng),),
+      images=(picture(scans, rng),),
       completions=(f'<answer>{listed}</answer>',),
       source='reading',
       meta={
@@ -208,6 +208,6 @@ def _drawn(task: str, seed: int, split: str, i: int, least: int, most: int,
         'allowed are 2 <= min_digits <= max_digits <= 9.')
   seed, i = items.check_address(task, seed, split, i)
   rng = np.random.default_rng([seed, zlib.crc32((stream + split).encode()), i])
-  scans, labels = _scans(split)
+  scans, labels = scans_of(split)
   chosen = rng.integers(0, len(labels), int(rng.integers(least, most + 1)))
   return rng, scans[chosen], [int(v) for v in labels[chosen]], chosen
