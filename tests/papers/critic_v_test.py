@@ -95,7 +95,10 @@ def test_the_prompts():
   assert critic_v.reflect('<image>Read.', critique) == (
       'Reflection on former answer: Digit 2 is 3, not 8. <image>Read.')
   assert not critic_v.satisfied(critique)
-  for nothing in (critic_v.written([]), '', critic_v.HEAD, 'No issue.'):
+  void = critic_v.HEAD + 'Digit 2 is 6, not 6.'
+  assert not critic_v.detections(void)
+  assert not critic_v.satisfied('Check.')  # words in another form
+  for nothing in (critic_v.written([]), '', critic_v.HEAD, 'No issue.', void):
     assert critic_v.satisfied(nothing)
   assert critic_v.errors_of('4,8,9', [4, 3]) is None
   assert critic_v.errors_of('I do not know', [4, 3]) is None
