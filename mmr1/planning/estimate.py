@@ -120,7 +120,13 @@ def stages_of(config, topology, tensor, stages):
   policy, params = programs_lib.open_model(config, layout)
   made = [programs_lib.stage(config, name, policy, params)
           for name in stages or config.stages]
-  return layout, [stage for stage in made if stage is not None]
+  made = [stage for stage in made if stage is not None]
+  if not made:
+    raise ValueError(
+        f'plan: none of the stages {stages or config.stages} trains, so there '
+        'is nothing to plan. A stage that merges reads and writes tensor by '
+        'tensor; before and after it one model is on the devices.')
+  return layout, made
 
 
 def traced(config: resolve.Section, topology: chips.Topology,
