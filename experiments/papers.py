@@ -28,8 +28,9 @@ from experiments import kept
 from mmr1 import log
 
 flags.DEFINE_enum(
-    'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy', 'revisual_r1',
-                    'mm_helix', 'vl_rethinker', 'ares', 'recap', 'sophiavl_r1'],
+    'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy',
+                    'revisual_r1', 'mm_helix', 'vl_rethinker', 'ares', 'recap',
+                    'sophiavl_r1', 'metis_specs', 'chain_of_focus', 'vlm_r3'],
     'Which paper.', required=True)
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
@@ -118,6 +119,17 @@ ARMS = {
         {'metis_specs': ('', ()), 'sft': ('sft', ())},
         ('reward/mean', 'reward/result/mean', 'reward/format/mean', 'entropy',
          'response_length/mean', 'grad_norm')),
+    # With crops that show nothing, and without the group-aware reward.
+    'chain_of_focus': Paper(
+        {'chain_of_focus': ('', ()), 'plain': ('plain', ()),
+         'blank': ('', ('--config.environments.zoom.kwargs.blank=True',))},
+        ('reward/zoomed_small/mean', 'reward/zoomed_large/mean',
+         'reward/result/mean')),
+    'vlm_r3': Paper(
+        {'vlm_r3': ('', ()),
+         'grpo': ('', ("--config.rl.rewards=('result','format','length',"
+                       "'zoomed')",))},
+        ('env/calls', 'reward/zoomed/mean', 'reward/result/mean')),
     'sophiavl_r1': Paper(
         {'sophiavl_r1': ('', ()),
          # In place of the judge a score that rises with the length.
