@@ -132,6 +132,8 @@ def _observing(device: chunks.Device, kept: Any, nobody: schedule_lib.Layout,
   work = costs.forward(c, costs.Work(
       prompts=count, group=1, length=size, prompt=0, patches=0, head=count))
   work['tower'] += make.inside(c, count, room)
+  work['scores'] = 4 * c.heads * c.head_width * c.depth * count * size * (
+      make.prompt + kept.cache.size)
   return records.Program(
       'observe', lambda: chunks.observe.trace(
           policy, params, asked, kept, seating, chunk, prompts, t, live, token,
