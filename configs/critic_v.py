@@ -57,7 +57,7 @@ def _tiny(c):
   c.data.instruction = ''
   c.data.prompt_tokens, c.data.patches = 112, 32
   c.evaluation.examples, c.evaluation.max_new_tokens = 64, 16
-  c.sft.rows_per_step, c.sft.init, c.sft.instruction = 24, 'base', ''
+  c.sft.rows_per_step, c.sft.init, c.sft.instruction = 16, 'base', ''
   c.sft.max_new_tokens = 64
   c.sft.optimizer.lr, c.sft.optimizer.warmup_steps = 1e-3, 10
   c.sft.optimizer.b2, c.sft.optimizer.lr_decay = 0.98, 'cosine'
@@ -68,7 +68,7 @@ def _tiny(c):
   c.starts = common.overlay(
       c.collect, engine='critic_v.starts', size=2048, kwargs=dict(
           recall=0.6, false=0.3, clean=0.2, most=5))
-  c.critic_start = common.overlay(c.sft, data='starts', steps=160)
+  c.critic_start = common.overlay(c.sft, data='starts', steps=120)
   c.pairs = common.overlay(
       c.collect, engine='critic_v.pairs', init='critic_start', size=384,
       kwargs=dict(recalls=(0.9, 0.6, 0.3), falses=(0.05, 0.2, 0.4),
