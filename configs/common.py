@@ -9,15 +9,19 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 from ml_collections import config_dict
 
 from configs import detect
+from configs import environments
 from configs import flow
+from configs import merging
 from configs import preference
 from configs import refine
 from configs import reward_model
+from configs import worlds
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
 placeholder = config_dict.placeholder
 overlay = resolve.overlay
+environment = environments.environment
 
 # After it the embedded model thinks and answers in tags.
 TAGS = 'Think first, then answer, in tags.'
@@ -148,6 +152,7 @@ def _training() -> dict:
       carry=(),
       # 'train', or the name of a collect stage.
       data='train',
+      env=placeholder(str),  # a section of `environments`; None: one turn
       steps=100,
       # Lengths below max_new_tokens that chunks of completions are cut to,
       # ascending: the work of a chunk then follows its longest completion.
@@ -220,13 +225,11 @@ def _sockets() -> dict:
 def _rl() -> ConfigDict:
   return ConfigDict(dict(
       kind='rl',
-      prompts_per_step=16,
-      samples_per_prompt=8,
+      prompts_per_step=16, samples_per_prompt=8,
       max_new_tokens=64,
       temperature=1.0, top_k=0, top_p=1.0,  # of sampling
       # Updates.
-      minibatches_per_step=1,
-      epochs_per_step=1,
+      minibatches_per_step=1, epochs_per_step=1,
       chunks_per_minibatch=1,
       # Old log-probs: 'self' | 'recompute' | 'sampler'.
       old='self',
@@ -271,8 +274,8 @@ def _rl() -> ConfigDict:
 
 def _evaluation() -> dict:
   return dict(
-      examples=512,
-      prompts_per_batch=256,
+      env=placeholder(str),  # as of the stages that train
+      examples=512, prompts_per_batch=256,
       max_new_tokens=96,
       # Sampled accuracy; greedy is always reported.
       temperature=1.0, top_k=0, top_p=1.0,
@@ -297,29 +300,6 @@ def _collect() -> ConfigDict:
       engine='vision_r1_bridge.bridge',  # of mmr1/papers
       size=1024,
       kwargs=dict(),
-  ))
-
-
-def _tasks() -> ConfigDict:
-  return ConfigDict(dict(
-      digits=dict(
-          fn='digits.digits', min_digits=2, max_digits=4,
-          forms=('sum', 'minus_last', 'double_first', 'product_first')),
-      shapes=dict(
-          fn='shapes.shapes', grid=(4, 4), objects=(2, 7), form=(
-              'count_colour', 'count_kind', 'count_both', 'colour_of',
-              'kind_of', 'relation', 'compare', 'total', 'difference',
-              'cost')),
-      geometry=dict(fn='geometry.geometry'),
-      reading=dict(fn='digits.reading', min_digits=2, max_digits=4),
-      grounding=dict(
-          fn='grounding.grounding', objects=(1, 3), grid=(4, 4),
-          colour='red', kind='square'),
-      motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
-      puzzles=dict(
-          fn='puzzles.puzzles', levels=(1, 5), kinds=(
-              'sliding', 'maze', 'sudoku', 'ordering', 'twenty_four',
-              'container')),
   ))
 
 
@@ -386,8 +366,8 @@ def term(fn: str, coefficient: float, **kwargs) -> ConfigDict:
 def small_digits(c: ConfigDict) -> None:
   """The world of tiny runs about seeing: digits, and text that says nothing.
 
-  The embedded model reads them, and answers in tags when it is told to, so that
-  these runs need no cold start. Shapes, which it hardly tells apart, would.
+  The embedded model reads them, and answers in tags when it is told to: no cold
+  start is needed. Shapes, which it hardly tells apart, would.
   """
   c.data.mixture, c.data.weights = ('digits',), (1.0,)
   c.tasks.digits.max_digits = 3  # more would not fit the tokens below
@@ -444,8 +424,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
     arg: None or 'tiny' for the embedded model; else one of MODELS.
   """
   c = ConfigDict()
-  c.name = ''
-  c.scale = arg or 'tiny'
+  c.name, c.scale = '', arg or 'tiny'
   c.seed, c.stages = 0, ()
   c.cache_dir = '~/.cache/mmr1/xla'  # compiled programs, kept between runs
   # Devices that a CPU is divided into, one per core; 0: as jax finds it.
@@ -460,19 +439,21 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.model, c.mesh = _model(), _mesh()
   c.mesh.fsdp = 1
   c.sampler, c.rewards = _sampler(), _rewards()
-  c.data, c.tasks = _data(), _tasks()
+  c.data, c.tasks = _data(), worlds.tasks()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.views = ConfigDict()  # name: view(...)
   c.terms = ConfigDict(reward_model.terms(term))  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
+  c.environments = ConfigDict()  # name: environment(...)
   c.sft, c.rl = _sft(), _rl()
   c.preference = preference.section(_training())
   c.reward_model = reward_model.stage(_training())
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
   c.collect, c.refine = _collect(), refine.section(_evaluation())
+  c.merge = merging.stage()
   for family in (detect, flow):
     family.add(c, _optimizer())
   arg = arg or 'tiny'

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmr1 import looks as looks_lib
+from mmr1 import playing
 from mmr1 import records
 from mmr1 import types
 from mmr1.data import pipeline
@@ -50,6 +51,7 @@ class Made(NamedTuple):
     greedy: the same of a greedy completion of every prompt, where the
       advantage reads its reward.
     scored: the scores of all hosts' samples, where they are known already.
+    played: the episodes, with an environment.
   """
   at: int
   step: int
@@ -62,6 +64,7 @@ class Made(NamedTuple):
   scores: futures.Future
   greedy: futures.Future | None = None
   scored: score_lib.Scored | None = None
+  played: playing.Player | None = None
 
 
 def traces(ids: Sequence[Sequence[np.ndarray]], count: int, length: int,

@@ -75,6 +75,10 @@ def cut(block: types.Block, length: int) -> types.Block:
   bare = block.replace(
       prompts=None, completions=block.completions.replace(media=None))
   result = jax.tree_util.tree_map_with_path(part, bare)
+  media = media and {name: one.replace(**{
+      key: getattr(one, key)[:, :, :length]
+      for key in ('slot', 'taps', 'weights') if getattr(one, key) is not None})
+                     for name, one in media.items()}
   return result.replace(
       prompts=block.prompts,
       completions=result.completions.replace(media=media))

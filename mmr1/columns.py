@@ -29,6 +29,8 @@ class Tokens(NamedTuple):
     logp: f32[N, G, T], of the policy that sampled.
     looks: {name: Seen}, what the rollout's looks saw.
     columns: {name: f64[N, G]}, of rewards and probes before `combine`.
+    turn: i8[N, G, T], the assistant's turn that each token is of, or -1.
+    turn_rewards: f64[N, G, K], of up to K of them, by an environment.
     rng: np.random.Generator of this step, for what is drawn on the host.
   """
   mask: Array | None = None
@@ -41,6 +43,8 @@ class Tokens(NamedTuple):
   logp: Array | None = None
   looks: Mapping[str, Any] | None = None
   columns: Mapping[str, Array] | None = None
+  turn: Array | None = None
+  turn_rewards: Array | None = None
   rng: np.random.Generator | None = None
 
 

@@ -27,6 +27,7 @@ from mmr1.models import scalar_heads
 
 Tree = Any
 TRAINS, POLICIES = lineage_lib.TRAINS, lineage_lib.POLICIES
+MODELS = lineage_lib.MODELS
 
 
 class Preempted(SystemExit):
@@ -199,14 +200,15 @@ def check_init(
   """Refuses a name that will not stand for a model when the stage begins.
 
   Args:
-    name: 'previous', 'base', a stage before this one that trains, or a folder.
+    name: 'previous', 'base', a stage before this one that makes a model, or a
+      folder.
     stage: whose key it is; key: which.
     config: the resolved config.
   """
   if name in ('previous', 'base'):
     return
   if name in config.stages:
-    if config[name].kind not in TRAINS:
+    if config[name].kind not in MODELS:
       raise ValueError(
           f'{stage}.{key}: {name!r} is a stage of kind {config[name].kind!r}, '
           'which makes no model.')
@@ -226,6 +228,8 @@ def check_init(
 
 def check_folders(config: Any, base: Tree) -> None:
   """Refuses folders with another model than the run's, before a stage begins.
+
+  What is merged may be another model in part, see `parents.check`.
 
   Args:
     config: the resolved config, whose names `check_init` has seen.

@@ -69,14 +69,9 @@ def hidden_states(
   zeros: mask it.
 
   Raises:
-    ValueError: images inside completions, which no pass reads; packed prompts
-      whose completions are not.
+    ValueError: packed prompts whose completions are not; media of a family
+      that does not read them in completions.
   """
-  if completions.media:
-    raise ValueError(
-        f'completions with media of {sorted(completions.media)}: images '
-        'inserted into a completion are not supported; put them into the '
-        'prompt.')
   if prompts.segment is not None and completions.segment is None:
     raise ValueError(
         'prompts.segment without completions.segment: of several prompts in a '
@@ -84,7 +79,7 @@ def hidden_states(
   hidden = policy.apply(
       policy.gathered(params), prefix, prompts.mask, completions.tokens,
       completions.positions, completion_mask(completions), completions.segment,
-      prompts.segment, method='completion_pass')
+      prompts.segment, completions.media, method='completion_pass')
   return shift(prefix.last, hidden, completions.segment)
 
 
@@ -264,7 +259,8 @@ def reward(
   params = policy.gathered(params)
   hidden = policy.apply(
       params, prefix, prompts.mask, completions.tokens, completions.positions,
-      mask, completions.segment, method='completion_pass')
+      mask, completions.segment, None, completions.media,
+      method='completion_pass')
   length = jnp.sum(mask, -1)
   last = jnp.take_along_axis(
       hidden, jnp.maximum(length - 1, 0)[..., None, None], axis=2)[:, :, 0]

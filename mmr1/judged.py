@@ -69,6 +69,8 @@ class Arrays(NamedTuple):
     branch: i32[N], number of the view that the row was sampled from.
     expert: bool[N, G], traces of the data.
     baseline: f64[N], rewards of greedy completions; nan: not made.
+    turn: i8[N, G, T], the assistant's turn that a token is of; -1: of none.
+    turn_rewards: f64[N, G, K], by an environment; zeros without.
   """
   spoken: np.ndarray
   lengths: np.ndarray
@@ -76,6 +78,8 @@ class Arrays(NamedTuple):
   branch: np.ndarray
   expert: np.ndarray
   baseline: np.ndarray
+  turn: np.ndarray
+  turn_rewards: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

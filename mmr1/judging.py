@@ -62,7 +62,7 @@ class Judging:
     rewards = np.where((host.lengths == 0)[..., None], np.nan, rewards)
     facts = judged_lib.Arrays(
         host.spoken, host.lengths, host.done, made.branch, host.expert,
-        self._baseline(greedy, len(host.done), knobs, before))
+        self._baseline(greedy, len(host.done), knobs, before), *_turns(made))
     advantage, extra = self._advantage(
         rewards, scored, facts, made.rollout, looks, knobs, [k, round_, 1])
     keep, counts, more, self.state['select'] = plan.select(
@@ -118,6 +118,7 @@ class Judging:
         mask=facts.spoken, lengths=facts.lengths, expert=facts.expert,
         branch=facts.branch, baseline=facts.baseline, columns=scored.named(),
         rng=self._rng(*address), values=arrays.fetch(rollout.value),
+        turn=facts.turn, turn_rewards=facts.turn_rewards,
         logp=None if view is None else arrays.fetch(rollout.logp),
         looks={} if view is None else {view: arrays.fetch(looks[view])})
     made = self.plan.advantage(rewards, tokens, knobs=knobs)
@@ -128,6 +129,15 @@ class Judging:
   def _rng(self, *address: int) -> np.random.Generator:
     return np.random.default_rng([
         self._ctx.config.seed, self._ctx.index(self._stage), *address])
+
+
+def _turns(made: asking.Made) -> tuple[np.ndarray, np.ndarray]:
+  """`judged.Arrays.turn` and `turn_rewards`; all is turn 0 without an
+  environment."""
+  if made.played is not None:
+    return made.played.numbers(), made.played.rewards
+  spoken = made.host.spoken
+  return (spoken.astype(np.int8) - 1, np.zeros((*spoken.shape[:2], 1)))
 
 
 def report(filled: judged_lib.Filled, *, cap: int) -> dict[str, float]:

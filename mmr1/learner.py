@@ -269,8 +269,10 @@ def _shown(look: looks_lib.Look, prompts: types.Prompts) -> types.Prompts:
 
 
 def _whole(rollout: types.Rollout) -> types.Block:
-  """A block of every token of a rollout, for passes before its rewards."""
-  mask = forward.completion_mask(rollout.completions)
+  """A block of every token of a rollout that is not an environment's, for
+  passes before its rewards."""
+  kind = rollout.completions.kind
+  mask = (kind != types.KIND_PAD) & (kind != types.KIND_OBSERVATION)
   return types.Block(
       prompts=rollout.prompts, completions=rollout.completions, mask=mask,
       advantage=np.zeros((*mask.shape[:2], 1), np.float32))

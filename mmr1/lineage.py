@@ -4,6 +4,8 @@ A stage with adapters (`lora.rank` > 0) stores only what it trains; the rest is
 what it started from, which follows from its `init`, stage by stage down to a
 stage that stored everything, the base model or a folder.
 
+A stage that merges models leaves a Hugging Face folder in the workdir.
+
 Adapters that a stage ended with go on where the next one has the same rank,
 alpha and targets; else they become part of the kernels first.
 """
@@ -13,6 +15,7 @@ import dataclasses
 import re
 from typing import Any
 
+from etils import epath
 import jax
 
 from mmr1 import checkpoint
@@ -22,9 +25,12 @@ from mmr1.sampling import keys
 from mmr1 import trees
 
 Tree = Any
-# Kinds of stages that make a model: the first the policy of stages after them.
-POLICIES = ('sft', 'preference', 'rl')
-TRAINS = (*POLICIES, 'reward_model')
+# Kinds of stages that train a model of language, the one that makes it of others,
+# and those whose model is the policy of the stages after them.
+TRAINS = ('sft', 'preference', 'rl', 'reward_model')
+MERGES = 'merge'
+MODELS = (*TRAINS, MERGES)
+POLICIES = ('sft', 'preference', 'rl', MERGES)
 _VIEW, _HEAD = 0x10a, 0x4ead  # in the key law: what no sampler draws from
 
 
@@ -145,11 +151,14 @@ class Lineage:
       return self.base()
     if name not in self.config.stages:
       return self.folder(name)
-    return self.at(name, self._ended(name)).tree
+    return self.at(name, self.ended(name)).tree
 
   def at(self, stage: str, step: int | str) -> checkpoint.Restored:
     """A stage's parameters in one of its checkpoints, as `Restored.tree`."""
     section = self.config[stage]
+    if section.kind == MERGES:
+      return checkpoint.Restored(
+          0, self.folder(str(self.merged(stage))), {}, {})
     if rank_of(section):
       target = self.start(stage)
       only = _trained(section, target)
@@ -159,13 +168,28 @@ class Lineage:
         stage, {'params': {'policy': target}}, step=step, only=only)
     return restored._replace(tree=restored.tree['params']['policy'])
 
+  def merged(self, stage: str) -> epath.Path:
+    """The folder that a stage which merges models writes."""
+    return self.checkpoints.root / 'merged' / stage
+
+  def steps(self, stage: str) -> list[int]:
+    """Steps of the models that a stage has left."""
+    if self.config[stage].kind == MERGES:
+      return [0] if (self.merged(stage) / 'config.json').exists() else []
+    return self.checkpoints.steps(stage)
+
   def optimizer_state(self, stage: str, target: Tree) -> Tree:
     """Optimiser state that a stage ended with, in the form of `target`."""
     return self.checkpoints.restore(
-        stage, {'opt': {'policy': target}}, step=self._ended(stage),
+        stage, {'opt': {'policy': target}}, step=self.ended(stage),
         only=('opt/.*',)).tree['opt']['policy']
 
-  def _ended(self, stage: str) -> int:
+  def ended(self, stage: str) -> int:
+    """The step whose parameters the stage ended with.
+
+    Raises:
+      ValueError: it has not finished.
+    """
     record = self.checkpoints.done(stage)
     if record is None:
       raise ValueError(

@@ -121,11 +121,11 @@ def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def block(fields: dict[str, Any]) -> types.Block:
   """A block from its nested fields, which are used up."""
-  prompts = fields.pop('prompts')
-  media = {name: types.Media(**one)
-           for name, one in prompts.pop('media', {}).items()}
+  prompts, said = fields.pop('prompts'), fields.pop('completions')
+  media, inside = ({name: types.Media(**one) for name, one in part.pop(
+      'media', {}).items()} for part in (prompts, said))
   # Names in there may have a slash of their own ('view/masked').
   fields['extra'] = trees.named(fields.pop('extra', {}))
   return types.Block(
       prompts=types.Prompts(**prompts, media=media),
-      completions=types.Completions(**fields.pop('completions')), **fields)
+      completions=types.Completions(**said, media=inside or None), **fields)

@@ -74,7 +74,9 @@ class Example:
       itself: a sampled response and what is put after it stay apart.
     source: where it came from: a task's name, or `file:line`.
     meta: anything else a reward or solver needs (facts, steps, boxes, choices,
-      'answer_type').
+      'answer_type'). With an environment `turns`: what the assistant says in the
+      first completion, turn by turn; who imitates it asks the environment
+      again, so that its pictures are in no file.
     member: what holds of all examples of its source.
 
   `meta` and `messages` are read-only to the last level (M25): their lists are
@@ -128,10 +130,41 @@ class Broken:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One turn of a completion: who speaks, the text, images it carries."""
+  """One turn of a completion: who speaks, the text, images it carries.
+
+  Of an environment's turn also what was asked of it (`call`), and what went
+  wrong with that, in a word ('' if nothing).
+  """
   role: str
   text: str
   images: tuple[Any, ...] = ()
+  call: Any = None
+  error: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+  """What an environment says to a turn of the assistant.
+
+  Fields:
+    text: with `<image>` where images are; without, they stand in front.
+    images: PIL images.
+    role: who speaks, as the chat template knows it ('user', 'tool'); '': nobody
+      does, the assistant's own turn goes on behind it.
+    reward: of the assistant's turn.
+    done: the episode has ended; text and images are not read.
+    reason: why, in a word ('answer').
+    call: what the turn asked for, of any JSON-able form; None: nothing.
+    error: why that failed, in a word; '': it did not. The text tells the model.
+  """
+  text: str = ''
+  images: tuple[Any, ...] = ()
+  role: str = 'user'
+  reward: float = 0.0
+  done: bool = False
+  reason: str = 'answer'
+  call: Any = None
+  error: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +172,8 @@ class Sample:
   """One completion as rewards, filters and reports see it. Never mutated.
 
   Fields:
-    text: decoded completion, special tokens removed.
+    text: decoded completion, special tokens removed; of several turns what the
+      assistant said in each, by line.
     tokens: token ids, pad removed, the closing eos included when sampled.
     kinds: provenance of each token (`mmr1.types` KIND_*), same length.
     length: number of sampled tokens, or of an expert's.
@@ -148,6 +182,9 @@ class Sample:
     uid: `example.uid`; group: row of the prompt in the batch; slot: index
       inside the group.
     turns: the completion split by speaker; one assistant turn if single-turn.
+    end: why an episode ended ('answer', 'max_turns', 'length', ...), '' without
+      an environment.
+    rewards: of every turn of the assistant, by the environment.
     pieces: text of each token by itself, special tokens as ''; only where
       something asks for spans of tokens. Characters of several tokens show as
       replacement characters, and a tokenizer may drop a space in front, so
@@ -164,6 +201,13 @@ class Sample:
   slot: int
   turns: Sequence[Turn] = ()
   pieces: tuple[str, ...] = ()
+  end: str = ''
+  rewards: tuple[float, ...] = ()
+
+  @property
+  def calls(self) -> list[Turn]:
+    """The environment's turns in which it was asked for something."""
+    return [turn for turn in self.turns if turn.call is not None]
 
 
 @dataclasses.dataclass(frozen=True)

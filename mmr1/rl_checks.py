@@ -31,6 +31,7 @@ def check(section: Any, stage: str, config: Any) -> None:
   _check_rollouts(section, stage)
   _check_revise(section, stage)
   _check_replay(section, stage)
+  _check_env(section, stage)
   _check_data(section, stage, config)
   if section.data == 'train' and config.data.path is None:
     _check_members(section, stage, config)
@@ -98,6 +99,25 @@ def _check_revise(section: Any, stage: str) -> None:
           f'{stage}.revise.fn: got {revise.fn!r} with {key}={section[key]}: '
           'completions go on by the policy that made them, after the images '
           'that it saw. Set one of both to its default.')
+
+
+def _check_env(section: Any, stage: str) -> None:
+  if section.env is None:
+    return
+  for key in ('staleness', 'experts', 'branches'):
+    if section[key]:
+      raise ValueError(
+          f'{stage}.env: got {section.env!r} with {key}={section[key]}: an '
+          'environment answers the policy of this step, about the pictures of '
+          'the data. Set one of both to its default.')
+  if section.revise.fn is not None or (
+      needs(resolve.function(section.advantage.fn, 'mmr1.advantages'))
+      == 'baseline'):
+    raise ValueError(
+        f'{stage}.env: got {section.env!r} with revise.fn='
+        f'{section.revise.fn!r} and advantage.fn={section.advantage.fn!r}: '
+        'what is sampled for these hears no environment. Set one of both to '
+        'its default.')
 
 
 def _check_replay(section: Any, stage: str) -> None:
@@ -194,6 +214,9 @@ def _check_members(section: Any, stage: str, config: Any) -> None:
   for name in config.data.mixture:
     member, _ = datasets.member(config, name)
     where, judged = f'tasks.{name}', member.rewards
+    if member.imitate and section.env is not None:
+      raise ValueError(f'{where}.imitate: True with {stage}.env='
+                       f'{section.env!r}; imitate episodes in a stage of sft.')
     if not member.imitate:
       if judged is not None and not {*judged} & {*section.rewards}:
         raise ValueError(

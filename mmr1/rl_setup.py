@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mmr1 import average
 from mmr1 import context
+from mmr1 import environments
 from mmr1 import judges
 from mmr1 import objective as objective_lib
 from mmr1 import resolve
@@ -37,6 +38,7 @@ class Plan:
     select: (columns, advantage, meta, state, rng) -> keep, counts, more, state.
     revise, revise_keep: see `mmr1.revising`; None: no revisions.
     replay: see `mmr1.experience`; None: no memory.
+    env: that answers the turns of a completion; None: there is one turn.
     hooks: {name: (knobs, state, columns, metrics, step) -> knobs, state}.
     host_knobs: numbers of combine, advantage, select and probes.
     moved: knobs that hooks move, logged as 'knob/<name>'.
@@ -53,6 +55,7 @@ class Plan:
   revise: sockets.Bound | None
   revise_keep: sockets.Bound | None
   replay: sockets.Bound | None
+  env: environments.Environment | None
   hooks: Mapping[str, Callable[..., Any]]
   host_knobs: Mapping[str, float]
   moved: tuple[str, ...]
@@ -117,6 +120,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
       select=sockets.bind(
           section.select, 'mmr1.select', f'{stage}.select', moved),
       **_optional(section, stage),
+      env=environments.environment(config, section.env),
       hooks=hooks, host_knobs=host_knobs,
       moved=tuple(sorted(moved - {''})))
 

@@ -19,8 +19,10 @@ import numpy as np
 
 from mmr1 import asking
 from mmr1 import context
+from mmr1 import episodes
 from mmr1 import hosts
 from mmr1 import phases
+from mmr1 import playing
 from mmr1 import probing
 from mmr1 import recording
 from mmr1 import records
@@ -100,12 +102,16 @@ class Rollouts:
     if prompted.imitated:
       return self.made(at, step, prompted, asked, asking.demonstrated(
           shown, *self._traces(prompted, 1), state.step))
-    rollout = self.sample(state, shown, step, round_)
+    player = episodes.begin(self.plan.env, self._ctx, dict(zip(
+        self._rows, (e for e, _ in prompted.pairs))), shown,
+                           group=self._section.samples_per_prompt,
+                           length=self._section.max_new_tokens)
+    rollout = self.sample(state, shown, step, round_, player)
     greedy = None
     if rl_checks.needs(self.plan.advantage.fn) == 'baseline':
       greedy = self._submit(self.greedy(state, shown), prompted)[-1]
     made = self.made(at, step, prompted, asked, self.attached(
-        rollout, prompted))
+        rollout, prompted), player=player)
     return made._replace(greedy=greedy)
 
   # What a checkpoint needs.
@@ -186,7 +192,8 @@ class Rollouts:
 
   @phases.phase('sample', ready=lambda rollout: rollout.done)
   def sample(self, state: types.TrainState, prompts: types.Prompts,
-             k: int, round_: int = 0) -> types.Rollout:
+             k: int, round_: int = 0,
+             player: playing.Player | None = None) -> types.Rollout:
     key = keys.step_key(
         self._ctx.config.seed, self._ctx.index(self._stage), k, round_=round_)
     sampler = self._ctx.sampler
@@ -194,7 +201,7 @@ class Rollouts:
         sampler.publish(state.params['policy']), prompts, key,
         self.plan.sampling, state.step,
         group=self._section.samples_per_prompt - self._section.experts,
-        length=self._section.max_new_tokens)
+        length=self._section.max_new_tokens, player=player)
 
   def greedy(self, state: types.TrainState,
              prompts: types.Prompts) -> types.Rollout:
@@ -227,16 +234,17 @@ class Rollouts:
   @phases.phase('score')
   def made(self, at: int, step: int, prompted: asking.Prompted,
            asked: types.Prompts, rollout: types.Rollout, *,
-           inserted: bool = False) -> asking.Made:
+           inserted: bool = False,
+           player: playing.Player | None = None) -> asking.Made:
     """Reads the samples, and has them scored. `inserted` as in `read.Host`."""
-    host, samples, scores = self._submit(rollout, prompted, inserted)
+    host, samples, scores = self._submit(rollout, prompted, inserted, player)
     branch = np.arange(len(host.done)) % max(1, len(self._branches))
     return asking.Made(at, step, prompted, asked, branch, rollout, host,
-                       samples, scores)
+                       samples, scores, played=player)
 
   def _submit(
       self, rollout: types.Rollout, prompted: asking.Prompted,
-      inserted: bool = False,
+      inserted: bool = False, player: playing.Player | None = None,
   ) -> tuple[read_lib.Host, list[records.Sample], futures.Future]:
     """Its arrays and this host's samples, whose scores come later."""
     host = read_lib.to_host(rollout)._replace(inserted=inserted)
@@ -246,6 +254,7 @@ class Rollouts:
     mine = [of[row // max(1, len(self._branches))] for row in first]
     samples = read_lib.read(host, mine, self._ctx.processor, first,
                             pieces=bool(self.plan.probes))
+    samples = samples if player is None else player.told(samples)
     return host, samples, self._thread.submit(
         hosts.attempt, lambda: self.plan.scorer.call(
             samples, len(first), g, self.plan.objective.knobs), None)
@@ -255,7 +264,7 @@ class Rollouts:
     if made.scored is not None:
       return made.scored
     n, g, _ = made.host.tokens.shape
-    return self._together(made.scores, n, g)
+    return episodes.counted(made.played, self._together(made.scores, n, g))
 
   def baseline(self, made: asking.Made) -> score_lib.Scored | None:
     """Of the greedy completions, [N, 1, K]; None without. A collective."""

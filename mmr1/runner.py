@@ -24,6 +24,7 @@ from mmr1 import hosts
 from mmr1 import judges
 from mmr1 import log
 from mmr1 import mesh
+from mmr1 import parents
 from mmr1 import profiling
 from mmr1 import resolve
 from mmr1 import rl_setup
@@ -169,6 +170,7 @@ def open_run(
   _check_lengths(config, policy)
   training.check_overrides(config, overrides)
   context.check_folders(config, base)
+  parents.check(config)
   training.check_parameters(config, base)
   _check_data_keys(config, overrides)
   _read_everything_else(config)

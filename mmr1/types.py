@@ -111,11 +111,13 @@ class Completions:
     kind: i8[N, G, T], KIND_*; 0 is padding. For example a sampled answer of
       two tokens and eos under T = 5: [1, 1, 1, 0, 0].
     positions: i32[N, G, T, 3], rotary positions.
-    turn: i8[N, G, T] | None, index of the assistant turn; None: one turn.
+    turn: i8[N, G, T] | None, number of the assistant's turn that the token is
+      of, from 0; -1 for what others said, and padding. None: one turn.
     segment: i32[N, G, T] | None, packed documents, numbered from 1, 0 where
       padded; a token sees its own, and of packed prompts the one of the same
       number. None: one document a row.
-    media: images inserted on the way | None. No pass reads them yet: refused.
+    media: images that came on the way | None: as of prompts, with arrays
+      [N, G, S, ...] and `slot` i32[N, G, T].
   """
   tokens: Array
   kind: Array

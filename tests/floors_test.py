@@ -15,18 +15,18 @@ FLOORS = (
     ('records', 'types', 'average_precision', 'masked', 'columns', 'text', 'positions', 'trees',
      'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
     # F1
-    ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'select',
-     'hooks', 'views', 'flows'),
+    ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'credit',
+     'select', 'hooks', 'views', 'envs', 'flows', 'merging'),
     # F2
     ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
      'checkpoint', 'stored', 'workdir', 'log', 'progress', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
-     'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
+     'environments', 'playing', 'episodes', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
      'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'judge_models',
      'score_judges', 'generator', 'flow_objectives', 'flow_setup',
-     'flow_update', 'detect_setup', 'picture_judges'),
+     'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing'),
     # F3
     ('papers',),
     # F4
@@ -42,7 +42,7 @@ APART = 1
 NO_JAX = ('records', 'text', 'positions', 'pixels', 'boxes', 'puzzle_rules',
           'rewards', 'select', 'resolve', 'overlays', 'sections', 'data.tasks')
 JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'chex'}
-DEVICE = ('losses', 'advantages', 'returns', 'models', 'flows')
+DEVICE = ('losses', 'advantages', 'returns', 'credit', 'models', 'flows')
 HOST = {'mmr1.data', 'mmr1.rewards', 'PIL', 'grain'}
 
 FORBIDDEN_NAMES = ('util', 'helper', 'misc', 'manager', 'common')

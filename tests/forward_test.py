@@ -9,6 +9,7 @@ import pytest
 
 from mmr1 import forward
 from mmr1 import types
+from mmr1.models import decoder
 from tests import small
 
 N, G, T = 4, 4, 6
@@ -285,9 +286,24 @@ def test_m3_packed_documents_score_as_in_rows_of_their_own(params):
   np.testing.assert_allclose(packed[6:], second[1:3], atol=1e-5)
 
 
-def test_images_inside_completions_are_refused_not_dropped(params, block):
-  with pytest.raises(ValueError, match=r"media of \['vision'\].*prompt"):
-    logp(params, changed(block, media=block.prompts.media))
+def test_images_inside_completions_are_read_or_refused_not_dropped(
+    params, block):
+  n, g, t = block.mask.shape
+  media = jax.tree.map(lambda x: jnp.repeat(x[:, None], g, 1),
+                       block.prompts.media['vision'])
+  slot = np.full((n, g, t), -1, np.int32)
+  slot[1:, :, 1] = 0  # the second token is a cell of the picture
+  media = media.replace(slot=jnp.asarray(slot))
+  gap = np.abs(np.asarray(
+      logp(params, block) - logp(params, changed(
+          block, media={'vision': media}))))
+  assert not gap[0].any() and not gap[:, :, :2].any()
+  assert (gap[1:, 0, 2:] * real(block)[1:, 0, 2:]).max() > 1e-4
+  with pytest.raises(ValueError, match=r"\['other'\]"):
+    logp(params, changed(block, media={'other': media}))
+  reads_text = decoder.LanguageModel.inserted.__wrapped__
+  with pytest.raises(ValueError, match=r"\['vision'\].*not read them there"):
+    reads_text(None, slot, {'vision': media})
 
 
 def test_m22_a_chunk_of_no_tokens():

@@ -30,7 +30,7 @@ def drawn(shape, count, **kwargs):
 
 
 def test_law_1_a_pair_is_a_prompt_with_two_completions(shape):
-  given = [*drawn(shape, 2), *drawn(shape, 1, told=True)]
+  given = [*drawn(shape, 2), *drawn(shape, 1, told=True, shown=False)]
   block = pairwise.assemble(given, shape, 64, pad_rows=1)
   assert block.completions.tokens.shape == (4, 2, 64)
   assert block.prompts.tokens.shape[0] == 4
@@ -141,15 +141,18 @@ def test_the_mistake_is_what_it_is_called():
 
 
 def test_told_pairs_have_no_image_and_say_the_digits():
-  example = pairs.digits(0, 'train', 5, told=True)
+  example = pairs.digits(0, 'train', 5, told=True, shown=False)
   assert not example.images and '<image>' not in example.question
   values = ','.join(map(str, example.meta['scene']['digits']))
   assert example.question.startswith(f'Digits {values}. ')
+  both = pairs.digits(0, 'train', 5, told=True)
+  assert both.images and both.question == f'<image>{example.question}'
+  assert both.completions == example.completions
 
 
 @pytest.mark.parametrize('kwargs, said', [
     (dict(kinds=('typo',)), 'typo'), (dict(per_problem=0), 'per_problem=0'),
-    (dict(off=0), 'off=0')])
+    (dict(off=0), 'off=0'), (dict(shown=False), 'shown=False')])
 def test_m22_what_the_world_refuses(kwargs, said):
   with pytest.raises(ValueError, match=said):
     pairs.digits(0, 'train', 0, **kwargs)

@@ -38,15 +38,9 @@ class Completed:
     after what they go on from."""
     rows, since = [], 0
     while len(rows) < n:
-      pair = self._stream.take(1)[0]
-      given = encode.encode_given(pair[0].given, self._processor)
-      made = tuple(
-          packing.Example(pair, np.concatenate([
-              given, encode.encode_completion(text, self._processor)]),
-                          len(given))
-          for text in pair[0].completions[:self._count])
-      longest = max(len(one.ids) for one in made)
-      if longest <= self._cap:
+      made = self.made(self._stream.take(1)[0])
+      longest = max((len(one.ids) for one in made), default=0)
+      if made and longest <= self._cap:
         rows.append(made)
         since = 0
         continue
@@ -55,8 +49,18 @@ class Completed:
       if since > len(self._stream.mixture):
         raise ValueError(
             f'every completion is longer than max_new_tokens={self._cap}; the '
-            f'last has {longest} tokens. Raise it.')
+            f'last has {longest} tokens. Raise it.' if made else
+            'not one episode can be played, for the reasons above.')
     return rows
+
+  def made(self, pair: pipeline.Pair) -> tuple[packing.Example, ...]:
+    """What is learnt of an example; () if it cannot be."""
+    given = encode.encode_given(pair[0].given, self._processor)
+    return tuple(
+        packing.Example(pair, np.concatenate([
+            given, encode.encode_completion(text, self._processor)]),
+                        len(given))
+        for text in pair[0].completions[:self._count])
 
   @property
   def broken(self) -> int:

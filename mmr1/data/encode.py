@@ -70,7 +70,7 @@ def encode(
       there are media and the model reads text only.
   """
   text, spans, order = _text(example, processor, template, prefix)
-  tokens = _tokens(text, spans, processor)
+  tokens = expanded(text, spans, processor)
   codec = processor.codec
   if codec is None:
     place, following = positions.counted(len(tokens))
@@ -87,7 +87,7 @@ def encode(
   place, following = codec.positions(tokens, spans)
   return Encoded(
       tokens=tokens, positions=place, next_position=following,
-      uid=example.uid, **_joined(tokens, pixels, codec))
+      uid=example.uid, **joined(tokens, pixels, codec))
 
 
 def prompt_length(
@@ -102,7 +102,7 @@ def prompt_length(
   No pixel is decoded: a PIL image that was opened but not loaded stays so.
   """
   text, spans, _ = _text(example, processor, template, prefix)
-  return len(_tokens(text, spans, processor))
+  return len(expanded(text, spans, processor))
 
 
 def prefilled(
@@ -187,10 +187,10 @@ def _text(
   messages = template_lib.joined(messages, strings=codec is None)
   text = template_lib.written(
       processor.tokenizer, messages, answer=True) + prefix
-  return (text, [], []) if codec is None else _filled(text, example, codec)
+  return (text, [], []) if codec is None else filled(text, example, codec)
 
 
-def _filled(
+def filled(
     text: str, example: records.Example, codec: base.Codec,
 ) -> tuple[str, list[base.Span], list[str]]:
   """Puts what a medium is as text where the chat template has its mark."""
@@ -213,7 +213,7 @@ def _filled(
   return re.sub(pattern, lambda _: next(texts), text), ordered, order
 
 
-def _tokens(
+def expanded(
     text: str, spans: Sequence[base.Span],
     processor: processor_lib.Processor) -> np.ndarray:
   """Ids i32[p] of a chat, every run of cells at its full length."""
@@ -262,7 +262,7 @@ def _check_rows(ids, processor, what):
                      'tokenizer but not in the model.')
 
 
-def _joined(
+def joined(
     tokens: np.ndarray, pixels: Sequence[base.Pixels], codec: base.Codec,
 ) -> dict[str, np.ndarray | None]:
   """The media of a prompt one after the other; the cell of every token."""

@@ -14,14 +14,16 @@ import numpy as np
 from mmr1 import types
 from mmr1.data import encode
 from mmr1.data import pipeline
+from mmr1.data import trajectories
 
 
 class Example(NamedTuple):
   """A prompt with ids i32[t] of its completion; the first `given` of them are
-  read and not trained on."""
+  read and not trained on. `whole`: of several turns, with what came between."""
   pair: pipeline.Pair
   ids: np.ndarray
   given: int = 0
+  whole: trajectories.Trajectory | None = None
 
   @property
   def encoded(self) -> encode.Encoded:

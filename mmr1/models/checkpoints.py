@@ -1,6 +1,7 @@
 """Models from and to Hugging Face folders, whatever the family."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 from typing import Any
 
@@ -149,6 +150,29 @@ def load(
   return family.build(config), params
 
 
+@contextlib.contextmanager
+def opened(path: epath.PathLike, *, param_dtype: str, **run: Any,
+           ) -> Iterator[dict[str, weights.Leaf]]:
+  """{'a/b/c': parameter} of a folder, each still in its files.
+
+  Args, Raises: as of `load`.
+  """
+  config = read_config(path, **run)
+  family, names = _family(json.loads(config.hf)['model_type'], path)
+  with weights.opened(
+      path, names.table(config), _shapes(family, config),
+      canonical=names.canonical, tied=names.tied(config),
+      dtype=jnp.dtype(param_dtype)) as leaves:
+    yield leaves
+
+
+def layers(module: Any) -> dict[str, int]:
+  """{'a/b/c': L} of the parameters, 0 of one that is not stacked."""
+  _, names = _family(json.loads(module.config.hf).get('model_type'),
+                     'the config of this module')
+  return {row.path: row.layers for row in names.table(module.config)}
+
+
 def describe(path: epath.PathLike, *, param_dtype: str,
              **run: Any) -> tuple[Any, Any]:
   """What `load` would return, without reading weights; `run` as there.
@@ -183,7 +207,8 @@ def save(
   Args:
     path: the folder, local or in a bucket; made if absent.
     module: as from `load`.
-    params: its parameters, stacked; addressable by this process.
+    params: its parameters, stacked; addressable by this process, or
+      `weights.Made`.
     dtype: of the tensors in the file.
     max_shard_bytes: larger weights are written as shards and an index.
 

@@ -12,6 +12,7 @@ them is scanned or unrolled:
   scalars/   a head of one number for each of `Config.scalars`
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -39,8 +40,13 @@ _MLPS = {'silu': layers.SwiGLU, 'gelu': layers.GeGLU}
 
 
 class DecoderBlock(nn.Module):
-  """One layer of the language model, for all three passes."""
+  """One layer of the language model, for all three passes.
+
+  With `measure` it hands out, in place of keys and values, what that makes of
+  queries and sources; see `attention_share`.
+  """
   config: Config
+  measure: Callable[..., Any] | None = None
 
   def _norm(self, name):
     c = self.config
@@ -91,8 +97,10 @@ class DecoderBlock(nn.Module):
       k, v = own.read()
     sources = [attention.Source(k, v, sight)]
     sources += [more for more in (earlier, prefix) if more is not None]
-    hidden = attention.attend(
-        q, sources, scale=c.query_scale, cap=c.score_cap, **c.attending)
+    how = dict(scale=c.query_scale, cap=c.score_cap, **c.attending)
+    hidden = attention.attend(q, sources, **how)
+    if self.measure is not None:
+      own = self.measure(q, sources, **how)
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.heads * c.head_width))
     x = lie(x + (self._norm('attention_out_norm')(hidden) if c.out_norms
@@ -131,20 +139,22 @@ class Decoder(nn.Module):
                extras: Any, *, prefix_mask: Array | None = None,
                packed: tuple[Array, Array] | None = None,
                seats: attention.Seats | None = None,
-               t: Array | None = None,
-               add: Array | None = None) -> tuple[Array, Any]:
+               t: Array | None = None, among: Sight = Sight(),
+               add: Array | None = None,
+               measure: Callable[..., Any] | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
     the prefix | None, cache | None), the prefix in `seats` if given; a cache is
-    written to at index t, or only read if layers are scanned; packed:
-    segments i32[N, G, T] of x and i32[N, P] of the prefix; add: see
-    `layers.fold`. Returns x (no final norm), own KV."""
+    written to at index t, or only read if layers are scanned, where `among` is
+    what x sees of itself; packed: segments i32[N, G, T] of x and i32[N, P] of
+    the prefix; add: see `layers.fold`; measure: see `DecoderBlock`. Returns x
+    (no final norm), own KV."""
     c = self.config
     turn = functools.partial(
         layers.mrope, positions, sections=c.sections, order=c.section_order,
         dtype=c.compute_dtype)
     turns = turn(theta=c.theta, scaling=c.scaling)
     near = turns if c.sliding_theta is None else turn(theta=c.sliding_theta)
-    block = DecoderBlock(c, parent=None)
+    block = DecoderBlock(c, measure, parent=None)
 
     prompt = None if prefix_mask is None else self._prompt(
         prefix_mask, positions, seats, packed)
@@ -162,7 +172,7 @@ class Decoder(nn.Module):
       if cache is None:
         return run(see(sight), prefix)
       if c.layers == 'scan':  # a scan would copy a cache that it writes to
-        return run(Sight(), prefix, earlier=attention.Source(
+        return run(see(among), prefix, earlier=attention.Source(
             *cache.read(), see(sight)))
       return run(see(sight), prefix, (cache, t))
 
@@ -185,7 +195,7 @@ class Decoder(nn.Module):
       positions = seats.to_seats(positions, seats.row.size // len(mask))
     # Positions of text count tokens, whatever is padded in between.
     return seen.replace(
-        places=(positions[..., 0], _places(mask, segment)[:, None]))
+        places=(positions[..., 0], sight_lib.places(mask, segment)[:, None]))
 
   def _see(self, sight: Sight, sliding: bool | Array) -> Sight:
     """In one layer, whose flag in `layers.fold` is `sliding`."""
@@ -253,6 +263,13 @@ class LanguageModel(nn.Module):
           'only.')
     return self.language.embedded(prompts.tokens), None
 
+  def inserted(self, tokens: Array, media: Any) -> tuple[Array, Array | None]:
+    """As `inputs`, of completion tokens i32[N, G, T] with their own media."""
+    if media:
+      raise ValueError(f'media of towers {sorted(media)} inside completions: '
+                       'this family does not read them there.')
+    return self.language.embedded(tokens), None
+
   def blocks(self, prompts: types.Prompts) -> tuple[Array, bool] | None:
     """Prompt tokens that see what comes after them; None: there are none.
 
@@ -274,14 +291,8 @@ class LanguageModel(nn.Module):
       ValueError: media of a tower that this family does not have.
     """
     c = self.config
-    x, add = self.inputs(prompts)
-    p = x.shape[1]
-    x, (keys, values) = self._run(
-        x[:, None], prompts.positions[:, None],
-        _causal(prompts.mask[:, None],
-                None if prompts.segment is None else prompts.segment[:, None],
-                self.blocks(prompts)),
-        None if add is None else add[:, :, None])
+    x, (keys, values) = self._read(prompts)
+    p = x.shape[2]
     keys, values = keys[:, :, 0], values[:, :, 0]
     if prompts.ends is not None:
       last = self.language.norm(
@@ -291,19 +302,31 @@ class LanguageModel(nn.Module):
               jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)
 
-  def _run(self, x, positions, sight, add):
+  def _read(self, prompts, measure=None):
+    """Prompts through all layers: x [N, 1, P, D], and what each hands out."""
+    x, add = self.inputs(prompts)
+    return self._run(
+        x[:, None], prompts.positions[:, None],
+        sight_lib.causal(
+            prompts.mask[:, None],
+            None if prompts.segment is None else prompts.segment[:, None],
+            self.blocks(prompts)),
+        None if add is None else add[:, :, None], measure)
+
+  def _run(self, x, positions, sight, add, measure=None):
     c = self.config
     extras = ((None, None) if c.layers == 'scan' else
               [(None, None)] * c.depth)
-    x, kv = self.language(x, positions, sight, extras, add=add)
+    x, kv = self.language(
+        x, positions, sight, extras, add=add, measure=measure)
     if c.layers == 'unrolled':
-      kv = tuple(jnp.stack(a) for a in zip(*kv))
+      kv = jax.tree.map(lambda *a: jnp.stack(a), *kv)
     return x, kv
 
   def completion_pass(
       self, prefix: types.Prefix, prompt_mask: Array, tokens: Array,
       positions: Array, mask: Array, segment: Array | None = None,
-      prompt_segment: Array | None = None,
+      prompt_segment: Array | None = None, media: Any = None,
   ) -> Array:
     """Reads G completions of every prompt.
 
@@ -317,17 +340,19 @@ class LanguageModel(nn.Module):
         only its own, and the prompt.
       prompt_segment: i32[N, P] | None, prompts packed into a row: a token sees
         only the one with the number of its document.
+      media: images inside them, see `types.Completions`.
 
     Returns:
       [N, G, T, D], hidden state after the final norm AT each token; the one
       that predicts completion token t is at t - 1, in `prefix.last` for the
       first of a document.
     """
-    x = self.language.embedded(tokens)
+    x, add = self.inserted(tokens, media)
     x, _ = self.language(
-        x, positions, _causal(mask, segment), self._extras(prefix, None),
+        x, positions, sight_lib.causal(mask, segment), self._extras(prefix, None),
         prefix_mask=prompt_mask, packed=(
-            None if prompt_segment is None else (segment, prompt_segment)))
+            None if prompt_segment is None else (segment, prompt_segment)),
+        add=add)
     return self.language.norm(x)
 
   def decode(
@@ -365,6 +390,35 @@ class LanguageModel(nn.Module):
     # Of scanned layers all at once, in place.
     cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
     return self.language.norm(x)[:, :, 0], cache
+
+  def extend(
+      self, prefix: types.Prefix, prompt_mask: Array, cache: Any,
+      tokens: Array, positions: Array, mask: Array, t: Array, keys: Array,
+      seats: attention.Seats | None = None, media: Any = None,
+  ) -> tuple[Array, Any]:
+    """Reads several completion tokens of every row, images included.
+
+    Args: as of `decode`, and
+      tokens, positions: i32[N, G, T], right-padded, and i32[N, G, T, 3].
+      mask: bool[N, G, T], True on real tokens.
+      t: i32[], index in the cache that the first of them is written to.
+      keys: bool[N, G, U], what is in the cache of the row's earlier tokens.
+      media: of the rows, with `slot` i32[N, G, T].
+
+    Returns: as `decode`, [N, G, T, D].
+    """
+    scanned, places = self.config.layers == 'scan', None
+    if any(self.config.sliding):
+      places = sight_lib.behind(keys, mask.shape[-1], t)
+    if not scanned:  # their own keys are in there by then
+      keys = jax.lax.dynamic_update_slice_in_dim(keys, mask, t, 2)
+    x, add = self.inserted(tokens, media)
+    x, kv = self.language(
+        x, positions, Sight(keys=keys, causal=True, at=t, places=places),
+        self._extras(prefix, cache), prefix_mask=prompt_mask, seats=seats, t=t,
+        among=sight_lib.causal(mask), add=add)
+    cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
+    return self.language.norm(x), cache
 
   def for_decode(self, params: Any) -> Any:
     """Parameters of unrolled layers as `decode` reads them best.
@@ -416,25 +470,6 @@ class LanguageModel(nn.Module):
   def init_cache(self, n: int, g: int, t: int) -> cache_lib.Cache:
     """An empty cache in the compute dtype; see `init_cache` below."""
     return init_cache(self.config, n, g, t, self.config.compute_dtype)
-
-
-def _causal(mask: Array, segment: Array | None = None,
-            blocks: tuple[Array, bool] | None = None) -> Sight:
-  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it, and
-  those of its block, see `LanguageModel.blocks`."""
-  number, slide = (None, False) if blocks is None else blocks
-  return Sight(
-      keys=mask, causal=True, blocks=number, blocks_slide=slide,
-      segments=None if segment is None else (segment, segment))
-
-
-def _places(mask: Array, segment: Array | None) -> Array:
-  """i32[N, P], the how manieth of its prompt each token is, from 0."""
-  if segment is None:
-    return jnp.cumsum(mask, -1) - 1
-  index = jnp.arange(segment.shape[1])
-  first = jnp.diff(segment, axis=1, prepend=-1) != 0
-  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
 
 
 def init_cache(

@@ -154,6 +154,13 @@ class Model(vision_language.Model):
   def tower(self) -> nn.Module:
     return (PooledTower if self.config.pooled else PlainTower)(self.config)
 
+  def inserted(self, tokens: Array, media: Any) -> tuple[Array, Array | None]:
+    """Text: an image's tokens would see each other both ways."""
+    if media:
+      raise ValueError('images inside completions: Gemma reads an image both '
+                       'ways, and completions are read causally.')
+    return super().inserted(tokens, media)
+
   def blocks(self, prompts: types.Prompts) -> tuple[Array, bool] | None:
     """One for the prompt, or one for each run of an image's tokens."""
     if self.config.whole_prompt:  # PaliGemma 2 has windows, but not inside it

@@ -104,12 +104,12 @@ class Model(vision_language.Model):
   def tower(self) -> nn.Module:
     return VisionTower(self.config)
 
-  def inputs(self, prompts: types.Prompts) -> tuple[Array, Array | None]:
+  def seen(self, x: Array, media: Any) -> tuple[Array, Array | None]:
     """As for every tower, and the learned token where it stands."""
-    x, add = super().inputs(prompts)
-    if TOWER not in prompts.media:
+    x, add = super().seen(x, media)
+    if TOWER not in media:
       return x, add
-    ends = prompts.media[TOWER].slot == _END
+    ends = media[TOWER].slot == _END
     return jnp.where(
         ends[..., None], self.visual.newline.astype(x.dtype), x), add
 

@@ -36,7 +36,8 @@ def _kernels(params: Tree) -> dict[str, Any]:
   """{name: kernel} of linear layers, but for those of heads of one number,
   which are none of `layers.Dense`."""
   return {name: leaf for name, leaf in trees.named(params).items()
-          if _last(name) == _KERNEL and not name.startswith('scalars/')}
+          if _last(name) == _KERNEL and min(leaf.shape[-2:]) > 1
+          and not name.startswith('scalars/')}
 
 
 def chosen(params: Tree, targets: Iterable[str]) -> tuple[str, ...]:

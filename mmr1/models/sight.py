@@ -96,3 +96,29 @@ class Sight:
     if self.sliding is True:
       return self.window
     return jnp.where(self.sliding, self.window, EVERYTHING)
+
+
+def behind(keys: Array, count: int, t: Array) -> tuple[Array, Array]:
+  """`Sight.places` of queries written at t, right behind `keys`."""
+  index = jnp.arange(keys.shape[-1])
+  end = jnp.max(jnp.where(keys, index + 1, 0), -1, keepdims=True)
+  return end + jnp.arange(count), jnp.where(index < t, index, index - t + end)
+
+
+def places(mask: Array, segment: Array | None) -> Array:
+  """i32[N, P], the how manieth of its prompt each token is, from 0."""
+  if segment is None:
+    return jnp.cumsum(mask, -1) - 1
+  index = jnp.arange(segment.shape[1])
+  first = jnp.diff(segment, axis=1, prepend=-1) != 0
+  return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def causal(mask: Array, segment: Array | None = None,
+           blocks: tuple[Array, bool] | None = None) -> Sight:
+  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it, and
+  those of its block, see `LanguageModel.blocks`."""
+  number, slide = (None, False) if blocks is None else blocks
+  return Sight(
+      keys=mask, causal=True, blocks=number, blocks_slide=slide,
+      segments=None if segment is None else (segment, segment))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
+from mmr1.models import attention_share
 from mmr1.models import decoder
 from mmr1.models import partition
 
@@ -49,14 +50,28 @@ class Model(decoder.LanguageModel):
     Raises:
       ValueError: media of a tower that this family does not have.
     """
-    unknown = set(prompts.media) - {TOWER}
+    return self.seen(self.language.embedded(prompts.tokens), prompts.media)
+
+  def inserted(self, tokens: Array, media: Any) -> tuple[Array, Array | None]:
+    x = self.language.embedded(tokens)
+    if not media:
+      return x, None
+    # A completion is as good as a prompt here.
+    n, g = tokens.shape[:2]
+    x, add = self.seen(*jax.tree.map(
+        lambda a: a.reshape((n * g, *a.shape[2:])), (x, media)))
+    return x.reshape((n, g, *x.shape[1:])), (
+        add if add is None else add.reshape((len(add), n, g, *add.shape[2:])))
+
+  def seen(self, x: Array, media: Any) -> tuple[Array, Array | None]:
+    """`inputs` of tokens' embeddings [N, P, D] and their media."""
+    unknown = set(media) - {TOWER}
     if unknown:
       raise ValueError(f'media of towers {sorted(unknown)}: this family has '
                        f'only {TOWER!r}.')
-    x = self.language.embedded(prompts.tokens)
-    if TOWER not in prompts.media:
+    if TOWER not in media:
       return x, None
-    media = prompts.media[TOWER]
+    media = media[TOWER]
 
     def placed(cells, rest):
       return jnp.where(media.slot[..., None] >= 0,
@@ -69,6 +84,23 @@ class Model(decoder.LanguageModel):
             lambda x: lie(x, 'images'), media)))
     add = [placed(more, jnp.zeros((), x.dtype)) for more in maps]
     return placed(cells, x), jnp.stack(add) if add else None
+
+  def attention_share(self, prompts: types.Prompts) -> tuple[Array, Array]:
+    """How much the words of prompts look at images.
+
+    Returns:
+      f32[L, N], in every layer the sum over the words that can see an image;
+      and f32[N], how many there are: 0 of a prompt without one.
+
+    Raises:
+      ValueError: no media in any prompt.
+    """
+    if TOWER not in prompts.media:
+      raise ValueError('attention_share: none of the prompts has media.')
+    marked = attention_share.marks(prompts.mask, prompts.media[TOWER].slot)
+    _, shares = self._read(prompts, functools.partial(
+        attention_share.share, marked=marked))
+    return shares, jnp.sum(marked.asks, -1, dtype=jnp.float32)
 
 
 def read_cells(cells: Array, media: types.Media) -> Array:

@@ -34,6 +34,8 @@ _KNOBS = {
     'prefill': 'a smaller prompts_per_step or data.patches',
     'decode': 'sampler.rows (fewer completions at a time), mesh.tensor (weights '
               'in parts)',
+    'observe': 'sampler.rows, or observation_tokens and observation_patches of '
+               'the environment',
     'old': 'a larger chunks_per_minibatch',
     'reference': 'a larger chunks_per_minibatch',
     'look': 'a larger chunks_per_minibatch',
@@ -120,7 +122,13 @@ def stages_of(config, topology, tensor, stages):
   policy, params = programs_lib.open_model(config, layout)
   made = [programs_lib.stage(config, name, policy, params)
           for name in stages or config.stages]
-  return layout, [stage for stage in made if stage is not None]
+  made = [stage for stage in made if stage is not None]
+  if not made:
+    raise ValueError(
+        f'plan: none of the stages {stages or config.stages} trains, so there '
+        'is nothing to plan. A stage that merges reads and writes tensor by '
+        'tensor; before and after it one model is on the devices.')
+  return layout, made
 
 
 def traced(config: resolve.Section, topology: chips.Topology,
@@ -145,7 +153,7 @@ def _operations(made: Any, program: records.Program,
 # What takes longest to compile comes first, so that no thread is left with it,
 # and what needs most, where a plan ends with what does not fit.
 _LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores', 'judge',
-            'prefill')
+            'observe', 'prefill')
 
 
 def _kind(program: records.Program) -> str:

@@ -65,7 +65,7 @@ class Judges:
     rows, g, t = self._shape
     asked = simple_types.SimpleNamespace(
         prompts_per_step=rows // self._views, samples_per_prompt=g * self._views,
-        branches=(), experts=0, max_new_tokens=(
+        branches=(), experts=0, env=None, max_new_tokens=(
             t + self._config.judges[name].max_new_tokens))
     made, _ = sampled.programs_of(self._config, asked, policy, params)
     return [one._replace(name=f'{one.name}_{name}', resident=_BESIDE)

@@ -73,8 +73,10 @@ def _sft(config: Any, name: str, policy: forward.Policy,
   state, optimizer = states.of(policy, section, params, section.steps)
   train = training.make_update(
       policy, optimizer, sft.objective_of(section), chunks=chunks)
-  block, knobs = make.block(n, 1, t), states.knobs(sft.KNOBS)
-  parts = costs.forward(policy.module.config, make.work(n, 1, t, n * t))
+  block = make.block(n, 1, t, env=section.env, config=config)
+  knobs, c = states.knobs(sft.KNOBS), policy.module.config
+  parts = costs.forward(c, make.work(n, 1, t, n * t))
+  parts['tower'] += make.inside(c, n, make.room(config, section.env))
   return records.Stage(
       name, 'sft', (records.Program(
           'update', lambda: train.trace(state, (block,), knobs, None),

@@ -5,7 +5,6 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from mmr1 import average
@@ -69,14 +68,17 @@ class _Rl:
         policy, section, params, section.steps * self._updates)
     self._knobs = states.knobs(['temperature', *self._objective.knobs])
     self._block = self._sized(rows)
-    self._parts = costs.forward(
-        policy.module.config, self._make.work(*self.shape, math.prod(
-            self.shape)))
+    c = policy.module.config
+    self._parts = costs.forward(c, self._make.work(*self.shape, math.prod(
+        self.shape)))
+    self._parts['tower'] += self._make.inside(
+        c, rows * self.shape[1], self._make.room(config, section.env))
 
   def _sized(self, rows: int, **given: Any) -> Any:
     """A block of some of the rows."""
     return self._make.block(
-        rows, *self.shape[1:], noise=bool(self._config.views), **given)
+        rows, *self.shape[1:], noise=bool(self._config.views),
+                            env=self.section.env, config=self._config, **given)
 
   def _of(self, whose: str) -> Any:
     """Parameters of a look or a pass."""
@@ -170,7 +172,8 @@ class _Rl:
       given['ref_hidden'] = self._make.array(
           jnp.dtype(tree.compute_dtype), size, g, t, tree.width)
     return self._make.block(
-        size, g, t, noise=bool(self._config.views), **given)
+        size, g, t, noise=bool(self._config.views), env=self.section.env,
+        config=self._config, **given)
 
   def _minibatch_parts(self) -> Mapping[str, float]:
     share = self.section.minibatches_per_step

@@ -44,30 +44,54 @@ class Shapes:
     """N prompts; `noise`: with what views draw from."""
     p, s = self.prompt, self.patches
     i32 = functools.partial(self.array, jnp.int32)
-    media = {}
-    if s:
-      media = {'vision': types.Media(
-          patches=self.array(jnp.float32, n, s, self._vision.patch_values),
-          position=i32(n, s, 2), segment=i32(n, s), slot=i32(n, p),
-          extent=i32(n, s, 2) if self._vision.table else None)}
+    media = self.media((n, p), s)
     return types.Prompts(
         tokens=i32(n, p), mask=self.array(bool, n, p), positions=i32(n, p, 3),
         next_position=i32(n), uid=i32(n), media=media,
         noise=self.array(jnp.uint32, n, 2) if noise else None)
 
+  def media(self, tokens: tuple[int, ...], s: int) -> dict[str, types.Media]:
+    """Of rows [..., T], S patches each; {} for none."""
+    if not s:
+      return {}
+    lead = tokens[:-1]
+    i32 = functools.partial(self.array, jnp.int32)
+    return {'vision': types.Media(
+        patches=self.array(jnp.float32, *lead, s, self._vision.patch_values),
+        position=i32(*lead, s, 2), segment=i32(*lead, s), slot=i32(*tokens),
+        extent=i32(*lead, s, 2) if self._vision.table else None)}
+
+  def room(self, config: Any, name: str | None) -> int:
+    """Patches of an episode in the environment `name`; 0: there are none."""
+    if name is None or self._vision is None:
+      return 0
+    section = config.environments[name]
+    return section.images * section.observation_patches
+
   def block(self, n: int, g: int, t: int, *, noise: bool = False,
+            env: str | None = None, config: Any = None,
             **more: Any) -> types.Block:
+    room = self.room(config, env)
+    turn = {} if env is None else dict(
+        turn=self.array(jnp.int8, n, g, t),
+        media=self.media((n, g, t), room) or None)
     return types.Block(
         prompts=self.prompts(n, noise),
         completions=types.Completions(
             tokens=self.array(jnp.int32, n, g, t),
             kind=self.array(jnp.int8, n, g, t),
-            positions=self.array(jnp.int32, n, g, t, 3)),
+            positions=self.array(jnp.int32, n, g, t, 3), **turn),
         mask=self.array(bool, n, g, t),
         advantage=self.array(jnp.float32, n, g, 1), **more)
 
   def scores(self, n: int, g: int, t: int) -> Struct:
     return self.array(jnp.float32, n, g, t)
+
+  def inside(self, c: Any, rows: int, patches: int) -> float:
+    """Operations of a tower on images inside so many completions."""
+    return costs.forward(c, costs.Work(
+        prompts=rows, group=0, length=0, prompt=0, patches=patches,
+        head=0))['tower']
 
   def work(self, n: int, g: int, t: int, head: int) -> costs.Work:
     return costs.Work(prompts=n, group=g, length=t, prompt=self.prompt,

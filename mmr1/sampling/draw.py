@@ -47,3 +47,15 @@ def _pick(weight: Array, uniform: Array) -> Array:
   first = jnp.min(jnp.where(real & beyond, index, len(index)), -1)
   last = jnp.max(jnp.where(real, index, 0), -1)
   return jnp.minimum(first, last)
+
+
+def largest(x: Array) -> Array:
+  """i32[...], first index of the largest of x [..., V]; a valid id for nan.
+
+  Two plain reductions: XLA's CPU backend is slower at `jnp.argmax`, which is
+  one reduction over pairs.
+  """
+  last = x.shape[-1] - 1
+  top = jnp.max(x, axis=-1, keepdims=True)
+  index = jnp.where(x == top, jnp.arange(last + 1, dtype=jnp.int32), last)
+  return jnp.min(index, axis=-1)

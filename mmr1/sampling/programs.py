@@ -22,6 +22,7 @@ from mmr1 import types
 from mmr1.models import attention
 from mmr1.models import cache as cache_lib
 from mmr1.sampling import given as given_lib
+from mmr1.sampling import moves
 from mmr1.sampling import rows
 from mmr1.sampling import schedule as schedule_lib
 
@@ -31,22 +32,24 @@ _warm: set[Any] = set()
 
 
 class Seen(NamedTuple):
-  """What the host has of `rows.State`: t, live bool[D, R], token i32[D, R].
-  """
+  """What the host has of `rows.State`: t, live bool[D, R], token and matched
+  i32[D, R]."""
   t: int
   live: np.ndarray
   token: np.ndarray
+  matched: np.ndarray | None = None
 
   @classmethod
   def nothing(cls, layout: schedule_lib.Layout) -> 'Seen':
     """Before the first decode."""
     shape = layout.task.shape
-    return cls(0, np.zeros(shape, bool), np.zeros(shape, np.int32))
+    return cls(0, np.zeros(shape, bool), *np.zeros((2, *shape), np.int32))
 
   def moved(self, layout: schedule_lib.Layout) -> 'Seen':
     """In the rows and the cache of a layout."""
     return Seen(self.t - layout.shift, *(
-        np.take_along_axis(x, layout.source, 1) for x in self[1:]))
+        x if x is None else np.take_along_axis(x, layout.source, 1)
+        for x in self[1:]))
 
 
 @flax.struct.dataclass
@@ -64,6 +67,7 @@ class Device:
     policy, params, asked, knobs: as `rows.decode` has them.
     length: T.
     whole: each prompt is a shard of its own, see `Schedule.whole`.
+    spare: tokens that the cache has beside those of a layout.
   """
   policy: forward.Policy
   params: Any
@@ -71,12 +75,13 @@ class Device:
   knobs: rows.Knobs
   length: int
   whole: bool
+  spare: int = 0
 
   def begin(self, layout: schedule_lib.Layout) -> Kept:
     """Room for the samples."""
-    shards, count = self._by_shards(layout.task).shape
+    shards, count = self.by_shards(layout.task).shape
     return begin(self.policy, self.asked, shards=shards, count=count,
-                  length=self.length, size=layout.size)
+                  length=self.length, size=layout.size + self.spare)
 
   def go_on(self, kept: Kept, layout: schedule_lib.Layout, *,
             spare: bool = False) -> Kept:
@@ -106,10 +111,11 @@ class Device:
     moves, count = [], jax.tree.leaves(cache)[0].shape[-4]
     if not self.whole and layout.task.shape[1] != count:
       moves.append(lambda x, axis: _regroup(self.policy, x, layout.source))
-    if layout.shift or layout.size != cache.size:
+    size = layout.size + self.spare
+    if layout.shift or size != cache.size:
       shift = np.int32(layout.shift)
       moves.append(lambda x, axis: _resize(
-          self.policy, x, shift, size=layout.size, axis=axis))
+          self.policy, x, shift, size=size, axis=axis))
     return moves
 
   def decode(
@@ -122,10 +128,14 @@ class Device:
       layout: who sits where.
       seen: from the decode before.
     """
-    kept, seen = decode(*self.arguments(kept, layout, seen))
-    t, live, token = jax.device_get(seen)
-    shape = layout.task.shape
-    return kept, Seen(int(t), live.reshape(shape), token.reshape(shape))
+    kept, seen = decode(*self.arguments(kept, layout, seen), spare=self.spare)
+    return kept, self.seen(seen, layout)
+
+  def seen(self, seen: Seen, layout: schedule_lib.Layout) -> Seen:
+    """What a program says, on the host."""
+    t, *rest = jax.device_get(seen)
+    return Seen(int(t), *(x if x is None else x.reshape(layout.task.shape)
+                          for x in rest))
 
   def arguments(self, kept: Kept, layout: schedule_lib.Layout,
                 seen: Seen) -> tuple[Any, ...]:
@@ -138,7 +148,7 @@ class Device:
       task = np.where(task == idle, group, task % group)
     else:
       seats = attention.Seats(*layout.seats(group))
-    task, start, fresh, live, token = map(self._by_shards, (
+    task, start, fresh, live, token = map(self.by_shards, (
         task, layout.start, layout.fresh, seen.live, seen.token))
     return (
         self.policy, self.params, self.asked, kept,
@@ -147,8 +157,11 @@ class Device:
         np.int32(seen.t), live, token, self.knobs, layout.refill,
         np.int32(layout.shrink))
 
-  def _by_shards(self, x: np.ndarray) -> np.ndarray:
-    return x.reshape(self.asked.keys.shape) if self.whole else x
+  def by_shards(self, x: np.ndarray) -> np.ndarray:
+    """[D, R, ...] of a layout as programs have it."""
+    if not self.whole:
+      return x
+    return x.reshape(self.asked.keys.shape + x.shape[2:])
 
   def warm_up(self, schedule: schedule_lib.Schedule) -> None:
     """Runs every program that schedules of this shape can come to, once.
@@ -241,40 +254,46 @@ def _rearranged(policy, params):
 def begin(policy, asked, *, shards, count, length, size):
   state = rows.begin(
       policy, shards, count, asked.keys.size // shards, length, size)
-  return _spread(policy, Kept(state.cache, state.found))
+  return spread(policy, Kept(state.cache, state.found))
 
 
 @functools.partial(
-    jax.jit, static_argnames='policy', donate_argnames='kept')
+    jax.jit, static_argnames=('policy', 'spare'), donate_argnames='kept')
 def decode(policy, params, asked, kept, seating, fresh, prompts, t, live,
-            token, knobs, refill, shrink):
+            token, knobs, refill, shrink, matched=None, *, spare=0):
   """All that happens between two looks of the host."""
-  seating, fresh, prompts, live, token = _spread(
-      policy, (seating, fresh, prompts, live, token))
+  seating, fresh, prompts, live, token, matched = spread(
+      policy, (seating, fresh, prompts, live, token, matched))
   state = rows.seat(policy, params, asked, seating, rows.State(
-      t, live, token, kept.cache, kept.found), knobs, fresh)
+      t, live, token, kept.cache, kept.found, matched), knobs, fresh)
   prefix, mask = asked.prefix, asked.mask
   if prompts is not None:
     prefix, mask = rows.select(asked, prompts)
   state = rows.decode(policy, params, asked, prefix, mask, seating, state,
-                      knobs, refill, shrink)
+                      knobs, refill, shrink, spare)
+  return left(policy, state)
+
+
+def left(policy: forward.Policy, state: rows.State) -> tuple[Kept, Seen]:
+  """What a program leaves."""
   # What the host looks at is on every one of them.
   seen = jax.lax.with_sharding_constraint(
-      Seen(state.t, state.live, state.token), policy.layout.whole)
-  return _spread(policy, Kept(state.cache, state.found)), seen
+      Seen(state.t, state.live, state.token, state.matched),
+      policy.layout.whole)
+  return spread(policy, Kept(state.cache, state.found)), seen
 
 
 @functools.partial(jax.jit, static_argnames=('policy', 'size', 'axis'))
 def _resize(policy, leaf, shift, *, size, axis):
-  return _spread(policy, rows.resize(leaf, shift, size, axis))
+  return spread(policy, moves.resize(leaf, shift, size, axis))
 
 
 @functools.partial(jax.jit, static_argnames='policy')
 def _regroup(policy, leaf, source):
-  return _spread(policy, rows.regroup(leaf, _spread(policy, source)))
+  return spread(policy, moves.regroup(leaf, spread(policy, source)))
 
 
-def _spread(policy: forward.Policy, tree: Any) -> Any:
+def spread(policy: forward.Policy, tree: Any) -> Any:
   """The shards over the devices, and heads of a cache; inside a program."""
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(
       x, _where(policy.layout, x)) if x.ndim else x, tree)

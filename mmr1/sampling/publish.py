@@ -16,7 +16,9 @@ from mmr1 import sharding
 from mmr1 import trees
 from mmr1 import types
 from mmr1.models import partition
+from mmr1.sampling import chunks
 from mmr1.sampling import sample
+from mmr1.sampling import turns
 
 Array = jax.Array
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -58,13 +60,16 @@ class Sampler:
   def __call__(
       self, published: Any, prompts: types.Prompts, key: Array,
       knobs: sample.Knobs, version: Array, *, group: int, length: int,
-      given: sample.Given | None = None) -> types.Rollout:
-    """`sample.sample` with weights from `publish`."""
+      given: sample.Given | None = None,
+      player: chunks.Player | None = None) -> types.Rollout:
+    """`sample.sample` with weights from `publish`; `turns.sample` where there is
+    who answers."""
     moves = self.trains is not None and self.trains != self.policy.layout
     asked = self.policy.layout.spread(prompts) if moves else prompts
-    rollout = sample.sample(
-        self.policy, published, asked, key, knobs, version, group=group,
-        length=length, decoding=self.decoding, given=given)
+    common = (self.policy, published, asked, key, knobs, version)
+    kw = dict(group=group, length=length, decoding=self.decoding)
+    rollout = (sample.sample(*common, given=given, **kw) if player is None
+               else turns.sample(*common, player=player, **kw))
     if not moves:
       return rollout
     version, rollout = rollout.version, rollout.replace(

@@ -8,7 +8,6 @@ All rows write to the same index of the cache, whatever their age: one update
 in place. A row sees what lies from its own start to there.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -22,6 +21,7 @@ from mmr1.models import cache as cache_lib
 from mmr1.sampling import draw as draw_lib
 from mmr1.sampling import given as given_lib
 from mmr1.sampling import keys as keys_lib
+from mmr1.sampling import moves
 from mmr1.sampling import truncation
 
 Array = jax.Array
@@ -56,12 +56,14 @@ class Asked:
     following: i32[N], rotary position of the first completion token.
     keys: [N, G], of the samples.
     given: how they begin; None: with what is drawn.
+    stops: i32[Z, V] | None, see `stops.table`: a row ends where that does.
   """
   prefix: types.Prefix
   mask: Array
   following: Array
   keys: Array
   given: given_lib.Given | None = None
+  stops: Array | None = None
 
 
 @flax.struct.dataclass
@@ -72,10 +74,14 @@ class Seating:
     task: i32[D, R], sample of the row, counted in the shard; M: idle.
     start: i32[D, R], index in the cache of the row's first token.
     seats: how rows read prompts; None: row g of shard n is of prompt n.
+    shift: i32[D, R] | None, added to rotary positions behind images.
+    limit: i32[D, R] | None, tokens at which a row ends; None: the knobs say.
   """
   task: Array
   start: Array
   seats: attention.Seats | None
+  shift: Array | None = None
+  limit: Array | None = None
 
 
 @flax.struct.dataclass
@@ -103,12 +109,14 @@ class State:
     token: i32[D, R], the last one drawn; the cache does not have it yet.
     cache: keys and values of U completion tokens.
     found: the samples.
+    matched: i32[D, R] | None, how far `Asked.stops` has got.
   """
   t: Array
   live: Array
   token: Array
   cache: cache_lib.Cache
   found: Found
+  matched: Array | None = None
 
 
 def ask(
@@ -141,33 +149,27 @@ def seat(
     policy: forward.Policy, params: Any, asked: Asked, seating: Seating,
     state: State, knobs: Knobs, fresh: Array) -> State:
   """Draws the first token of the rows `fresh` bool[D, R]."""
+  if asked.stops is not None:
+    state = state.replace(matched=jnp.where(fresh, 0, state.matched))
   last = asked.prefix.last
   last = last.reshape(len(fresh), -1, last.shape[1])
   hidden = attention.take(last, seating.task // asked.keys.shape[1])
-  drawn = _draw(policy, params, asked, seating, state, knobs, hidden, fresh,
-                jnp.zeros_like(seating.start))
-  return drawn.replace(
-      live=jnp.where(fresh, drawn.live, state.live),
-      token=jnp.where(fresh, drawn.token, state.token))
+  return drawn(policy, params, asked, seating, state, knobs, hidden, fresh,
+               jnp.zeros_like(seating.start))
 
 
-def regroup(cache: Array, source: Array) -> Array:
-  """Keys or values [..., D, R, K, ., .] of the rows `source` i32[D, R']."""
-  return _over_layers(lambda x: attention.take(x, source), cache, 5)
-
-
-def resize(cache: Array, shift: Array, size: int, axis: int) -> Array:
-  """Keys or values in a cache of another size.
-
-  Args:
-    cache: one array of `State.cache`.
-    shift: i32[], tokens dropped from the front.
-    size: tokens of the new cache.
-    axis: of the tokens.
-  """
-  # Past the last token there is nothing, and nobody looks.
-  index = jnp.minimum(shift + jnp.arange(size), cache.shape[axis] - 1)
-  return jnp.take(cache, index, axis=axis)
+def drawn(
+    policy: forward.Policy, params: Any, asked: Asked, seating: Seating,
+    state: State, knobs: Knobs, hidden: Array, rows: Array, age: Array,
+) -> State:
+  """Token `age` i32[D, R] of `rows` bool[D, R], drawn from hidden [D, R, W];
+  the others stay as they are."""
+  new = _draw(policy, params, asked, seating, state, knobs, hidden, rows, age)
+  return new.replace(
+      live=jnp.where(rows, new.live, state.live),
+      token=jnp.where(rows, new.token, state.token),
+      matched=None if new.matched is None else jnp.where(
+          rows, new.matched, state.matched))
 
 
 def select(asked: Asked, prompts: Array) -> tuple[types.Prefix, Array]:
@@ -177,7 +179,7 @@ def select(asked: Asked, prompts: Array) -> tuple[types.Prefix, Array]:
     return x.reshape((-1,) + x.shape[2:])
 
   def keys(x):
-    return _over_layers(some, x, 4)
+    return moves.over_layers(some, x, 4)
 
   prefix = asked.prefix
   return types.Prefix(
@@ -186,16 +188,10 @@ def select(asked: Asked, prompts: Array) -> tuple[types.Prefix, Array]:
       last=some(prefix.last)), some(asked.mask)
 
 
-def _over_layers(fn: Callable[[Array], Array], x: Array, ndim: int) -> Array:
-  """`fn` of an array with so many axes; scanned layers are one more, in
-  front."""
-  return fn(x) if x.ndim == ndim else jax.vmap(fn)(x)
-
-
 def decode(
     policy: forward.Policy, params: Any, asked: Asked, prefix: types.Prefix,
     mask: Array, seating: Seating, state: State, knobs: Knobs, refill: Array,
-    shrink: Array) -> State:
+    shrink: Array, spare: int = 0) -> State:
   """Draws tokens until the host is needed.
 
   That is when the cache is full, when a shard has no more live rows than
@@ -210,11 +206,14 @@ def decode(
     knobs: settings.
     refill: i32[D']; -1: never. D' divides D: counts are over D / D' shards.
     shrink: i32[].
+    spare: tokens of the cache that are left free.
   """
-  size = state.cache.size
+  size = state.cache.size - spare
   following = attention.take(
       asked.following.reshape(len(seating.task), -1),
       seating.task // asked.keys.shape[1])
+  if seating.shift is not None:
+    following = following + seating.shift
 
   def body(state):
     age = state.t - seating.start
@@ -248,7 +247,8 @@ def _draw(
       asked.keys.reshape(len(seating.task), -1), seating.task)
   token = jnp.where(
       knobs.temperature > 0,
-      draw_lib.draw(truncated, keys_lib.uniform(keys, age)), _argmax(truncated))
+      draw_lib.draw(truncated, keys_lib.uniform(keys, age)),
+      draw_lib.largest(truncated))
   if asked.given is not None:
     token = given_lib.instead(asked.given, seating.task, age, token)
 
@@ -258,24 +258,18 @@ def _draw(
 
   ended = token == policy.eos_id
   nobody = state.found.length.shape[1]
-  limit = jnp.minimum(knobs.max_new_tokens, state.found.tokens.shape[2])
+  limit = seating.limit
+  if limit is None:
+    limit = jnp.minimum(knobs.max_new_tokens, state.found.tokens.shape[2])
+  matched, going = state.matched, live & ~ended & (age + 1 < limit)
+  if asked.stops is not None:
+    matched = asked.stops[matched, token]
+    going &= matched < len(asked.stops) - 1
   return state.replace(
-      live=live & ~ended & (age + 1 < limit), token=token,
+      live=going, token=token, matched=matched,
       found=_write(
           state.found, jnp.where(live, seating.task, nobody), age, ended,
           token, logp_of(logits), logp_of(truncated)))
-
-
-def _argmax(x: Array) -> Array:
-  """i32[...], first index of the largest of x [..., V]; a valid id for nan.
-
-  Two plain reductions: XLA's CPU backend is slower at `jnp.argmax`, which is
-  one reduction over pairs.
-  """
-  last = x.shape[-1] - 1
-  top = jnp.max(x, axis=-1, keepdims=True)
-  index = jnp.where(x == top, jnp.arange(last + 1, dtype=jnp.int32), last)
-  return jnp.min(index, axis=-1)
 
 
 def _write(

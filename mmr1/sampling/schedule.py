@@ -15,6 +15,8 @@ import numpy as np
 # A shard asks for new samples when this part of its rows has ended. Asking
 # costs about as much as a token, idle rows cost theirs.
 _REFILL_AT = 1 / 8
+# And where rows stop for what comes from outside, when this part of them has.
+_TURN_AT = 1 / 4
 # Rows are halved at most so often: each count of rows is a program.
 _HALVINGS = 2
 
@@ -109,13 +111,15 @@ class Schedule:
   """The rows of one call of the sampler.
 
   Attributes:
+    idle: number of the task of an idle row.
     layout: of the next decode.
     shapes: all that layouts can have, whatever ends when (law 7): by size, and
       in each from the most rows down.
   """
 
   def __init__(
-      self, real: np.ndarray, group: int, length: int, decoding: Decoding):
+      self, real: np.ndarray, group: int, length: int, decoding: Decoding, *,
+      turns: bool = False):
     """Seats the first samples.
 
     Args:
@@ -124,19 +128,21 @@ class Schedule:
       group: samples per prompt, G.
       length: cap of a completion, T.
       decoding: how.
+      turns: rows stop on their way, and go on where others have got to.
     """
     shards, prompts = real.shape
-    self._group, self._length = group, length
-    self._idle = prompts * group
+    self._group, self._turns = group, turns
+    self.idle = prompts * group
     self._prompts, self._shrinks = prompts, decoding.shrink
     self._waiting = [
         np.flatnonzero(np.repeat(part, group)).tolist() for part in real]
-    wanted = self._idle if decoding.rows is None else -(
+    wanted = self.idle if decoding.rows is None else -(
         -decoding.rows // shards)
-    self._rows = min(wanted, self._idle)
+    self._rows = min(wanted, self.idle)
     chunk = min(decoding.cache_chunk or length, length)
     # While samples wait the rows begin at different tokens.
-    cap = length + (chunk if self._rows < self._idle else 0)
+    self._apart = turns or self._rows < self.idle
+    cap = length + (chunk if self._apart else 0)
     self._chunk, self._sizes = chunk, _sizes(chunk, cap)
     halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
     # Each once, from the most down.
@@ -146,27 +152,31 @@ class Schedule:
         Shape(count, self._readable(count), size)
         for size in self._sizes for count in self._counts)
     self._t = 0
-    self._task = np.full((shards, self._rows), self._idle, np.int32)
+    self._task = np.full((shards, self._rows), self.idle, np.int32)
     self._start = np.zeros((shards, self._rows), np.int32)
     self.layout = self._arrange(full=True)
 
   @functools.cached_property
   def whole(self) -> bool:
     """True if every sample has its row from beginning to end."""
-    return self._rows == self._idle and not self._shrinks
+    return self._rows == self.idle and not self._shrinks
 
-  def after(self, t: int, live: np.ndarray) -> Layout | None:
+  def after(self, t: int, live: np.ndarray,
+            start: np.ndarray | None = None) -> Layout | None:
     """The layout to go on with, or None if all samples have ended.
 
     Args:
       t: tokens in the cache.
       live: bool[D, R], rows that have not ended.
+      start: i32[D, R], where rows begin now; None: where they did.
     """
     self._t = t
-    self._task = np.where(live, self._task, self._idle)
+    if start is not None:
+      self._start = start.copy()
+    self._task = np.where(live, self._task, self.idle)
     if not live.any() and not any(self._waiting):
       return None
-    self.layout = self._arrange(full=t == self.layout.size)
+    self.layout = self._arrange(full=t >= self.layout.size)
     return self.layout
 
   def moves(self, shape: Shape) -> list[Shape]:
@@ -174,8 +184,8 @@ class Schedule:
 
     The cache itself is among them where its front can be dropped.
     """
-    index, waits = self._sizes.index(shape.size), self._rows < self._idle
-    sizes = self._sizes[0 if waits else index + 1:index + 2]
+    index = self._sizes.index(shape.size)
+    sizes = self._sizes[0 if self._apart else index + 1:index + 2]
     return [other for other in self.shapes if (
         other.rows == shape.rows and other.size in sizes
         or other.rows < shape.rows and other.size == shape.size)]
@@ -188,7 +198,7 @@ class Schedule:
                        for count in shape[:2])
     rows = source.shape
     return Layout(
-        task=full(rows, self._idle), start=full(rows, 0),
+        task=full(rows, self.idle), start=full(rows, 0),
         fresh=np.zeros(rows, bool), source=source, prompts=prompts,
         shift=shift, size=shape.size, refill=full(shards, -1), shrink=0)
 
@@ -197,7 +207,7 @@ class Schedule:
     source = np.tile(np.arange(rows, dtype=np.int32), (shards, 1))
     fewer = self._fewer()
     if fewer < rows:
-      source = np.argsort(self._task == self._idle, axis=1, kind='stable')
+      source = np.argsort(self._task == self.idle, axis=1, kind='stable')
       source = source[:, :fewer].astype(np.int32)
       self._task, self._start = (
           np.take_along_axis(x, source, 1) for x in (self._task, self._start))
@@ -217,8 +227,8 @@ class Schedule:
     rows = self._task.shape[1]
     if not self._shrinks or any(self._waiting):
       return rows
-    need = (self._task < self._idle).sum(1).max()
-    prompts = max(len(set((task[task < self._idle] // self._group).tolist()))
+    need = (self._task < self.idle).sum(1).max()
+    prompts = max(len(set((task[task < self.idle] // self._group).tolist()))
                   for task in self._task)
     for fewer in reversed(self._counts):
       if need <= fewer < rows and prompts <= self._readable(fewer):
@@ -236,8 +246,8 @@ class Schedule:
     limit = self._readable(self._task.shape[1])
     for d, waiting in enumerate(self._waiting):
       task = self._task[d]
-      read = set((task[task < self._idle] // self._group).tolist())
-      for r in np.flatnonzero(task == self._idle):
+      read = set((task[task < self.idle] // self._group).tolist())
+      for r in np.flatnonzero(task == self.idle):
         if not waiting:
           break
         prompt = waiting[0] // self._group
@@ -252,7 +262,7 @@ class Schedule:
     """i32[D, A]: those that are read, then any others."""
     result = []
     for task in self._task:
-      read = sorted(set((task[task < self._idle] // self._group).tolist()))
+      read = sorted(set((task[task < self.idle] // self._group).tolist()))
       rest = [p for p in range(self._prompts) if p not in set(read)]
       result.append(
           sorted((read + rest)[:self._readable(self._task.shape[1])]))
@@ -260,7 +270,7 @@ class Schedule:
 
   def _room(self) -> tuple[int, int]:
     """(tokens that no row sees any more, cache size for the rest and more)."""
-    seated = self._task < self._idle
+    seated = self._task < self.idle
     shift = int(self._start[seated].min(initial=self._t))
     need = self._t - shift + -(-self._chunk // 2)
     return shift, next(
@@ -268,11 +278,14 @@ class Schedule:
 
   def _stops(self) -> tuple[np.ndarray, int]:
     """When the decode is to come back: `Layout.refill` and `shrink`."""
-    live = (self._task < self._idle).sum(1)
+    live = (self._task < self.idle).sum(1)
     rows = self._task.shape[1]
     refill = np.where(
         [bool(waiting) for waiting in self._waiting],
         np.maximum(live - max(1, int(rows * _REFILL_AT)), 0), -1)
+    if self._turns:
+      refill = np.where(live, np.maximum(
+          live - max(1, int(rows * _TURN_AT)), 0), -1)
     below = [count for count in self._counts if count < live.max()]
     return refill.astype(np.int32), below[0] if (
         below and not any(self._waiting)) else 0

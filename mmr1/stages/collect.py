@@ -118,7 +118,8 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
 
   Columns: images, problem (or messages), answer, completion (of a pair chosen
   and rejected), uid, source, and where given: given, and what the matcher of
-  answers reads, answer_type, choices and puzzle.
+  answers reads, answer_type, choices and puzzle; and turns, see
+  `records.Example.meta`.
   """
   images = folder / 'images'
   images.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ def write(folder: epath.Path, made: Sequence[records.Example]) -> None:
         'uid': example.uid, 'source': example.source,
         **({'given': example.given} if example.given else {}),
         **{key: records.thawed(example.meta[key])
-           for key in ('answer_type', 'choices', 'puzzle')
+           for key in ('answer_type', 'choices', 'puzzle', 'turns')
            if key in example.meta}}) + '\n')
   workdir_lib.write_whole(folder / 'train.jsonl', ''.join(lines))
 

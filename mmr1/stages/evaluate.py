@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import context
+from mmr1 import environments
+from mmr1 import episodes
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import evaluations
@@ -81,6 +83,8 @@ class Evaluation:
     self._ctx = ctx
     self._section = section
     self._prefilled = ctx.shape(section.instruction).prefilled
+    self._env = environments.environment(ctx.config, section.env)
+    self._played: dict[int, dict[str, float]] = {}
     self._pairs: list[pipeline.Pair] = []
     self._broken: list[records.Broken] = []
     self._knobs = [
@@ -115,6 +119,9 @@ class Evaluation:
           f'and count as wrong; the first: {errors[0]}')
     metrics = grades.summary(graded[0], greedy, '')
     metrics |= grades.summary(graded[1], sampled, '_sampled')
+    for view, suffix in ((_GREEDY, ''), (_SAMPLED, '_sampled')):
+      metrics |= {f'eval/{name}{suffix}': x
+                  for name, x in self._played.get(view, {}).items()}
     self._write(stage, step, file, metrics, (greedy, sampled), graded)
     return metrics
 
@@ -143,15 +150,24 @@ class Evaluation:
     size = min(section.prompts_per_batch, len(self._pairs))
     shape, result = ctx.shape(section.instruction), []
     key = keys.step_key(section.seed, 0, 0, view=view)
+    played = []
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
       prompts = ctx.policy.layout.spread(shape.collate(
           [encoded for _, encoded in part], pad_rows=size - len(part)))
+      examples = [example for example, _ in part]
+      player = episodes.begin(
+          self._env, ctx, dict(enumerate(examples)), prompts, group=1,
+          length=section.max_new_tokens)
       rollout = ctx.sampler(
           params, prompts, key, self._knobs[view], jnp.int32(0), group=1,
-          length=section.max_new_tokens)
-      result += read.read(
-          read.to_host(rollout), [e for e, _ in part], ctx.processor)
+          length=section.max_new_tokens, player=player)
+      samples = read.read(read.to_host(rollout), examples, ctx.processor)
+      if player is not None:
+        samples = player.of_all(samples)
+        played.append(player.metrics())
+      result += samples
+    self._played[view] = episodes.pooled(played)
     return result
 
   def _grade(self, s: records.Sample) -> grades.Grade:
@@ -180,7 +196,7 @@ class Evaluation:
              'text': s.text, 'extracted': grade.extracted,
              'gold': s.example.answer, 'correct': grade.right,
              'error': grade.error, 'length': s.length,
-             'truncated': s.truncated}
+             'truncated': s.truncated, **episodes.record(s)}
             for name, part, marks in zip(('greedy', 'sampled'), parts, graded)
             for s, grade in zip(part, marks)]
     base = ctx.path / 'eval' / file

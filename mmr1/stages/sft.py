@@ -12,11 +12,14 @@ import numpy as np
 
 from mmr1 import asking
 from mmr1 import context
+from mmr1 import environments
+from mmr1 import episodes
 from mmr1.data import completed
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import packing
 from mmr1.data import pipeline
+from mmr1.data import trajectories
 from mmr1 import handover
 from mmr1 import learner as learner_lib
 from mmr1 import loop
@@ -46,7 +49,10 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
     raise ValueError(
         f'{stage}.reduce: got {section.reduce!r}; allowed are token_mean, '
         'seq_mean and seq_sum.')
-  section.pack  # read in run
+  env = environments.environment(config, section.env)
+  if section.pack and env is not None:
+    raise ValueError(f'{stage}.pack: True with env={section.env!r}; episodes '
+                     'are not packed. Set one of both to its default.')
   datasets.template(config.data, section.instruction)
   _check_data(section.data, stage, config)
   return {}
@@ -65,7 +71,25 @@ def _check_data(data: str, stage: str, config: Any) -> None:
 
 
 class Rows(completed.Completed):
-  """Examples with one completion each."""
+  """Examples with one completion each, or one episode with an environment."""
+
+  def __init__(self, ctx: context.Context, stream: pipeline.Stream, cap: int,
+               env: environments.Environment | None):
+    super().__init__(stream, ctx.processor, cap)
+    self._ctx, self._env = ctx, env
+
+  def made(self, pair: pipeline.Pair) -> tuple[packing.Example, ...]:
+    if self._env is None:
+      return super().made(pair)
+    example, encoded = pair
+    try:
+      whole = episodes.imitated(
+          self._env, self._ctx.processor, example, encoded.next_position,
+          length=self._cap, seed=self._ctx.config.seed)
+    except ValueError as error:
+      self._ctx.logger.warn(f'sft: {example.source}: {error}')
+      return ()
+    return packing.Example(pair, whole.tokens, 0, whole),
 
   def take(self, n: int) -> list[packing.Example]:
     """The next n."""
@@ -76,14 +100,20 @@ def assemble(
     rows: list[packing.Example],
     shape: pipeline.Shape,
     length: int,
+    room: int = 0,
 ) -> types.Block:
   """A block of N rows, G = 1; the mask covers what is imitated.
 
   For ids [5, 9, 2] under T = 5: tokens [5, 9, 2, pad, pad], kind
   [expert, expert, expert, pad, pad], mask [1, 1, 1, 0, 0]. If the first is
-  given, kind [forced, expert, expert, pad, pad], mask [0, 1, 1, 0, 0].
+  given, kind [forced, expert, expert, pad, pad], mask [0, 1, 1, 0, 0]. Episodes
+  have images of `room` patches at most.
   """
   prompts = shape.collate([one.encoded for one in rows])
+  if rows[0].whole is not None:
+    return _block(prompts, trajectories.collate(
+        [[one.whole] for one in rows], length, room, shape.processor.pad_id,
+        shape.processor.codec))
   tokens, kind = asking.traces(
       [[one.ids] for one in rows], 1, length, shape.processor.pad_id)
   _mark_given(kind, [[one] for one in rows])
@@ -173,11 +203,12 @@ def run(
              else datasets.open_expert(ctx.config, section.data))
   shape = dataclasses.replace(
       ctx.shape(section.instruction), completions=1)
+  env = environments.environment(ctx.config, section.env)
   handover.check(ctx, stage, mixture, section.max_new_tokens)
-  rows = Rows(pipeline.Stream(
+  rows = Rows(ctx, pipeline.Stream(
       mixture, shape, max_broken_frac=ctx.config.data.max_broken_frac,
-      worker_count=ctx.config.data.worker_count), ctx.processor,
-              section.max_new_tokens)
+      worker_count=ctx.config.data.worker_count), section.max_new_tokens, env)
+  inside = env.room if env is not None and ctx.processor.codec else 0
   room = room_of(shape, section.max_new_tokens) if section.pack else None
   packer = packing.Packer(rows, room) if section.pack else None
   trainer = learner(ctx, stage, section)
@@ -186,7 +217,7 @@ def run(
   def take_step(state: types.TrainState, k: int) -> loop.Step:
     if packer is None:
       taken, full = rows.take(section.rows_per_step), {}
-      block = assemble(taken, shape, section.max_new_tokens)
+      block = assemble(taken, shape, section.max_new_tokens, inside)
     else:
       packed = packer.take(section.rows_per_step)
       taken = [one for row in packed for one in row]
@@ -212,4 +243,4 @@ def _samples(taken) -> list[dict[str, Any]]:
   """Rows for the samples file."""
   return [{'prompt': example.question, 'images': list(example.images),
            'completion': example.completions[0], 'answer': example.answer}
-          for (example, _), _, _ in taken[:4]]
+          for (example, _), *_ in taken[:4]]

@@ -173,7 +173,8 @@ def block(run):
   source = reward_model._open(section, ctx.config, 'train', {})
   pairs = [shape.encode(source[i], i) for i in range(4)]
   assert {not e.images for e, _ in pairs} == {True, False}
-  return pairwise.assemble(pairs, shape, section.max_new_tokens)
+  return jax.tree.map(jnp.asarray, pairwise.assemble(
+      pairs, shape, section.max_new_tokens))
 
 
 def updated(run, block, **flat):

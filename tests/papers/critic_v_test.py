@@ -5,7 +5,6 @@ import types
 import numpy as np
 import pytest
 
-from mmr1 import records
 from mmr1 import resolve
 from mmr1.data.tasks import digits as digits_lib
 from mmr1.losses import preference
@@ -135,7 +134,6 @@ def test_pairs_of_a_model_at_three_temperatures(examples, monkeypatch):
   def responses(ctx, params, found, *, temperature, **given):
     asked.append((params, temperature, given['instruction']))
     def say(e):
-      rng = np.random.default_rng([e.uid])
       answer, real = critic_v._faulty(e, 'pairs', 5)[1::2]
       return critic_v.written(sorted(real)[:round(2 - temperature)])
     return [[types.SimpleNamespace(text=say(e))] for e in found]

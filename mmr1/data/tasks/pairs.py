@@ -39,6 +39,7 @@ def digits(
     per_problem: int = 2,
     off: int = 1,
     told: bool = False,
+    shown: bool = True,
 ) -> records.Example:
   """Item `i` of the split: a problem with completions (chosen, rejected).
 
@@ -49,12 +50,16 @@ def digits(
     per_problem: so many items in a row are pairs of one problem, each with the
       next kind of mistake; `meta['sample']` is its number.
     off: a wrong result is so much too large or small, up to twice as much.
-    told: the digits are said in the question, and there is no image.
+    told: the digits are said in the question; shown: there is an image of
+      them. One of both at least.
 
   Raises:
     ValueError: an unknown kind, or a number out of range.
   """
   items.forms('pairs', KINDS, kinds)
+  if not (told or shown):
+    raise ValueError('pairs: got told=False, shown=False; nobody could know '
+                     'the digits.')
   if per_problem < 1 or off < 1:
     raise ValueError(f'pairs: got per_problem={per_problem}, off={off}; '
                      'allowed: both at least 1.')
@@ -70,12 +75,12 @@ def digits(
   for _ in range(number + 1):  # pairs of a problem have mistakes of their own
     rejected = mistaken(rng, kind, example, (min_digits, max_digits), off)
   meta = {**example.meta, 'sample': problem, 'mistake': kind}
+  question = example.question.removeprefix('<image>')
   if told:
-    example = dataclasses.replace(example, images=(), question=(
-        f'Digits {",".join(map(str, values))}. '
-        + example.question.removeprefix('<image>')))
+    question = f'Digits {",".join(map(str, values))}. {question}'
   return dataclasses.replace(
-      example, uid=uid_offset + i, completions=(chosen, rejected), meta=meta,
+      example, question=f'<image>{question}' if shown else question,
+      images=example.images if shown else (), uid=uid_offset + i, completions=(chosen, rejected), meta=meta,
       source='pairs')
 
 

@@ -1,0 +1,157 @@
+"""Environments that answer the turns of a completion, as a config names them.
+
+An environment is an object of two functions and no state of its own, made of a
+section of `environments`: `fn(**kwargs)` has
+
+  reset(example, seed) -> state
+  step(state, sample) -> state, records.Observation
+
+`sample` is the episode so far (`records.Sample`); its last turn is what the
+assistant has just said. All samples of a group start from the same seed. States
+are not changed in place: samples of other rows are stepped at the same time, in
+threads. What an environment raises, or what takes too long, is told to the
+model as an observation and counted; so is a picture that cannot be encoded.
+
+How an episode ends, `Sample.end`: by what the environment says ('answer' if it
+says nothing else); 'max_turns', no turn is left to answer in; 'length', a turn
+or the episode ran into its cap; 'overflow', what the environment said does not
+fit, and is dropped. So the last token is always one that was sampled.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent import futures
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+
+from mmr1 import records
+from mmr1 import resolve
+from mmr1.data import encode
+from mmr1.data import inserting
+from mmr1.data import processor as processor_lib
+from mmr1.sampling import stops
+
+LIMITS = ('max_turns', 'length', 'overflow')  # ends that nobody wanted
+FAILURES = ('env_error', 'timeout')  # of an environment, as errors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Environment:
+  """What a section of `environments` says.
+
+  Fields:
+    name: of the section.
+    fn: the environment.
+    stop: strings that end a turn, beside eos.
+    max_turns: of the assistant; turn_tokens: of each, None: what is left.
+    observation_tokens, observation_patches: of an observation at most.
+    images: of an episode at most.
+    workers: threads that step; limit_s: seconds that a step may take.
+  """
+  name: str
+  fn: Any
+  stop: tuple[str, ...]
+  max_turns: int
+  turn_tokens: int | None
+  observation_tokens: int
+  observation_patches: int
+  images: int
+  workers: int
+  limit_s: float
+
+  @property
+  def room(self) -> int:
+    """Patches of an episode at most."""
+    return self.images * self.observation_patches
+
+
+def environment(config: Any, name: str | None) -> Environment | None:
+  """The environment of that name; None: there is none.
+
+  Raises:
+    ValueError: no such section, function or keyword, a number out of range.
+  """
+  if name is None:
+    return None
+  section, where = config.environments[name], f'environments.{name}'
+  fn, kwargs = (resolve.function(section.fn, 'mmr1.papers'),
+                section.kwargs.as_dict())
+  resolve.check_kwargs(fn, kwargs, f'{where}.kwargs')
+  for key, least in (('max_turns', 1), ('observation_tokens', 1),
+                     ('observation_patches', 0), ('images', 0), ('workers', 1)):
+    if section[key] < least:
+      raise ValueError(f'{where}.{key}: got {section[key]}; allowed: at least '
+                       f'{least}.')
+  if section.turn_tokens is not None and section.turn_tokens < 1:
+    raise ValueError(f'{where}.turn_tokens: got {section.turn_tokens}; allowed:'
+                     ' at least 1, or None.')
+  if not section.limit_s > 0:
+    raise ValueError(f'{where}.limit_s: got {section.limit_s}; allowed: above '
+                     '0 seconds.')
+  if section.stop:
+    stops.table((), section.stop)
+  if section.max_turns > 127:
+    raise ValueError(f'{where}.max_turns: got {section.max_turns}; allowed: at '
+                     'most 127.')
+  return Environment(
+      name, fn(**kwargs), **{key: section[key] for key in (
+          'stop', 'max_turns', 'turn_tokens', 'observation_tokens',
+          'observation_patches', 'images', 'workers', 'limit_s')})
+
+
+def framed(example: records.Example,
+           processor: processor_lib.Processor) -> records.Example:
+  """With meta 'seen', (height, width) as the model sees the first image, where
+  it has one size."""
+  size = inserting.seen(processor, example)
+  if size is None:
+    return example
+  return dataclasses.replace(example, meta={**example.meta, 'seen': size})
+
+
+def together(fn: Callable[[Any], Any], items: Sequence[Any], workers: int,
+             limit_s: float) -> dict[Any, tuple[Any, Any]]:
+  """{item: (fn(item), None) or (None, (kind of failure, message))}."""
+  result, waiting = {}, {}
+  free = threading.Semaphore(workers)
+
+  def run(item, future):
+    with free:
+      if not future.set_running_or_notify_cancel():
+        return
+      try:
+        future.set_result(fn(item))
+      except Exception as error:  # an environment may raise anything: told
+        future.set_exception(error)
+  for item in items:
+    waiting[item] = futures.Future()
+    # Daemons: a step that never returns must not keep the process.
+    threading.Thread(target=run, args=(item, waiting[item]),
+                     daemon=True).start()
+  rounds = -(-len(items) // workers)
+  for item, future in waiting.items():
+    try:
+      result[item] = future.result(limit_s * rounds), None
+    except futures.TimeoutError:
+      future.cancel()
+      result[item] = None, ('timeout', f'no result within {limit_s:g} s')
+    except Exception as error:
+      result[item] = None, ('env_error', f'{type(error).__name__}: {error}')
+  return result
+
+
+def table(processor: processor_lib.Processor,
+           strings: Sequence[str]) -> np.ndarray:
+  """`stops.table` of a tokenizer, made once."""
+  key = (id(processor.tokenizer), processor.vocab_size, tuple(strings))
+  if key not in _tables:
+    known = len(processor.tokenizer)
+    _tables[key] = stops.table(
+        [encode.decode([token], processor) if token < known else ''
+         for token in range(processor.vocab_size)], strings)
+  return _tables[key]
+
+
+_tables: dict[Any, np.ndarray] = {}

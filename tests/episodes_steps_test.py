@@ -1,0 +1,168 @@
+"""Two steps of rl and of sft with an environment, through the stages (M18)."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from mmr1 import types
+from mmr1.stages import evaluate
+from mmr1.stages import sft
+from tests import small
+from tests.papers import runs
+
+N, G, T, TURN = 2, 4, 128, 16
+# The model of the tests never ends a turn by itself.
+ENDS = tuple('aeinorst0123456789.')
+
+
+def config(shrink, stop=ENDS, **kwargs):
+  c = shrink(common.get_base())
+  c.name, c.stages = 'asked', ('grpo',)
+  common.small_digits(c)
+  c.environments.own = common.environment(
+      'tests.own_env:Asking', max_turns=4, turn_tokens=TURN,
+      observation_tokens=40, observation_patches=16, images=2, stop=stop,
+      **kwargs)
+  c.rewards.result.fn = 'tests.own:even'
+  c.rl.env = 'own'
+  c.grpo = common.overlay(c.rl)
+  return c
+
+
+@pytest.fixture(scope='module')
+def made(shrink, open_run, tmp_path_factory):
+  c = config(shrink)
+  c.rl.advantage = dict(fn='mmr1.credit:by_turn', kwargs=dict(
+      gamma=1.0, norm='group'))
+  c.rl.kl.coefficient = .1
+  one = runs.trainer(
+      c, open_run, tmp_path_factory.mktemp('asked') / 'run', max_new_tokens=T,
+      chunks_per_minibatch=2, length_buckets=(64,), optimizer__lr=.02)
+  state, steps = runs.take(one, one.start.state, range(2))
+  return one, steps, state
+
+
+def test_m1_sampler_and_trainer_agree_on_every_turn(made):
+  for step in made[1]:
+    assert step.metrics['sampler/logp_diff_max'] < 1e-4
+  turn = made[1][0].block.completions.turn
+  assert turn.max() >= 1
+  assert made[1][0].programs == made[1][1].programs  # M28
+
+
+def test_m18_observations_are_in_nothing_that_trains(made):
+  one, steps, _ = made
+  block = steps[1].block
+  kinds = block.completions.kind
+  assert (kinds == types.KIND_OBSERVATION).any()
+  assert not block.mask[kinds != types.KIND_SAMPLED].any()
+  assert not block.advantage[kinds != types.KIND_SAMPLED].any()
+  said = (kinds == types.KIND_SAMPLED).sum((-1))
+  assert steps[1].metrics['response_length/mean'] == said.mean()
+
+
+def test_credit_of_turns_reaches_their_tokens(made):
+  block = made[1][0].block
+  for i, j in np.ndindex(N, G):
+    numbers = block.completions.turn[i, j]
+    for k in range(numbers.max() + 1):
+      assert len({*block.advantage[i, j][numbers == k].tolist()}) == 1
+  assert np.unique(block.advantage).size > 3
+
+
+def test_metrics_and_samples_tell_of_episodes(made):
+  metrics = made[1][0].metrics
+  # Slots 0 and 2 have two turns and one picture, 1 and 3 one turn.
+  assert metrics['env/turns'] == 1.5 and metrics['env/calls'] == .5
+  assert metrics['env/images'] == .5 and metrics['env/errors'] == 0
+  assert metrics['env/answer_frac'] == 1 and metrics['env/length_frac'] == 0
+
+
+def test_pictures_have_a_gradient_of_their_own(made):
+  """Blank ones would train other parameters."""
+  one, steps, _ = made
+  policy, block = one._ctx.policy, jax.tree.map(np.asarray, steps[0].block)
+  params = steps[0].before.params['policy']
+  terms = one.plan.objective.terms
+  knobs = {'temperature': 1.0, **{k: v for k, v in one.plan.knobs.items()}}
+  knobs = {k: np.float32(v) for k, v in knobs.items()}
+
+  def gradient(block):
+    return small.gradient(params, [jax.tree.map(jax.numpy.asarray, block)],
+                          knobs, policy_=policy, terms=terms)[0]
+  media = block.completions.media['vision']
+  blank = block.replace(completions=block.completions.replace(media={
+      'vision': media.replace(patches=0 * media.patches)}))
+  a, b = gradient(block), gradient(blank)
+  gap = [np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (a, b)))]
+  assert max(gap) > 1e-5
+
+
+def test_evaluation_plays_too(shrink, open_run, tmp_path):
+  c = config(shrink, fails=2)
+  c.evaluation.env, c.evaluation.max_new_tokens = 'own', T
+  ctx, _ = open_run(c, tmp_path / 'run')
+  one = evaluate.Evaluation(ctx, ctx.config.evaluation)
+  metrics = one(ctx.params('base'), 'base', 0)
+  assert metrics['eval/env/turns'] >= 1 and 'eval/env/calls_sampled' in metrics
+  rows = (ctx.path / 'eval' / 'base_0.jsonl').read_text()
+  assert '"end": "' in rows and '"turns": [["assistant"' in rows
+
+
+@pytest.fixture
+def imitating(shrink, tmp_path):
+  from tests.stages import sft_test
+  c = config(shrink, stop=())
+  c.data.path = sft_test.write(tmp_path, sft_test.THOUGHTS)
+  lines = (tmp_path / 'train.jsonl').read_text().splitlines()
+  (tmp_path / 'train.jsonl').write_text('\n'.join(
+      line[:-1] + ', "turns": ["What?", "So."]}' for line in lines) + '\n')
+  c.sft.env = 'own'
+  c.imitate = common.overlay(
+      c.sft, steps=2, rows_per_step=4, max_new_tokens=T)
+  c.stages = ('imitate',)
+  return c
+
+
+def test_sft_learns_what_the_assistant_says(imitating, open_run, tmp_path):
+  ctx, plans = open_run(imitating, tmp_path / 'run')
+  taken, original = [], sft.loop.train
+
+  def train(ctx, stage, section, state, source, take_step, stored, **kw):
+    for k in range(2):
+      step = take_step(state, k)
+      state = step.state
+      taken.append(jax.device_get((dict(step.metrics), step.batch[0])))
+  sft.loop.train = train
+  try:
+    sft.run(ctx, 'imitate', ctx.config.imitate, plans['imitate'])
+  finally:
+    sft.loop.train = original
+  (metrics, block), (_, again) = taken
+  kinds = block.completions.kind
+  assert (kinds == types.KIND_OBSERVATION).any((1, 2)).all()
+  np.testing.assert_array_equal(block.mask, kinds == types.KIND_EXPERT)
+  assert np.abs(block.completions.media['vision'].patches).max() > 0
+  assert np.isfinite(metrics['loss']) and again.mask.any()
+
+
+@pytest.mark.parametrize('flat, match', [
+    (dict(staleness=1, old='sampler'), 'staleness=1'),
+    (dict(experts=1), 'experts=1'),
+    (dict(advantage__fn='mmr1.returns:remax'), 'remax'),
+])
+def test_m22_what_hears_no_environment(shrink, open_run, tmp_path, flat, match):
+  c = config(shrink)
+  with pytest.raises(ValueError, match=rf'grpo\.(env|experts).*{match}'):
+    runs.trainer(c, open_run, tmp_path / 'run', **flat)
+
+
+@pytest.mark.parametrize('key, value, match', [
+    ('max_turns', 0, 'at least 1'), ('limit_s', 0.0, 'above 0'),
+    ('stop', ('',), 'at least one'), ('turn_tokens', 0, 'at least 1')])
+def test_m22_limits(shrink, open_run, tmp_path, key, value, match):
+  c = config(shrink)
+  c.environments.own[key] = value
+  with pytest.raises(ValueError, match=match):
+    runs.trainer(c, open_run, tmp_path / 'run')

@@ -1,0 +1,32 @@
+"""A user's own environment; configs name it 'tests.own_env:Asking'."""
+
+import numpy as np
+from PIL import Image
+
+from mmr1 import records
+
+
+class Asking:
+  """Answers every turn with words and, to every second one, a picture."""
+  role = 'user'
+
+  def __init__(self, *, turns: int = 2, fails: int = 0):
+    """`turns`: after so many it ends; `fails`: one of so many samples of a
+    group has an environment that breaks, 0: none."""
+    self._turns, self._fails = turns, fails
+
+  def reset(self, example, seed):
+    return (example.uid, seed, 0)
+
+  def step(self, state, sample):
+    uid, seed, n = state
+    if self._fails and sample.slot % self._fails == 1:
+      raise RuntimeError('it broke')
+    state = uid, seed, n + 1
+    if n + 1 + (sample.slot % 2) >= self._turns:
+      return state, records.Observation(done=True, reward=float(n))
+    rng = np.random.default_rng([uid, n])
+    image = Image.fromarray(rng.integers(0, 256, (16, 32, 3), np.uint8))
+    return state, records.Observation(
+        text=f'{n}', images=(image,) * (sample.slot % 2 == 0), call={'n': n},
+        reward=.25)

@@ -1,0 +1,160 @@
+"""Episodes on the host: limits, failures, what rewards see."""
+
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from mmr1 import environments
+from mmr1 import episodes
+from mmr1 import playing
+from mmr1 import records
+from mmr1 import types
+from mmr1.data import encode
+from mmr1.data import processor as processor_lib
+from mmr1.sampling import chunks
+
+T = 160
+
+
+@pytest.fixture(scope='module')
+def processor():
+  return processor_lib.Processor.open('mmr1/assets/tiny')
+
+
+class World:
+  """Counts what it is told; acts by the last word of a turn."""
+  role = 'user'
+
+  def reset(self, example, seed):
+    return {'seed': seed, 'n': 0}
+
+  def step(self, state, sample):
+    said = sample.turns[-1].text
+    state = {**state, 'n': state['n'] + 1}
+    if said == 'break':
+      raise KeyError('nothing here')
+    if said == 'sleep':
+      time.sleep(1)
+    if said == 'look':
+      return state, records.Observation(
+          text=f'{state["n"]}', images=(Image.new('RGB', (32, 16)),),
+          reward=.5, call={'n': state['n']})
+    if said == 'long':
+      return state, records.Observation(text='a b c d ' * 30, call={})
+    if said == 'bad':
+      return state, records.Observation(text='no', call={}, error='invalid')
+    return state, records.Observation(done=True, reward=1.0)
+
+
+def player(processor, group=4, length=T, **kwargs):
+  env = environments.Environment(**{**dict(
+      name='w', fn=World(), stop=(), max_turns=3, turn_tokens=None,
+      observation_tokens=64, observation_patches=16, images=1, workers=4,
+      limit_s=.3), **kwargs})
+  example = records.Example(uid=7, question='?', answer='1')
+  return playing.Player(
+      env, processor, {0: example}, np.array([5]), group=group, length=length,
+      seed=0)
+
+
+def says(processor, *texts, why='eos'):
+  return {(0, g): chunks.Stopped(
+      encode.encode_completion(text, processor), why)
+          for g, text in enumerate(texts) if text is not None}
+
+
+def test_every_failure_is_an_observation_and_the_others_go_on(processor):
+  one = player(processor)
+  told = one.step(says(processor, 'break', 'sleep', 'look', 'bad'))
+  assert set(told) == {(0, g) for g in range(4)}  # nobody was lost
+  texts = [processor.tokenizer.decode(told[0, g].tokens) for g in range(4)]
+  assert "Error: KeyError: 'nothing here'" in texts[0]
+  assert 'Error: no result within 0.3 s' in texts[1]
+  assert one.step(says(processor, *['end'] * 4)) == {}
+  made = one.metrics()
+  assert made['env/errors'] == 3 / 4 and made['env/calls'] == 1
+  assert made['env/turns'] == 2 and made['env/answer_frac'] == 1
+  assert made['env/images'] == 1 / 4 and one.done.all()
+  sample = one.told([records.Sample(
+      text='x', tokens=(), kinds=(), length=0, truncated=False,
+      example=records.Example(uid=7), uid=7, group=0, slot=g)
+                     for g in range(4)])
+  assert [s.calls[0].error for s in sample] == [
+      'env_error', 'timeout', '', 'invalid']
+  assert sample[2].text == 'look\nend' and sample[2].end == 'answer'
+  assert sample[2].rewards == (.5, 1.0)
+  assert [t.role for t in sample[2].turns] == ['assistant', 'user', 'assistant']
+
+
+def test_an_exception_leaves_the_others_as_they_were(processor):
+  a, b = player(processor), player(processor)
+  x = a.step(says(processor, 'look', 'bad', 'break'))
+  y = b.step(says(processor, 'look', 'bad', 'bad'))
+  for g in (0, 1):
+    np.testing.assert_array_equal(x[0, g].tokens, y[0, g].tokens)
+    np.testing.assert_array_equal(x[0, g].patches, y[0, g].patches)
+
+
+def test_limits_end_episodes_with_what_was_sampled(processor):
+  one = player(processor)
+  told = one.step({**says(processor, 'look', 'long', 'look'),
+                   (0, 3): chunks.Stopped(np.array([65, 66]), 'length')})
+  assert set(told) == {(0, 0), (0, 2)}
+  assert one.ends == {(0, 1): 'overflow', (0, 3): 'length'}
+  # A second picture is one too many; then the last turn.
+  assert set(one.step(says(processor, 'bad', None, 'look'))) == {(0, 0)}
+  assert one.ends[0, 2] == 'overflow'
+  assert not one.step(says(processor, 'bad')) and (
+      one.ends[0, 0] == 'max_turns') and not one.done.any()
+  for g in range(4):
+    assert one.trajectories[0][g].kind[-1] == types.KIND_SAMPLED
+  assert one.metrics()['env/overflow_frac'] == .5
+  tight = player(processor, length=20)
+  assert not tight.step(says(processor, 'look')) and (
+      tight.ends[0, 0] == 'overflow')
+
+
+def test_m13_an_environment_that_always_fails_stops_the_run(processor):
+  one = player(processor)
+  one.step(says(processor, *['break'] * 4))
+  with pytest.raises(RuntimeError, match='all 4 calls of a rollout failed'):
+    one.metrics()
+
+
+def test_samples_of_a_group_begin_alike(processor):
+  one = player(processor)
+  assert len({one._own[0, g].state['seed'] for g in range(4)}) == 1
+
+
+def traced(processor, *turns, **kwargs):
+  env = player(processor, **kwargs).env
+  return episodes.imitated(
+      env, processor, records.Example(uid=1, meta={'turns': turns}), 3,
+      length=T, seed=0)
+
+
+def test_traces_are_episodes(processor):
+  made = traced(processor, 'look', 'end')
+  kinds = made.kind
+  assert {*kinds} == {types.KIND_EXPERT, types.KIND_OBSERVATION}
+  assert made.tokens[kinds == types.KIND_EXPERT].tolist() == [
+      *encode.encode_completion('look', processor),
+      *encode.encode_completion('end', processor)]
+  assert made.patches == 16 and made.turns == 2
+  # A string that ends turns stands for eos.
+  made = traced(processor, 'look', 'fin', stop=('ook', 'k'))
+  assert (made.tokens == processor.eos_id).sum() == 3  # two of the frame
+
+
+@pytest.mark.parametrize('turns, kwargs, match', [
+    ((), {}, 'no turns'),
+    (('look',), {}, 'goes on'),
+    (('end', 'end'), {}, "ends with 'answer'"),
+    (('long', 'end'), {}, "ends with 'overflow'"),
+    (('a look b', 'end'), dict(stop=('look',)), 'would have ended'),
+])
+def test_m22_traces_that_are_none(processor, turns, kwargs, match):
+  with pytest.raises(ValueError, match=match):
+    traced(processor, *turns, **kwargs)
