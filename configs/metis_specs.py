@@ -14,8 +14,8 @@ instruction they were trained on and under another one.
       --config.model.path=/models/Qwen2.5-VL-7B-Instruct \
       --config.data.path=/data/orsta_virl.parquet
 
-Arguments, joined by commas: a scale of `common.MODELS`; `sft` (a cold start that
-imitates the chosen texts), `ipo` or `simpo` in place of DPO.
+Arguments, joined by commas: a scale of `common.MODELS`; `sft` (a cold start
+that imitates the chosen texts), `ipo` or `simpo` in place of DPO.
 
 Ablations:
   --config.pairs.kwargs.coupled=True           wrong answers are rejected too
