@@ -68,16 +68,15 @@ def _tiny(c, options):
   The policy is taught to make the mistakes that reward models are taught to
   see: a digit too many or too few, and numbers that are off by 20 to 40. To see
   that a digit was misread (`pairs.KINDS`) takes the small model longer than a
-  minute, so the problems of RL say the digits beside their picture, and it
-  misreads none.
+  minute: the problems of RL say the digits beside their picture, and what the
+  policy misreads all the same, or gets wrong by little, its voters let pass.
   """
   del options  # a small run has both parts
   common.small_digits(c)
   c.model.scalars = ('reward',)
   c.evaluation.examples = 128
   world = dict(
-      fn='pairs.digits', max_digits=3, off=20,
-      forms=('sum', 'double_first'),
+      fn='pairs.digits', max_digits=3, off=20, forms=('sum', 'double_first'),
       kinds=('hallucinated', 'slip', 'answer'))
   # Half of the prompts have an answer that the rule knows; `true` is the score
   # of the world, which nothing is paid for.
