@@ -53,7 +53,7 @@ def test_a_reward_model_is_one_update_without_a_head_over_words():
   assert stage['kind'] == 'reward_model' and set(stage['programs']) == {'update'}
   row = stage['programs']['update']
   assert row['flops'] == pytest.approx(row['flops_by_formula'], rel=.25)
-  assert stage['tokens'] == 2 * 16 * 48
+  assert stage['tokens'] == 2 * 24 * 48
 
 
 def test_a_folder_of_a_judge_that_is_not_there_has_the_size_it_is_called():
