@@ -72,7 +72,7 @@ def _reward(c, options):
 def _tiny(c):
   """Digits that are large or small; all numbers [ours]."""
   c.data.mixture, c.data.weights = ('zoom',), (1.0,)
-  c.tasks.zoom = dict(fn='zoom.zoom', scale=4, small=0.5)
+  c.tasks.zoom = dict(fn='zoom.zoom', scale=4, small=0.5, columns=1)
   c.data.instruction = common.TAGS
   c.data.max_pixels, c.data.patches = 1024, 16
   c.environments.zoom = common.environment(

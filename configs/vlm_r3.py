@@ -63,7 +63,8 @@ def _tiny(c, form):
   """
   del form
   c.data.mixture, c.data.weights = ('zoom',), (1.0,)
-  c.tasks.zoom = dict(fn='zoom.zoom', scale=4, small=1.0, regions=2)
+  c.tasks.zoom = dict(fn='zoom.zoom', scale=4, small=1.0, regions=2,
+                      columns=1)
   c.data.instruction = common.TAGS
   c.data.max_pixels, c.data.patches = 1024, 16
   c.environments.region = common.environment(

@@ -34,6 +34,8 @@ _KNOBS = {
     'prefill': 'a smaller prompts_per_step or data.patches',
     'decode': 'sampler.rows (fewer completions at a time), mesh.tensor (weights '
               'in parts)',
+    'observe': 'sampler.rows, or observation_tokens and observation_patches of '
+               'the environment',
     'old': 'a larger chunks_per_minibatch',
     'reference': 'a larger chunks_per_minibatch',
     'look': 'a larger chunks_per_minibatch',
@@ -151,7 +153,7 @@ def _operations(made: Any, program: records.Program,
 # What takes longest to compile comes first, so that no thread is left with it,
 # and what needs most, where a plan ends with what does not fit.
 _LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores', 'judge',
-            'prefill')
+            'observe', 'prefill')
 
 
 def _kind(program: records.Program) -> str:

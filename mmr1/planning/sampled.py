@@ -73,8 +73,6 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
   token = _token(c, count, shape.size, make.prompt * (
       count if schedule.whole else nobody.prompts.size * g))
   waves = math.ceil(n * g / count)
-  head = {'head': published['language'].get('head', {})}
-  tower = {'tower': published.get('visual', {})}
   found = [
       records.Program('prefill', lambda: programs.prefill.trace(
           own, decoder, published, prompts, key, group=g),
@@ -88,7 +86,8 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
   if section.env is not None:
     found.append(_observing(device, kept, nobody, asked, read, c, config,
                             section.env, make))
-  return found, head | tower
+  return found, {'head': published['language'].get('head', {}),
+                 'tower': published.get('visual', {})}
 
 
 def _token(c: Any, count: int, size: int, asked: int) -> dict[str, float]:
@@ -133,6 +132,8 @@ def _observing(device: chunks.Device, kept: Any, nobody: schedule_lib.Layout,
   work = costs.forward(c, costs.Work(
       prompts=count, group=1, length=size, prompt=0, patches=0, head=count))
   work['tower'] += make.inside(c, count, room)
+  work['scores'] = 4 * c.heads * c.head_width * c.depth * count * size * (
+      make.prompt + kept.cache.size)
   return records.Program(
       'observe', lambda: chunks.observe.trace(
           policy, params, asked, kept, seating, chunk, prompts, t, live, token,

@@ -27,6 +27,8 @@ def plan(slug, arg=None):
     ('sophiavl_r1', None, {
         'prefill_thinking', 'decode_thinking', 'reference'}),
     ('basereward', None, {'judge_model_0', 'judge_model_1'}),
+    ('chain_of_focus', None, {'observe', 'reference'}),
+    ('vlm_r3', None, {'observe'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)

@@ -15,7 +15,7 @@ from mmr1.data.tasks import digits
 from mmr1.data.tasks import items
 
 _DIGITS = 2  # in a row
-_HALVES = 2  # places along each side
+_HALVES = 2  # places along each side, at most
 
 
 def zoom(
@@ -27,6 +27,7 @@ def zoom(
     scale: int = 4,
     small: float = 0.5,
     regions: int = 1,
+    columns: int = _HALVES,
     forms: tuple[str, ...] = ('sum',),
 ) -> records.Example:
   """Item `i` of the split.
@@ -43,15 +44,19 @@ def zoom(
     scale: the picture is so many times 32 pixels wide and high, 2..16.
     small: share of items whose digits are small.
     regions: rows of small digits, 1 or 2; large ones have one.
+    columns: small digits are in the left half (1) or in either (2), and above or
+      below.
     forms: operations to draw from, of `digits.FORMS`.
 
   Raises:
     ValueError: an unknown split or form, or a number outside its range.
   """
-  if not (2 <= scale <= 16 and 0 <= small <= 1 and regions in (1, 2)):
+  if not (2 <= scale <= 16 and 0 <= small <= 1 and regions in (1, 2)
+          and columns in (1, 2)):
     raise ValueError(
-        f'zoom: got scale={scale}, small={small}, regions={regions}; allowed '
-        'are 2 <= scale <= 16, 0 <= small <= 1, and 1 or 2 regions.')
+        f'zoom: got scale={scale}, small={small}, regions={regions}, columns='
+        f'{columns}; allowed are 2 <= scale <= 16, 0 <= small <= 1, and 1 or 2 '
+        'regions and columns.')
   forms = items.forms('zoom', digits.FORMS, forms)
   rng = items.generator('zoom', seed, split, i)
   scans, labels = digits.scans_of(split)
@@ -59,7 +64,8 @@ def zoom(
   rows = regions if needs else 1
   chosen = rng.integers(0, len(labels), (rows, _DIGITS))
   values = [int(v) for v in labels[chosen].ravel()]
-  image, boxes = _drawn(rng, scans[chosen], scale, 1 if needs else scale)
+  image, boxes = _drawn(rng, scans[chosen], scale, 1 if needs else scale,
+                        columns)
   form = str(rng.choice(np.asarray(forms)))
   answer, steps = digits.operate(form, values)
   listed = ','.join(map(str, values))
@@ -74,7 +80,8 @@ def zoom(
 
 
 def _drawn(rng: np.random.Generator, scans: np.ndarray, scale: int,
-           times: int) -> tuple[Image.Image, list[tuple[int, ...]]]:
+           times: int, columns: int,
+           ) -> tuple[Image.Image, list[tuple[int, ...]]]:
   """Rows of scans u8[rows, digits, 8, 8], so many times their size, each in a
   place of its own; and their boxes."""
   side, cell = 2 * digits.CELL * scale, digits.CELL * times
@@ -83,7 +90,7 @@ def _drawn(rng: np.random.Generator, scans: np.ndarray, scale: int,
   width = scans.shape[1] * cell
   step = max(side // _HALVES, cell)
   free = [(x, y) for y in range(0, side - cell + 1, step)
-          for x in range(0, side - width + 1, step)]
+          for x in range(0, side - width + 1, step)[:columns]]
   for at, row in zip(sorted(rng.permutation(len(free))[:len(scans)]), scans):
     x, y = free[at]
     picture = digits.picture(row, rng)
