@@ -8,9 +8,14 @@ comes from its family's section (`sft`, `rl`, `evaluate`, `collect`).
 
 from ml_collections import config_dict
 
+from configs import detect
 from configs import environments
+from configs import flow
+from configs import merging
 from configs import preference
 from configs import refine
+from configs import reward_model
+from configs import worlds
 from mmr1 import resolve
 
 ConfigDict = config_dict.ConfigDict
@@ -43,7 +48,7 @@ def _model() -> ConfigDict:
       position_rule='legacy',
       # Tokens whose logits exist at the same time.
       head_chunk=2048,
-      scalars=(),  # heads of one number: 'value', 'reward'
+      **reward_model.heads(),
   ))
 
 
@@ -298,29 +303,6 @@ def _collect() -> ConfigDict:
   ))
 
 
-def _tasks() -> ConfigDict:
-  return ConfigDict(dict(
-      digits=dict(
-          fn='digits.digits', min_digits=2, max_digits=4,
-          forms=('sum', 'minus_last', 'double_first', 'product_first')),
-      shapes=dict(
-          fn='shapes.shapes', grid=(4, 4), objects=(2, 7), form=(
-              'count_colour', 'count_kind', 'count_both', 'colour_of',
-              'kind_of', 'relation', 'compare', 'total', 'difference',
-              'cost')),
-      geometry=dict(fn='geometry.geometry'),
-      reading=dict(fn='digits.reading', min_digits=2, max_digits=4),
-      grounding=dict(
-          fn='grounding.grounding', objects=(1, 3), grid=(4, 4),
-          colour='red', kind='square'),
-      motion=dict(fn='motion.motion', form=('end',), frames=(2, 4)),
-      puzzles=dict(
-          fn='puzzles.puzzles', levels=(1, 5), kinds=(
-              'sliding', 'maze', 'sudoku', 'ordering', 'twenty_four',
-              'container')),
-  ))
-
-
 def _rewards() -> ConfigDict:
   return ConfigDict(dict(
       result=reward('answer.correct'), format=reward('format.think_answer')))
@@ -398,7 +380,7 @@ def small_digits(c: ConfigDict) -> None:
 
 def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
           max_new_tokens: int = 8, memory: str = 'device',
-          parse: str = 'number.unit') -> ConfigDict:
+          parse: str = 'number.unit', kind: str = 'text') -> ConfigDict:
   """A section of `judges`: a model that scores responses, see `mmr1.judges`.
 
   Args:
@@ -407,7 +389,7 @@ def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
     suffix: what it reads after the response, before it writes the score.
     max_new_tokens: of the score.
     memory: where its parameters wait, 'device' or 'host'.
-    parse: of mmr1/rewards, its reply to 0 .. 1, or None.
+    parse: of mmr1/rewards, its reply to 0 .. 1, or None; kind: see there.
   """
   return ConfigDict(dict(locals()))
 
@@ -454,27 +436,26 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluation = ConfigDict(_evaluation())
   c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
   c.tensorboard = True
-  c.model = _model()
-  c.mesh = _mesh()
+  c.model, c.mesh = _model(), _mesh()
   c.mesh.fsdp = 1
-  c.sampler = _sampler()
-  c.data = _data()
-  c.tasks = _tasks()
-  c.rewards = _rewards()
+  c.sampler, c.rewards = _sampler(), _rewards()
+  c.data, c.tasks = _data(), worlds.tasks()
   c.hooks = ConfigDict()  # name: dict(fn='linear', kwargs=dict(knob=...))
   c.views = ConfigDict()  # name: view(...)
-  c.terms = ConfigDict()  # name: term(...)
+  c.terms = ConfigDict(reward_model.terms(term))  # name: term(...)
   c.weights = ConfigDict()  # name: dict(fn='high_entropy', kwargs=dict())
   c.probes = ConfigDict()  # name: probe(...)
   c.judges = ConfigDict()  # name: judge(...)
   c.environments = ConfigDict()  # name: environment(...)
-  c.sft = _sft()
+  c.sft, c.rl = _sft(), _rl()
   c.preference = preference.section(_training())
-  c.rl = _rl()
+  c.reward_model = reward_model.stage(_training())
   c.evaluate = ConfigDict(dict(
       kind='evaluate', init='previous', **_evaluation()))
-  c.collect = _collect()
-  c.refine = refine.section(_evaluation())
+  c.collect, c.refine = _collect(), refine.section(_evaluation())
+  c.merge = merging.stage()
+  for family in (detect, flow):
+    family.add(c, _optimizer())
   arg = arg or 'tiny'
   if arg not in MODELS:
     raise ValueError(
@@ -495,6 +476,5 @@ def _real(c: ConfigDict, arg: str) -> None:
   c.mesh.data, c.mesh.fsdp = 1, None
   c.data.path = 'data/train.parquet'
   c.data.prompt_tokens, c.data.patches = 2048, 6400
-  c.data.worker_count = 8
+  c.data.worker_count, c.rl.reward_workers = 8, 8
   c.data.min_pixels, c.data.max_pixels = 262_144, 1_003_520
-  c.rl.reward_workers = 8

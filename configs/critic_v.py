@@ -68,13 +68,13 @@ def _tiny(c):
           recall=0.6, false=0.3, clean=0.2, most=5))
   c.critic_start = common.overlay(c.sft, data='starts', steps=160)
   c.pairs = common.overlay(
-      c.collect, engine='critic_v.pairs', init='critic_start', size=768,
-      kwargs=dict(recalls=(0.9, 0.6, 0.3), falses=(0.05, 0.2, 0.4),
-                  temperatures=(), max_new_tokens=64, most=5, alpha=0.1))
+      c.collect, engine='critic_v.pairs', init='critic_start', size=384,
+      kwargs=dict(temperatures=(0.7, 1.0, 1.3), max_new_tokens=64, most=5,
+                  alpha=0.1))
   c.critic = common.overlay(
-      c.preference, init='critic_start', data='pairs', steps=48,
+      c.preference, init='critic_start', data='pairs', steps=32,
       pairs_per_step=16, max_new_tokens=64,
-      optimizer=dict(lr=1e-3, warmup_steps=5, lr_decay='cosine'))
+      optimizer=dict(lr=5e-4, warmup_steps=5, lr_decay='cosine'))
   c.refine.examples, c.refine.prompts_per_batch = 128, 64
   c.refine.max_new_tokens, c.refine.critic_tokens = 16, 64
   c.refine.score.fn, c.refine.init = 'critic_v.told', 'reasoner'

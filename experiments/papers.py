@@ -27,11 +27,6 @@ import matplotlib.pyplot as plt
 from experiments import kept
 from mmr1 import log
 
-flags.DEFINE_enum(
-    'paper', None, ['papo', 'vppo', 'vogue', 'grpo_care', 'luffy',
-                    'revisual_r1', 'mm_helix', 'vl_rethinker', 'ares', 'recap',
-                    'sophiavl_r1', 'metis_specs', 'chain_of_focus', 'vlm_r3'],
-    'Which paper.', required=True)
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
 FLAGS = flags.FLAGS
@@ -47,12 +42,14 @@ class Paper(NamedTuple):
     steps: of the rl stage; more than the tiny config's.
     rollouts: numbers of a recorded step, of experiments/kept.py, or None.
     stage: which one; None: that of the paper's name.
+    ends: metrics of its evaluation that the table shows.
   """
   arms: dict[str, tuple[str, tuple[str, ...]]]
   curves: tuple[str, ...]
   steps: int = 30
   rollouts: Callable[[pathlib.Path], dict[str, float]] | None = None
   stage: str | None = None
+  ends: tuple[str, ...] = ('eval/accuracy', 'eval/accuracy_sampled')
 
 
 _UP_TO_MRL = "--config.stages=('text','cold_start','mrl')"
@@ -137,7 +134,23 @@ ARMS = {
          'grpo': ('', ('--config.rl.combine.kwargs.alpha=0.0',))},
         ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
          'reward/outcome/mean')),
+    # What voters say, as sigma(score), and what is true, under three rewards.
+    'basereward': Paper(
+        {'hybrid': ('', ()),
+         'model': ('', ('--config.rl.combine.kwargs.form=model',)),
+         'rule': ('', ('--config.rl.combine.kwargs.form=rule',))},
+        ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
+         'judge/model/std')),
+    'uniworld_v2': Paper(
+        {'nft': ('', ()), 'flow_grpo': ('flow_grpo', ())},
+        ('reward/mean', 'grad_norm', 'select/kept_frac'), steps=60,
+        stage='nft', ends=('eval/reward', 'eval/followed')),
+    'dino_r1': Paper(
+        {'dino_r1': ('', ()), 'sft': ('sft', ())},
+        ('loss/label', 'loss/giou', 'queries/kl', 'queries/advantage'),
+        steps=400, stage='dino_r1', ends=('eval/ap', 'eval/ap50')),
 }
+flags.DEFINE_enum('paper', None, [*ARMS], 'Which paper.', required=True)
 
 
 def command(paper: str, arm: str, seed: str, workdir: pathlib.Path,
@@ -174,21 +187,21 @@ def run(paper: str, arm: str, seed: str) -> dict:
       'python': platform.python_version(), 'machine': platform.machine(),
       'evaluations': {
           row['stage']: {k: v for k, v in row.items() if k[:5] == 'eval/'}
-          for row in rows if 'eval/accuracy' in row},
+          for row in rows if any(key[:5] == 'eval/' for key in row)},
       'curves': curves}
 
 
 def table(paper: str, results: list[dict]) -> str:
   """Markdown: what every arm and seed ended with."""
   spec = ARMS[paper]
-  head = ['arm', 'seed', 'greedy', 'sampled', *(
+  head = ['arm', 'seed', *spec.ends, *(
       f'{key}: first 5, last 5 steps' for key in spec.curves)]
   lines = [' | '.join(['', *head, '']).strip(),
            '|---' * len(head) + '|']
   for result in results:
     end = result['evaluations'][spec.stage or paper]
-    cells = [result['arm'], str(result['seed']), f'{end["eval/accuracy"]:.3f}',
-             f'{end["eval/accuracy_sampled"]:.3f}']
+    cells = [result['arm'], str(result['seed']),
+             *(f'{end[key]:.3f}' for key in spec.ends)]
     for key in spec.curves:
       values = [x for x in result['curves'][key] if x is not None]
       cells.append(f'{statistics.mean(values[:5]):.3f}, '

@@ -21,11 +21,17 @@ def of(ctx: context.Context) -> str:
           f'  {name}: {section.steps} steps of {n} prompts x {g} samples x '
           f'{section.max_new_tokens} tokens = {n * g} completions, '
           f'{updates} update(s) each' + _each(layout, n, 'prompts'))
-    elif section.kind == 'sft':
+    elif section.kind == 'flow':
+      n, g = section.prompts_per_step, section.samples_per_prompt
+      lines.append(
+          f'  {name}: {section.steps} steps of {n} prompts x {g} pictures, '
+          f'{section.objective.fn}, {section.minibatches_per_step} update(s) '
+          'each' + _each(layout, n, 'prompts'))
+    elif section.kind in ('sft', 'detect'):
       n = section.rows_per_step
       lines.append(f'  {name}: {section.steps} steps of {n} rows'
                    + _each(layout, n, 'rows'))
-    elif section.kind == 'preference':
+    elif section.kind in ('preference', 'reward_model'):
       n = section.pairs_per_step
       lines.append(f'  {name}: {section.steps} steps of {n} pairs'
                    + _each(layout, n, 'pairs'))

@@ -20,10 +20,18 @@ def rows(config: Any) -> dict[str, int]:
       n = section.rows_per_step
       found[f'{name}.rows_per_step'] = n
       found[f'{name}.chunks_per_step'] = n // section.chunks_per_step
-    elif section.kind == 'preference':
+    elif section.kind in ('preference', 'reward_model'):
       n = section.pairs_per_step
       found[f'{name}.pairs_per_step'] = n
       found[f'{name}.chunks_per_step'] = n // section.chunks_per_step
+    elif section.kind == 'flow':
+      n = section.prompts_per_step
+      found[f'{name}.prompts_per_step'] = n
+      n //= section.minibatches_per_step
+      found[f'{name}.minibatches_per_step'] = n
+      found[f'{name}.chunks_per_minibatch'] = n // section.chunks_per_minibatch
+    elif section.kind == 'detect':
+      found[f'{name}.rows_per_step'] = section.rows_per_step
   return found
 
 

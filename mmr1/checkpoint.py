@@ -39,7 +39,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run."""
+  """The checkpoints of one run; `root` is its workdir."""
 
   def __init__(
       self,
@@ -63,8 +63,8 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f'keep: got {keep}; allowed: at least 1.')
-    self._root = workdir_lib.absolute(workdir)
-    self._folder = self._root / 'checkpoints'
+    self.root = workdir_lib.absolute(workdir)
+    self._folder = self.root / 'checkpoints'
     self._keep = keep
     self._older = tuple(older)
     self._metrics: dict[str, float | None] = {}  # by folder name
@@ -192,14 +192,14 @@ class Checkpoints:
     """Marks the stage as done; its last and its best checkpoint stay."""
     self.wait()
     if jax.process_index() == 0:
-      workdir_lib.write_whole(self._root / 'DONE' / f'{stage}.json',
+      workdir_lib.write_whole(self.root / 'DONE' / f'{stage}.json',
              json.dumps(dict(record), indent=2) + '\n')
       self._drop(stage, keep=1)
     workdir_lib.barrier('finish')
 
   def done(self, stage: str) -> dict[str, Any] | None:
     """The record given to `finish`, or None."""
-    path = self._root / 'DONE' / f'{stage}.json'
+    path = self.root / 'DONE' / f'{stage}.json'
     return json.loads(path.read_text()) if path.exists() else None
 
   def wait(self) -> None:

@@ -23,9 +23,11 @@ from mmr1 import trees
 from mmr1 import watchdog as watchdog_lib
 from mmr1.sampling import publish
 from mmr1.models import checkpoints as model_checkpoints
+from mmr1.models import scalar_heads
 
 Tree = Any
-TRAINS = lineage_lib.TRAINS
+TRAINS, POLICIES = lineage_lib.TRAINS, lineage_lib.POLICIES
+MODELS = lineage_lib.MODELS
 
 
 class Preempted(SystemExit):
@@ -47,7 +49,7 @@ class Context:
     policy: the model and its constants.
     base: parameters of the base model, or None once they were forgotten.
     order: names of the run's stages.
-    models: names of finished stages that made a model, oldest first.
+    models: names of finished stages that made a policy, oldest first.
     files: {collect stage: the file it wrote}.
     evaluate: (params, stage, step) -> metrics; set by the run.
     trains: rows of the last printed table of what trains.
@@ -155,9 +157,16 @@ class Context:
 
 def open_model(
     model: Any, path: str, processor: processor_lib.Processor,
-    layout: sharding.Layout,
+    layout: sharding.Layout, heads: Mapping[str, Any] | None = None,
 ) -> tuple[forward.Policy, Tree]:
   """Loads a checkpoint folder as a policy and its parameters.
+
+  Args:
+    model: the section of the config.
+    path: the folder.
+    processor: of the folder.
+    layout: where parameters go.
+    heads: those of one number; None: as `model` says.
 
   Raises:
     ValueError: a folder that is damaged; heads that do not divide over the
@@ -167,7 +176,7 @@ def open_model(
       path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
       layers=model.layers, remat=model.remat, precision=model.precision,
       attention=model.attention, partition=layout.partition,
-      scalars=tuple(model.scalars), place=layout.place)
+      **(heads_of(model) if heads is None else heads), place=layout.place)
   sharding.check(layout, module.config)
   policy = forward.Policy(
       module, processor.banned, processor.eos_id, processor.pad_id,
@@ -175,19 +184,31 @@ def open_model(
   return policy, params
 
 
+def heads_of(model: Any) -> dict[str, Any]:
+  """Heads of one number that a config asks for: keywords of
+  `models.checkpoints.load`."""
+  if 'scalars' not in model:  # a run from before there were any
+    return {}
+  found: dict[str, Any] = {'scalars': tuple(model.scalars)}
+  if 'reward' in model.scalars and 'reward_head' in model:
+    found['reward_head'] = scalar_heads.Head(**model.reward_head.as_dict())
+  return found
+
+
 def check_init(
     name: str, stage: str, config: Any, key: str = 'init') -> None:
   """Refuses a name that will not stand for a model when the stage begins.
 
   Args:
-    name: 'previous', 'base', a stage before this one that trains, or a folder.
+    name: 'previous', 'base', a stage before this one that makes a model, or a
+      folder.
     stage: whose key it is; key: which.
     config: the resolved config.
   """
   if name in ('previous', 'base'):
     return
   if name in config.stages:
-    if config[name].kind not in TRAINS:
+    if config[name].kind not in MODELS:
       raise ValueError(
           f'{stage}.{key}: {name!r} is a stage of kind {config[name].kind!r}, '
           'which makes no model.')
@@ -208,6 +229,8 @@ def check_init(
 def check_folders(config: Any, base: Tree) -> None:
   """Refuses folders with another model than the run's, before a stage begins.
 
+  What is merged may be another model in part, see `parents.check`.
+
   Args:
     config: the resolved config, whose names `check_init` has seen.
     base: the base model's parameters.
@@ -223,7 +246,7 @@ def check_folders(config: Any, base: Tree) -> None:
         continue
       there = shapes(model_checkpoints.describe(
           datasets.model_path(name), param_dtype=model.param_dtype,
-          scalars=tuple(model.scalars))[1])
+          **heads_of(model))[1])
       other = sorted(leaf for leaf in here.keys() | there.keys()
                      if here.get(leaf) != there.get(leaf))
       if other:

@@ -246,12 +246,15 @@ def score(
 
 def reward(
     policy: Policy, params: Any, prompts: types.Prompts,
-    completions: types.Completions) -> Array:
+    completions: types.Completions, prefix: types.Prefix | None = None,
+) -> Array:
   """f32[N, G], what the head 'reward' says at each completion's last token.
 
-  A completion without tokens is judged at the end of its prompt.
+  A completion without tokens is judged at the end of its prompt. `prefix`: of
+  the prompts, where it is there already.
   """
-  prefix = policy.prompt_pass(params, prompts)
+  if prefix is None:
+    prefix = policy.prompt_pass(params, prompts)
   mask = completion_mask(completions)
   params = policy.gathered(params)
   hidden = policy.apply(

@@ -1,11 +1,12 @@
 """Columns that another model writes: judges, which read responses and score them.
 
-A judge is a frozen model, a stage of this run or a folder, that was taught to
-go on from 'response, suffix' with a number. In every step it reads the problem
-under its own instruction, once for all responses of the group (law 1), each
-response token by token as it was sampled, then the suffix, and writes what is
-most likely. Its column stands beside those of the rewards, with weight 0, for
-`combine` to read by name.
+A judge is a frozen model, a stage of this run or a folder. One of kind 'text'
+was taught to go on from 'response, suffix' with a number. In every step it
+reads the problem under its own instruction, once for all responses of the group
+(law 1), each response token by token as it was sampled, then the suffix, and
+writes what is most likely. One of kind 'score' is a reward model, see
+`mmr1.score_judges`. Its column stands beside those of the rewards, with weight
+0, for `combine` to read by name.
 
 No response is cut: a judge has room for `rl.max_new_tokens`, the suffix and
 its own tokens. One that ran into the cap is read as it is.
@@ -21,22 +22,24 @@ import numpy as np
 from mmr1 import arrays
 from mmr1 import asking
 from mmr1 import context
-from mmr1 import forward
-from mmr1 import hosts
+from mmr1 import judge_models
 from mmr1 import phases
 from mmr1 import probing
 from mmr1 import records
 from mmr1 import resolve
 from mmr1 import rl_checks
+from mmr1 import score_judges
 from mmr1 import types
 from mmr1.data import datasets
 from mmr1.data import encode
 from mmr1.data import processor as processor_lib
-from mmr1.models import partition
 from mmr1.rewards import score as score_lib
 from mmr1.sampling import keys
 from mmr1.sampling import publish
 from mmr1.sampling import sample
+
+
+KINDS = ('text', 'score')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +48,15 @@ class Settings:
 
   Fields:
     name: of the section and the column.
-    params: 'base', a stage that trained, or a folder.
-    section: instruction, suffix, max_new_tokens, memory, see
-      `configs.common.judge`.
-    parse: reply -> 0 to 1, or None if that is no score.
+    params: of its models, 'base', a stage that trained, or a folder; one of
+      kind 'text' has one.
+    section: see `configs.common.judge` and `configs.reward_models.judge`.
+    parse: reply -> 0 to 1, or None if that is no score; of kind 'text'.
   """
   name: str
-  params: str
+  params: tuple[str, ...]
   section: Any
-  parse: Callable[[str], float | None]
+  parse: Callable[[str], float | None] | None = None
 
 
 def settings(section: Any, stage: str, config: Any) -> dict[str, Settings]:
@@ -70,19 +73,48 @@ def settings(section: Any, stage: str, config: Any) -> dict[str, Settings]:
       raise ValueError(f'{where}: there is a reward or a probe of that name; '
                        'both would be the same column.')
     asked = config.judges[name]
-    if asked.max_new_tokens < 1:
-      raise ValueError(f'{where}.max_new_tokens: got {asked.max_new_tokens}; '
-                       'allowed: at least 1.')
     if asked.memory not in rl_checks.MEMORIES:
       raise ValueError(f'{where}.memory: got {asked.memory!r}; allowed are '
                        f'{rl_checks.MEMORIES}.')
-    if asked.params in config.stages:  # a folder: see `check`
-      context.check_init(asked.params, stage, config, f'judges ({where}.params)')
-    asked.as_dict()  # all of it is read, now or in `Judge`
+    params = params_of(asked)
+    for one in params:
+      if one in config.stages:  # a folder: see `check`
+        context.check_init(one, stage, config, f'judges ({where}.params)')
+    parse = None
+    if asked.kind == 'text':
+      if asked.max_new_tokens < 1:
+        raise ValueError(f'{where}.max_new_tokens: got {asked.max_new_tokens}; '
+                         'allowed: at least 1.')
+      parse = resolve.function(asked.parse, 'mmr1.rewards')
+    else:
+      _check_scores(asked, where, section, config)
+    asked.as_dict()  # all of it is read, now or by its class
     datasets.template(config.data, asked.instruction)
-    found[name] = Settings(
-        name, asked.params, asked, resolve.function(asked.parse, 'mmr1.rewards'))
+    found[name] = Settings(name, params, asked, parse)
   return found
+
+
+def _check_scores(asked: Any, where: str, section: Any, config: Any) -> None:
+  """Of a judge of kind 'score'."""
+  if asked.kind not in KINDS:
+    raise ValueError(f'{where}.kind: got {asked.kind!r}; allowed are {KINDS}.')
+  group = section.samples_per_prompt * max(1, len(section.branches))
+  if asked.chunks < 1 or group % asked.chunks:
+    raise ValueError(
+        f'{where}.chunks: got {asked.chunks}; allowed: a divisor of the '
+        f'{group} responses of a prompt.')
+  if not asked.params:
+    raise ValueError(f'{where}.params: empty; name a stage or a folder.')
+  if 'reward' not in config.model.scalars and any(
+      name in ('base', *config.stages) for name in asked.params):
+    raise ValueError(f"{where}.params: {asked.params} with model.scalars="
+                     f"{config.model.scalars}; a model of this run has a score "
+                     "with ('reward',) only.")
+
+
+def params_of(asked: Any) -> tuple[str, ...]:
+  """Names of the models of a section of `judges`."""
+  return (asked.params,) if isinstance(asked.params, str) else asked.params
 
 
 def check(config: Any, processor: processor_lib.Processor) -> None:
@@ -97,26 +129,23 @@ def check(config: Any, processor: processor_lib.Processor) -> None:
   """
   for stage in config.stages:
     for name in config[stage].judges if config[stage].kind == 'rl' else ():
-      params = config.judges[name].params
-      context.check_init(params, stage, config, f'judges (judges.{name}.params)')
-      if params not in ('base', 'previous', *config.stages):
-        _processor(config, params, f'judges.{name}.params', processor)
-
-
-def _processor(config, path, where, own) -> processor_lib.Processor:
-  """The judge's, which must write text as the same tokens."""
-  found = datasets.open_processor(config.model, config.data, path)
-  if (found.tokenizer.get_vocab() != own.tokenizer.get_vocab()
-      or (found.eos_id, found.pad_id) != (own.eos_id, own.pad_id)):
-    raise ValueError(
-        f'{where}: the tokenizer of {path!r} is not that of '
-        f'{config.model.path!r}: a judge reads the tokens that were sampled. '
-        'Take a checkpoint of the same family.')
-  return found
+      where = f'judges.{name}.params'
+      for params in params_of(config.judges[name]):
+        context.check_init(params, stage, config, f'judges ({where})')
+        if params not in ('base', 'previous', *config.stages):
+          judge_models.processor_of(config, params, where, processor)
 
 
 class Judge:
-  """One judge; `length` is what it reads and writes after a prompt."""
+  """A judge that writes; `length` is what it reads and writes after a prompt.
+
+  Attributes:
+    nothing: what to say where there is no score at all.
+    metrics: of the last call.
+  """
+  nothing = ('replies is a score. Was it taught to write one after this suffix '
+             'and instruction?')
+  metrics: Mapping[str, float] = {}
 
   def __init__(self, ctx: context.Context, asked: Settings, longest: int):
     """Opens the model.
@@ -130,17 +159,20 @@ class Judge:
       ValueError: a folder that cannot be used; too few positions.
     """
     self._ctx, self._asked = ctx, asked
-    self._policy, self._sampler, self._processor, self._params = _open(
-        ctx, asked)
-    self.shape = datasets.shape(
-        ctx.config.data, self._processor, asked.section.instruction)
+    where = f'judges.{asked.name}'
+    self._model = judge_models.Model(
+        ctx, asked.params[0], where, asked.section)
+    self._sampler = ctx.sampler if self._model.ours else publish.make(
+        ctx.config.sampler, self._model.policy)
+    self._processor = self._model.processor
     self._suffix = encode.encode_given((asked.section.suffix,), self._processor)
     self.length = longest + len(self._suffix) + asked.section.max_new_tokens
-    needed = self.shape.prompt_length + self.length
-    limit = self._policy.module.config.max_positions
+    shape = self._model.shape
+    needed = shape.prompt_length + self.length
+    limit = self._model.policy.module.config.max_positions
     if needed > limit:
       raise ValueError(
-          f'judges.{asked.name}: prompts of {self.shape.prompt_length} tokens '
+          f'{where}: prompts of {shape.prompt_length} tokens '
           f'(data.prompt_tokens), responses of {longest}, a suffix of '
           f'{len(self._suffix)} and a reply of {asked.section.max_new_tokens} are more '
           f'than the {limit} positions of its model.')
@@ -158,15 +190,13 @@ class Judge:
     Returns:
       f64[N, G], 0 to 1, and bool[N, G], where there was no score: it is 0 then.
     """
-    prompts, known = self._prompts(examples, len(tokens))
-    usable = known[:, None] & (np.where(
-        np.arange(tokens.shape[2]) < lengths[..., None], tokens, 0)
-        < self._processor.vocab_size).all(-1)
+    prompts, known = self._model.prompts(examples, len(tokens))
+    usable = known[:, None] & self._model.readable(tokens, lengths)
     given, until = self.given(tokens, lengths, usable)
     # Nothing is read beyond it, whoever has no end.
     longest = int(until.max()) + self._asked.section.max_new_tokens
     rollout = self._sampler(
-        self._sampler.publish(self._params()), prompts,
+        self._sampler.publish(self._model.params()), prompts,
         keys.step_key(self._ctx.config.seed, 0, 0),
         sample.knobs(temperature=0.0, max_new_tokens=longest),
         jnp.int32(0), group=tokens.shape[1], length=self.length,
@@ -174,27 +204,6 @@ class Judge:
     said, kind = arrays.fetch(
         (rollout.completions.tokens, rollout.completions.kind))
     return self._read(said, kind != types.KIND_PAD, until, usable)
-
-  def _prompts(self, examples, n) -> tuple[types.Prompts, np.ndarray]:
-    """The judge's prompts, and bool[N], those that fit; the others are a blank.
-    """
-    layout, blank = self._policy.layout, records.Example(uid=0, question='?')
-    rows = layout.own_rows(n)
-
-    def encoded():
-      made = [self.shape.encode(e, e.uid) for e in examples]
-      fits = [not isinstance(one, records.Broken) for one in made]
-      return [one[1] if fit else self.shape.encode(blank, 0)[1]
-              for one, fit in zip(made, fits)], fits
-    (made, fits), error = hosts.attempt(encoded, ([], []))
-    every = hosts.share((rows, fits, [
-        (len(one.tokens), len(one.patches)) for one in made]), error)
-    known = np.zeros(n, bool)
-    for places, fitting, _ in every:
-      known[places] = fitting
-    needs = tuple(map(max, zip(*(one for *_, part in every for one in part))))
-    return layout.spread_own(
-        self.shape.collate(made, needs=needs), n), known
 
   def given(self, tokens: np.ndarray, lengths: np.ndarray,
             usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,29 +238,6 @@ class Judge:
     return scores, failed
 
 
-def _open(ctx: context.Context, asked: Settings) -> tuple[
-    forward.Policy, publish.Sampler, processor_lib.Processor,
-    Callable[[], Any]]:
-  """Model, sampler, processor and () -> parameters of a judge."""
-  config, name = ctx.config, ctx.named(asked.params)
-  if name == 'base' or name in config.stages:
-    policy, sampler, processor = ctx.policy, ctx.sampler, ctx.processor
-    params = ctx.params(name)
-  else:
-    path = datasets.model_path(name)
-    processor = _processor(
-        config, path, f'judges.{asked.name}.params', ctx.processor)
-    policy, params = context.open_model(
-        config.model, path, processor, ctx.policy.layout)
-    sampler = publish.make(config.sampler, policy)
-  params = policy.layout.own(partition.cast(
-      params, policy.module.config.compute_dtype))
-  if asked.section.memory == 'host':
-    params = arrays.in_host(params)
-    return policy, sampler, processor, lambda: arrays.on_device(params)
-  return policy, sampler, processor, lambda: params
-
-
 class Judges:
   """The judges of an rl stage.
 
@@ -264,7 +250,8 @@ class Judges:
     self.clock = clock
     self._eos = ctx.processor.eos_id
     self._judges = {
-        name: Judge(ctx, one, longest) for name, one in asked.items()}
+        name: (Judge if one.section.kind == 'text' else score_judges.Judge)(
+            ctx, one, longest) for name, one in asked.items()}
 
   def beside(self, made: asking.Made,
              scored: score_lib.Scored) -> score_lib.Scored:
@@ -291,9 +278,9 @@ class Judges:
           examples, host.tokens.reshape(rows, -1, t), lengths.reshape(rows, -1))
       if failed.all():
         raise ValueError(
-            f'judges.{name}: none of {failed.size} replies is a score. Was it '
-            'taught to write one after this suffix and instruction?')
+            f'judges.{name}: none of {failed.size} {judge.nothing}')
       scored = probing.beside(scored, (name,), values.reshape(n, g, 1))
       scored = dataclasses.replace(scored, metrics={
-          **scored.metrics, f'judge/{name}/failed_frac': failed.mean()})
+          **scored.metrics, f'judge/{name}/failed_frac': failed.mean(),
+          **{f'judge/{name}/{key}': x for key, x in judge.metrics.items()}})
     return scored

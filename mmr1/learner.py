@@ -4,7 +4,7 @@ It reads neither data nor rewards and samples nothing, so that a batch that was
 written to a file can be trained on again (`python -m mmr1.replay`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from mmr1 import average
 from mmr1 import context
+from mmr1 import forward
 from mmr1 import looks as looks_lib
 from mmr1 import objective as objective_lib
 from mmr1 import passes
@@ -38,7 +39,8 @@ class Learner:
   def __init__(
       self, ctx: context.Context, stage: str, section: Any,
       terms: tuple[update_lib.Term, ...], *, updates: int, chunks: int,
-      looks: update_lib.Looks = ()):
+      looks: update_lib.Looks = (),
+      score: Callable[..., types.Scores] = forward.score):
     """Starts a stage.
 
     Args:
@@ -49,6 +51,7 @@ class Learner:
       updates: optimiser updates in the stage.
       chunks: pieces that a batch's gradient is made in.
       looks: those of every update.
+      score: see `update.gradient`.
     """
     self._ctx, self._stage, self._section = ctx, stage, section
     self._chunks = chunks
@@ -57,7 +60,7 @@ class Learner:
     self.start = training.start(ctx, stage, section, updates)
     self._train_step = training.make_update(
         ctx.policy, self.start.optimizer, terms, chunks=chunks,
-        buckets=tuple(section.length_buckets), looks=looks)
+        buckets=tuple(section.length_buckets), looks=looks, score=score)
 
   @phases.phase('update', ready=lambda result: result[1])
   def update(

@@ -4,6 +4,8 @@ A stage with adapters (`lora.rank` > 0) stores only what it trains; the rest is
 what it started from, which follows from its `init`, stage by stage down to a
 stage that stored everything, the base model or a folder.
 
+A stage that merges models leaves a Hugging Face folder in the workdir.
+
 Adapters that a stage ended with go on where the next one has the same rank,
 alpha and targets; else they become part of the kernels first.
 """
@@ -13,16 +15,23 @@ import dataclasses
 import re
 from typing import Any
 
+from etils import epath
 import jax
 
 from mmr1 import checkpoint
 from mmr1.models import lora
+from mmr1.models import scalar_heads
 from mmr1.sampling import keys
 from mmr1 import trees
 
 Tree = Any
-TRAINS = ('sft', 'preference', 'rl')  # kinds of stages that make a model
-_VIEW = 0x10a  # in the key law: what no sampler draws from
+# Kinds of stages that train a model of language, the one that makes it of others,
+# and those whose model is the policy of the stages after them.
+TRAINS = ('sft', 'preference', 'rl', 'reward_model')
+MERGES = 'merge'
+MODELS = (*TRAINS, MERGES)
+POLICIES = ('sft', 'preference', 'rl', MERGES)
+_VIEW, _HEAD = 0x10a, 0x4ead  # in the key law: what no sampler draws from
 
 
 def rank_of(section: Any) -> int:
@@ -68,7 +77,7 @@ class Lineage:
     if name != 'previous':
       return name
     before = [other for other in stages[:stages.index(stage)]
-              if self.config[other].kind in TRAINS]
+              if self.config[other].kind in POLICIES]
     return before[-1] if before else 'base'
 
   def goes_on(self, stage: str) -> bool:
@@ -104,7 +113,7 @@ class Lineage:
 
   def start(self, stage: str) -> Tree:
     """Parameters that the stage starts from; new adapters change nothing."""
-    params = self.params(self.source(stage))
+    params = self._headed(stage, self.params(self.source(stage)))
     if self.goes_on(stage):
       return params
     params = lora.merge(params)
@@ -112,12 +121,24 @@ class Lineage:
       return params
     return self._inject(stage, params, self.place)
 
+  def _headed(self, stage: str, params: Tree) -> Tree:
+    """With a head that can learn, where the stage trains a new one."""
+    if self.config[stage].kind != 'reward_model':
+      return params
+    prefix = 'scalars/reward/'
+    head = scalar_heads.drawn(
+        params['scalars']['reward'], self._key(stage, _HEAD),
+        lambda name, leaf: self.place(prefix + name, leaf))
+    return {**params, 'scalars': {**params['scalars'], 'reward': head}}
+
+  def _key(self, stage: str, view: int) -> jax.Array:
+    return keys.step_key(
+        self.config.seed, 1 + self.config.stages.index(stage), 0, view=view)
+
   def _inject(self, stage, params, place):
     section = self.config[stage].lora
-    key = keys.step_key(
-        self.config.seed, 1 + self.config.stages.index(stage), 0, view=_VIEW)
     return lora.inject(
-        params, key, rank=section.rank, alpha=section.alpha,
+        params, self._key(stage, _VIEW), rank=section.rank, alpha=section.alpha,
         targets=section.targets, place=place)
 
   def params(self, name: str) -> Tree:
@@ -130,11 +151,14 @@ class Lineage:
       return self.base()
     if name not in self.config.stages:
       return self.folder(name)
-    return self.at(name, self._ended(name)).tree
+    return self.at(name, self.ended(name)).tree
 
   def at(self, stage: str, step: int | str) -> checkpoint.Restored:
     """A stage's parameters in one of its checkpoints, as `Restored.tree`."""
     section = self.config[stage]
+    if section.kind == MERGES:
+      return checkpoint.Restored(
+          0, self.folder(str(self.merged(stage))), {}, {})
     if rank_of(section):
       target = self.start(stage)
       only = _trained(section, target)
@@ -144,13 +168,28 @@ class Lineage:
         stage, {'params': {'policy': target}}, step=step, only=only)
     return restored._replace(tree=restored.tree['params']['policy'])
 
+  def merged(self, stage: str) -> epath.Path:
+    """The folder that a stage which merges models writes."""
+    return self.checkpoints.root / 'merged' / stage
+
+  def steps(self, stage: str) -> list[int]:
+    """Steps of the models that a stage has left."""
+    if self.config[stage].kind == MERGES:
+      return [0] if (self.merged(stage) / 'config.json').exists() else []
+    return self.checkpoints.steps(stage)
+
   def optimizer_state(self, stage: str, target: Tree) -> Tree:
     """Optimiser state that a stage ended with, in the form of `target`."""
     return self.checkpoints.restore(
-        stage, {'opt': {'policy': target}}, step=self._ended(stage),
+        stage, {'opt': {'policy': target}}, step=self.ended(stage),
         only=('opt/.*',)).tree['opt']['policy']
 
-  def _ended(self, stage: str) -> int:
+  def ended(self, stage: str) -> int:
+    """The step whose parameters the stage ended with.
+
+    Raises:
+      ValueError: it has not finished.
+    """
     record = self.checkpoints.done(stage)
     if record is None:
       raise ValueError(

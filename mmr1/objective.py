@@ -111,7 +111,7 @@ def build(
       raise ValueError(
           f'{section.where}.terms: {name!r} is there already; give the section '
           'of `terms` another name.')
-    made.append(_named(name, library[name], reduction))
+    made.append(named(name, library[name], reduction))
   kept, reads = [], set()
   for term, coefficient, values in made:
     name = f'coef/{term.name}'
@@ -139,9 +139,10 @@ def _read(section: Any) -> set[tuple[str, str]]:
           if key in ('view', 'weight', 'target') and isinstance(x, str)}
 
 
-def _named(name: str, section: Any, reduction: Mapping[str, Any]):
+def named(name: str, section: Any, reduction: Mapping[str, Any]):
   """A term of the library; `fn.parts`, if there is such a function, makes more
-  means to be logged, {name: (sum, count)} of the term's own arguments."""
+  means to be logged, {name: (sum, count)} of the term's own arguments;
+  `fn.whole`, if there is such a thing, says that it compares a group."""
   fn = resolve.function(section.fn, 'mmr1.losses.terms')
   kwargs = section.kwargs.as_dict()
   resolve.check_kwargs(fn, kwargs, f'{section.where}.kwargs', ('reduction',))
@@ -159,7 +160,9 @@ def _named(name: str, section: Any, reduction: Mapping[str, Any]):
       said |= {f'term/{name}/{key}': pair
                for key, pair in parts(scores, block, knobs).items()}
     return said, {}
-  return update.Term(name, term, metrics), section.coefficient, values
+  return update.Term(
+      name, term, metrics, getattr(fn, 'whole', False)
+  ), section.coefficient, values
 
 
 def _policy(section: Any, reduction: Mapping[str, Any]):

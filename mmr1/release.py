@@ -161,18 +161,18 @@ def _open(workdir, out, stage, step, model) -> _Opened:
   if not (run / 'checkpoints').exists():
     raise ValueError(f'--workdir: {run}: no stage has saved a checkpoint yet.')
   base = epath.Path(datasets.model_path(config.model.path))
-  heads = config.model.scalars if 'scalars' in config.model else ()  # older run
-  given = dict(param_dtype=config.model.param_dtype, scalars=tuple(heads))
+  given = dict(param_dtype=config.model.param_dtype,
+               **context.heads_of(config.model))
   module, structs = model_checkpoints.describe(base, **given)
   saved = checkpoint.Checkpoints(
       run, read_only=True, older=model_checkpoints.older(module))
-  name, number, told = _choose(config, saved, stage, step)
 
   def load(path):
     return model_checkpoints.load(datasets.model_path(path), **given)[1]
 
   models = lineage.Lineage(
       config, saved, structs, lambda: load(config.model.path), load)
+  name, number, told = _choose(models, stage, step)
   return _Opened(config, target, name, number, told, base, module, models)
 
 
@@ -229,18 +229,19 @@ def run_config(run: epath.Path, model: str | None) -> resolve.Section:
   return resolve.Section({**values, 'model': {**values['model'], 'path': path}})
 
 
-def _choose(config, saved, stage, step) -> tuple[str, int | str, str]:
+def _choose(models, stage, step) -> tuple[str, int | str, str]:
   """(stage, step, what to say of it)."""
-  trains = [name for name in config.stages
-            if config[name].kind in context.TRAINS]
-  ended = {name: record['step'] for name in trains
+  config, saved = models.config, models.checkpoints
+  made = [name for name in config.stages
+            if config[name].kind in context.MODELS]
+  ended = {name: record['step'] for name in made
            if (record := saved.done(name)) is not None}
-  there = {name: saved.steps(name) for name in trains}
+  there = {name: models.steps(name) for name in made}
   shown = ', '.join(f'{name} (steps {", ".join(map(str, steps))})'
                     for name, steps in there.items() if steps) or 'none yet'
-  if stage is not None and stage not in trains:
+  if stage is not None and stage not in made:
     raise ValueError(f'--stage: {stage!r} is no stage of this run that trains. '
-                     f'{resolve.nearest(stage, trains)}')
+                     f'{resolve.nearest(stage, made)}')
   if stage is None and not ended:
     raise ValueError(
         'No stage that trains has finished. --stage=<name> takes the last '
@@ -249,8 +250,8 @@ def _choose(config, saved, stage, step) -> tuple[str, int | str, str]:
   if not there[name]:
     raise ValueError(f'--stage: {name!r} has no checkpoint; there are: '
                      f'{shown}.')
-  told = '' if name in ended else (
-      f' of {config[name].steps} (the stage has not finished)')
+  of = f' of {config[name].steps}' if 'steps' in config[name] else ''
+  told = '' if name in ended else f'{of} (the stage has not finished)'
   if step is None:
     return name, ended.get(name, 'latest'), told
   number = saved.best(name) if step == 'best' else (

@@ -126,7 +126,7 @@ def _open(config: resolve.Section, run: epath.Path, stage: str,
       interrupt=guard.Interrupt(), compiles=compiles.CompileCounter(),
       processor=processor, policy=policy, base=base, order=config.stages,
       models=[name for name in before
-              if config[name].kind in context.TRAINS])
+              if config[name].kind in context.POLICIES])
 
 
 def _replay(ctx, record, asked, repeat, profile) -> dict[str, float]:

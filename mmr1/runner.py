@@ -24,6 +24,7 @@ from mmr1 import hosts
 from mmr1 import judges
 from mmr1 import log
 from mmr1 import mesh
+from mmr1 import parents
 from mmr1 import profiling
 from mmr1 import resolve
 from mmr1 import rl_setup
@@ -169,6 +170,7 @@ def open_run(
   _check_lengths(config, policy)
   training.check_overrides(config, overrides)
   context.check_folders(config, base)
+  parents.check(config)
   training.check_parameters(config, base)
   _check_data_keys(config, overrides)
   _read_everything_else(config)
@@ -245,7 +247,7 @@ def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
     if ctx.checkpoints.done(name) is None:
       ctx.logger.note(f'[{name}] {section.kind}')
       modules[name].run(ctx, name, section, plans[name])
-    if section.kind in context.TRAINS:
+    if section.kind in context.POLICIES:
       ctx.models.append(name)
     record = ctx.checkpoints.done(name)
     if 'eval' in record:

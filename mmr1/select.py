@@ -115,3 +115,41 @@ def drop_truncated(
         f"meta['truncated'] has shape {keep.shape}, the advantage "
         f'{advantage.shape}; the first two axes must agree.')
   return keep, {'select/truncated_rows': int((~keep).sum())}, False, state
+
+
+def drop_saturated(
+    columns: Columns, advantage: np.ndarray, meta: Columns, state: State,
+    rng: np.random.Generator, *, column: str = 'overall', mean: float = 0.9,
+    std: float = 0.05, either: bool = True, ban: bool = True,
+) -> Selection:
+  """Drops groups that have nothing left to learn: high and without spread.
+
+  Edit-R1 (arXiv:2510.16888, sec. 3.3) drops a group whose mean is above
+  `mean` and whose standard deviation (ddof 0) is below `std`; its code
+  (train_nft_*.py of https://github.com/PKU-YuanGroup/UniWorld-V2) one of which
+  `either` holds, and bans the prompts of those of which both do.
+
+  Args:
+    columns, advantage, meta, state, rng: see the module; reads meta['uid'],
+      i[N]. state['banned'] lists prompts that are not to be sampled again.
+    column: what is compared.
+    mean, std: bounds.
+    either: the code's form; else the paper's.
+    ban: whether prompts are banned.
+
+  Returns:
+    See the module.
+  """
+  del advantage, rng
+  value = np.asarray(columns[column], np.float64)
+  centre, spread = np.nanmean(value, 1), np.nanstd(value, 1)
+  both = (centre > mean) & (spread < std)
+  drop = (centre >= mean) | (spread <= std) if either else both
+  banned = list(state.get('banned', ()))
+  if ban:
+    new = [int(uid) for uid in np.asarray(meta['uid'])[both]]
+    banned += [uid for uid in new if uid not in banned]
+  keep = np.broadcast_to(~drop[:, None], value.shape).copy()
+  counts = {'select/saturated_groups': int(drop.sum()),
+            'select/banned': len(banned)}
+  return keep, counts, False, {**state, 'banned': banned} if ban else state

@@ -259,13 +259,14 @@ def make_update(
     chunks: int,
     buckets: tuple[int, ...] = (),
     looks: update_lib.Looks = (),
+    score: Callable[..., types.Scores] = forward.score,
 ):
   """A jitted (state, batch, knobs, ref_params) -> (state, metrics).
 
   The state is donated. Frozen parameters are not differentiated (M21); a
   non-finite update is skipped and counted (M8), and one of a batch in which no
-  token trains changes nothing, not even by momentum. `chunks`, `buckets` and
-  `looks` as in `update.gradient`.
+  token trains changes nothing, not even by momentum. `chunks`, `buckets`,
+  `looks` and `score` as in `update.gradient`.
   """
   def update(state, batch, knobs, ref_params):
     params = state.params['policy']
@@ -274,7 +275,7 @@ def make_update(
       grads, metrics = update_lib.gradient(
           policy, trainable, lambda t: trees.merge(t, frozen), batch, terms,
           knobs, ref_params=ref_params, chunks=chunks, buckets=buckets,
-          looks=looks)
+          looks=looks, score=score)
     with jax.named_scope('optimizer'):
       trainable, opt, guard, more = optim.guarded_update(
           optimizer, grads, metrics['loss'], state.opt['policy'], trainable,

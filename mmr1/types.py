@@ -163,13 +163,16 @@ class Scores:
       the head's chunk loop: 'kl_ref' = KL(policy || reference), or of a look.
     value: f32[N, G, T] | None.
     hidden: [N, G, T, D] | None.
+    reward: f32[N, G, 1] | None, what a reward model says of each completion;
+      with it there is nothing about tokens.
   """
-  logp: Array
-  entropy: Array
+  logp: Array | None
+  entropy: Array | None
   views: dict[str, Array] = flax.struct.field(default_factory=dict)
   pairs: dict[str, Array] = flax.struct.field(default_factory=dict)
   value: Array | None = None
   hidden: Array | None = None
+  reward: Array | None = None
 
 
 @flax.struct.dataclass

@@ -54,6 +54,7 @@ def _blank_scores(block: types.Block, looks: Looks) -> types.Scores:
   pairs = {} if block.ref_hidden is None else {'kl_ref': zeros}
   pairs |= {look.name: zeros for look in looks if look.divergence is not None}
   return types.Scores(logp=zeros, entropy=zeros, pairs=pairs, value=zeros,
+                      reward=zeros[..., :1],
                       views={look.name: zeros for look in looks})
 
 
@@ -207,6 +208,7 @@ def gradient(
     chunks: int = 1,
     buckets: tuple[int, ...] = (),
     looks: Looks = (),
+    score: Callable[..., types.Scores] = forward.score,
 ) -> tuple[Any, Metrics]:
   """Gradient of the objective over a batch, and its metrics.
 
@@ -223,6 +225,7 @@ def gradient(
     buckets: lengths below T, ascending; each piece is cut to the smallest that
       holds its longest completion, and pieces have completions of like length.
     looks: those that are made at every update.
+    score: what terms read of a piece; arguments as of `forward.score`.
 
   Returns:
     Gradient tree like `params`, and metrics: 'loss', 'loss/<term>' (what was
@@ -231,7 +234,7 @@ def gradient(
   totals = denominators(terms, batch, knobs, looks)
 
   def loss(all_params, prefixes, block):
-    scores = forward.score(
+    scores = score(
         policy, all_params, prefixes[0], block, knobs['temperature'],
         ref_params=ref_params, looks=tuple(zip(looks, prefixes[1:])))
     total, sums, maxima = jnp.float32(0.0), {}, {}
@@ -244,8 +247,9 @@ def gradient(
         means, tops = term.metrics(scores, block, knobs)
         sums.update(means)
         maxima.update(tops)
-    sums['entropy'] = (
-        jnp.sum(scores.entropy), jnp.sum(block.mask.astype(jnp.float32)))
+    if scores.entropy is not None:
+      sums['entropy'] = (
+          jnp.sum(scores.entropy), jnp.sum(block.mask.astype(jnp.float32)))
     sums['loss'] = (total, jnp.float32(0.0))
     return total, jax.lax.stop_gradient((sums, maxima))
 

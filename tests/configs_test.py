@@ -35,6 +35,8 @@ def test_every_config_resolves_and_plans(name, arg, monkeypatch):
   assert final.name == name and final.stages
   # Real scales read a file that the user names; the plan is what is checked.
   monkeypatch.setattr('mmr1.stages.sft.datasets.open_expert', lambda *_: None)
+  monkeypatch.setattr('mmr1.stages.reward_model.mixtures.open_pairs',
+                      lambda *_, **__: None)
   _, plans = runner.plan(final)
   assert tuple(plans) == final.stages
   if 'tiny' in final.model.path:

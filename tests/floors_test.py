@@ -12,11 +12,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 FLOORS = (
     # F0
-    ('records', 'types', 'masked', 'columns', 'text', 'positions', 'trees',
+    ('records', 'types', 'average_precision', 'masked', 'columns', 'text', 'positions', 'trees',
      'resolve', 'overlays', 'sections', 'boxes', 'pixels', 'puzzle_rules'),
     # F1
-    ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'credit', 'select',
-     'hooks', 'views', 'envs'),
+    ('models', 'data', 'rewards', 'losses', 'advantages', 'returns', 'credit',
+     'select', 'hooks', 'views', 'envs', 'flows', 'merging'),
     # F2
     ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
      'checkpoint', 'stored', 'workdir', 'log', 'progress', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
@@ -24,7 +24,9 @@ FLOORS = (
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
      'environments', 'playing', 'episodes', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
-     'evaluations', 'grades', 'refining'),
+     'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'judge_models',
+     'score_judges', 'generator', 'flow_objectives', 'flow_setup',
+     'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing'),
     # F3
     ('papers',),
     # F4
@@ -40,7 +42,7 @@ APART = 1
 NO_JAX = ('records', 'text', 'positions', 'pixels', 'boxes', 'puzzle_rules',
           'rewards', 'select', 'resolve', 'overlays', 'sections', 'data.tasks')
 JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'chex'}
-DEVICE = ('losses', 'advantages', 'returns', 'credit', 'models')
+DEVICE = ('losses', 'advantages', 'returns', 'credit', 'models', 'flows')
 HOST = {'mmr1.data', 'mmr1.rewards', 'PIL', 'grain'}
 
 FORBIDDEN_NAMES = ('util', 'helper', 'misc', 'manager', 'common')

@@ -112,3 +112,9 @@ def totalled(reply):
 def summed(reply):
   """A score of whatever a judge says, or none."""
   return None if sum(map(ord, reply)) % 4 == 0 else totalled(reply)
+
+
+def never(said):
+  """Whatever a critic says, something is wrong."""
+  del said
+  return False

@@ -100,3 +100,37 @@ def test_errors_say_what_is_wrong():
 def test_never_imports_jax():
   code = 'import sys, mmr1.select; sys.exit("jax" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def saturated(rewards, state=None, **kwargs):
+  rewards = np.asarray(rewards)
+  return select.drop_saturated(
+      {'overall': rewards}, rewards[..., None],
+      {'uid': np.arange(10, 10 + len(rewards))}, state or {},
+      np.random.default_rng(0), **kwargs)
+
+
+# High and without spread; high; without spread; neither.
+GROUPS = [[.95, .95, .96], [.8, 1., 1.], [.4, .4, .42], [.2, .5, .9]]
+
+
+def test_saturated_groups_in_both_forms():
+  keep, counts, more, state = saturated(GROUPS)
+  np.testing.assert_array_equal(keep.all(1), [False, False, False, True])
+  assert (keep.all(1) == keep.any(1)).all() and not more
+  assert counts == {'select/saturated_groups': 3, 'select/banned': 1}
+  # Only prompts that all samples follow are banned, in either form.
+  assert state == {'banned': [10]}
+  keep, counts, _, state = saturated(GROUPS, either=False)
+  np.testing.assert_array_equal(keep.all(1), [False, True, True, True])
+  assert state == {'banned': [10]} and counts['select/saturated_groups'] == 1
+
+
+def test_banned_prompts_stay_banned_and_the_state_is_not_changed():
+  before = {'banned': [3, 10]}
+  *_, state = saturated(GROUPS, before)
+  assert state == {'banned': [3, 10]}
+  *_, state = saturated(GROUPS[1:], before)
+  assert state == {'banned': [3, 10]} and before == {'banned': [3, 10]}
+  *_, state = saturated(GROUPS, ban=False)
+  assert not state

@@ -92,9 +92,7 @@ def shape(
         f'data.patches: got {patches}; it must be a multiple of {unit} '
         '(one attention window), for example '
         f'{-(-patches // unit) * unit}.')
-  buckets = tuple(data.patch_buckets)
-  if not processor.reads_media:
-    buckets = ()
+  buckets = tuple(data.patch_buckets) if processor.reads_media else ()
   if any(size % unit or not 0 <= size < patches for size in buckets) or (
       list(buckets) != sorted({*buckets})):
     raise ValueError(
@@ -112,7 +110,7 @@ def shape(
       prompt_buckets=lengths, patch_buckets=buckets)
 
 
-def _form(data: Any, needs: str = 'answer') -> rows.RowFormat:
+def form(data: Any, needs: str = 'answer') -> rows.RowFormat:
   """With the columns of the config; `needs` as of `open_expert`."""
   return rows.RowFormat.needing(
       needs, image=data.image_column, video=data.video_column,
@@ -168,12 +166,13 @@ def _opened(config: Any, name: str, split: str) -> sources.Source | None:
   if 'path' in section:
     path = section.pop('path')
     if section:
-      raise ValueError(f'{where}: got {sorted(section)} beside a path; allowed '
-                       f'are {_OF_MEMBER}.')
+      raise ValueError(
+          f'{where}: got {sorted(section)} beside a path; allowed {_OF_MEMBER}.')
     if about.imitate and split != 'train':
       return None
-    needs = 'completion' if about.imitate else 'answer'
-    source = _file(path, _form(data, needs), data, split)
+    needs = ('completion' if about.imitate else 'answer'
+             if about.rewards != () else 'question')  # no rule is asked
+    source = _file(path, form(data, needs), data, split)
   else:
     fn = resolve.function(section.pop('fn'), 'mmr1.data.tasks')
     resolve.check_kwargs(fn, section, where, ('uid_offset',))
@@ -236,11 +235,11 @@ def open_split(
         'procedural worlds have held-out problems of their own.')
   if not train and data.eval_path is not None:
     return sources.Mixture(
-        [files.open_path(data.eval_path, form=_form(data))], seed=seed,
+        [files.open_path(data.eval_path, form=form(data))], seed=seed,
         shuffle=False)
   if data.path is None:
     return _mixed(config, split, order, block)
-  source = _file(data.path, _form(data), data, split)
+  source = _file(data.path, form(data), data, split)
   return sources.Mixture([source], seed=seed, order=order, shuffle=train)
 
 
@@ -267,7 +266,7 @@ def open_expert(
     raise ValueError(
         f"data='train' needs a file with a {needs} in every record: set "
         '--config.data.path=..., or data to a file or a collect stage.')
-  source = files.open_path(path, form=_form(config.data, needs))
+  source = files.open_path(path, form=form(config.data, needs))
   if data == 'train' and config.data.eval_path is None:
     source, _ = sources.holdout(source, every=config.data.holdout)
   return sources.Mixture([source], seed=config.seed, order=order)

@@ -21,6 +21,7 @@ DOUBTS = (
     'Let me check that again.',
     'Hmm, wait.',
 )
+_ENDING = ' <answer>{}</answer>'  # of a trace, with the answer in it
 
 
 def read(facts: Sequence[str]) -> str:
@@ -74,29 +75,42 @@ def slip(step: str, rng: np.random.Generator) -> str:
 
 
 def solved(
-    examples: Sequence[records.Example], ctx: Any, init: str,
+    examples: Sequence[records.Example], ctx: Any, init: str, *,
+    ending: str = _ENDING,
 ) -> tuple[list[records.Example], dict[str, int]]:
   """Engine of a `collect` stage: the solver's concise trace of each example.
 
   Of procedural worlds, whose meta has `facts` and `steps`; in the tags of
-  `template.think_answer`.
+  `template.think_answer`. `ending`: what follows the reasoning, with {} for the
+  answer.
   """
   del ctx, init
   return [dataclasses.replace(example, completions=(
-      f'<think>{concise(example.meta["facts"], example.meta["steps"])}</think> '
-      f'<answer>{example.answer}</answer>',)) for example in examples], {}
+      f'<think>{concise(example.meta["facts"], example.meta["steps"])}</think>'
+      + ending.format(example.answer),)) for example in examples], {}
 
 
 def told(
-    examples: Sequence[records.Example], ctx: Any, init: str,
+    examples: Sequence[records.Example], ctx: Any, init: str, *,
+    ending: str = _ENDING,
 ) -> tuple[list[records.Example], dict[str, int]]:
   """Engine: the same problems as text alone, with the traces of `solved`.
 
   What there is to be seen is said at the start of the question ('Digits 3,7.
-  What is the sum of the digits?'), and the pictures are left out.
+  What is the sum of the digits?'), and the pictures are left out. `ending`: of
+  `solved`.
   """
-  made, counts = solved(examples, ctx, init)
+  made, counts = solved(examples, ctx, init, ending=ending)
   return [dataclasses.replace(
       example, images=(), question=(
           f'{"; ".join(example.meta["facts"]).capitalize()}. '
           + example.question.replace('<image>', ''))) for example in made], counts
+
+
+def seen(
+    examples: Sequence[records.Example], ctx: Any, init: str,
+) -> tuple[list[records.Example], dict[str, int]]:
+  """Engine: the same pictures, and only what there is to be seen in them."""
+  del ctx, init
+  return [dataclasses.replace(example, completions=(
+      read(example.meta['facts']),)) for example in examples], {}

@@ -1,6 +1,7 @@
 """Models from and to Hugging Face folders, whatever the family."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmr1.models import partition as partition_lib
 from mmr1.models import qwen3_vl_weights
 from mmr1.models import qwen_vl
 from mmr1.models import qwen_vl_weights
+from mmr1.models import scalar_heads
 from mmr1.models import tensor_files
 from mmr1.models import text_decoder
 from mmr1.models import weights
@@ -37,6 +39,7 @@ FAMILIES = tuple(sorted(_FAMILIES))
 # not: it is the default there, and was not looked at when files were made.
 _HEAD_IN_FILES = ('internvl',)
 _DTYPES = ('float32', 'bfloat16', 'float16')
+_REWARD_HEAD = 'reward_head'  # of config.json; transformers keeps such keys
 
 
 def _family(model_type: str | None, where: Any):
@@ -63,7 +66,22 @@ def read_config(path: epath.PathLike, **run: Any) -> Any:
   family, names = _family(hf.get('model_type'), file)
   if hf['model_type'] in _HEAD_IN_FILES and _has_head(file.parent, names):
     hf['tie_word_embeddings'] = False
-  return family.Config.from_hf(hf, **run)
+  return family.Config.from_hf(hf, **{
+      **run, 'reward_head': _reward_head(file, hf, run)})
+
+
+def _reward_head(file: epath.Path, hf: dict[str, Any],
+                 run: dict[str, Any]) -> scalar_heads.Head:
+  """As the folder has it, else as the run asks for."""
+  asked, there = run.get('reward_head'), hf.get(_REWARD_HEAD)
+  if there is None or 'reward' not in run.get('scalars', ()):
+    return asked or scalar_heads.Head()
+  there = scalar_heads.Head(**there)
+  if asked not in (None, there):
+    raise ValueError(
+        f'{file}: {_REWARD_HEAD} is {there}, and model.reward_head {asked}: a '
+        'head goes on as it was made. Set model.reward_head to that.')
+  return there
 
 
 def _has_head(folder: epath.Path, names: Any) -> bool:
@@ -86,6 +104,7 @@ def load(
     attention: str = 'auto',
     partition: partition_lib.Partition | None = None,
     scalars: tuple[str, ...] = (),
+    reward_head: scalar_heads.Head | None = None,
     place: Callable[[weights.Leaf], Any] = weights.Leaf.read,
 ) -> tuple[Any, Any]:
   """Loads a model.
@@ -103,6 +122,7 @@ def load(
       attention need to know.
     scalars: heads of one number, 'value' or 'reward', zeros where the folder
       has none.
+    reward_head: the form of the latter; None: the folder's, or one layer.
     place: called with each parameter, which is still in its files, to read
       what belongs here and put it on devices: the host then holds no more
       than one of them.
@@ -121,13 +141,36 @@ def load(
   config = read_config(
       path, compute_dtype=compute_dtype, layers=layers, remat=remat,
       precision=precision, query_chunk=query_chunk, attention=attention,
-      partition=partition, scalars=scalars)
+      partition=partition, scalars=scalars, reward_head=reward_head)
   family, names = _family(json.loads(config.hf)['model_type'], path)
   params = weights.read(
       path, names.table(config), _shapes(family, config),
       canonical=names.canonical, tied=names.tied(config),
       dtype=jnp.dtype(param_dtype), place=place)
   return family.build(config), params
+
+
+@contextlib.contextmanager
+def opened(path: epath.PathLike, *, param_dtype: str, **run: Any,
+           ) -> Iterator[dict[str, weights.Leaf]]:
+  """{'a/b/c': parameter} of a folder, each still in its files.
+
+  Args, Raises: as of `load`.
+  """
+  config = read_config(path, **run)
+  family, names = _family(json.loads(config.hf)['model_type'], path)
+  with weights.opened(
+      path, names.table(config), _shapes(family, config),
+      canonical=names.canonical, tied=names.tied(config),
+      dtype=jnp.dtype(param_dtype)) as leaves:
+    yield leaves
+
+
+def layers(module: Any) -> dict[str, int]:
+  """{'a/b/c': L} of the parameters, 0 of one that is not stacked."""
+  _, names = _family(json.loads(module.config.hf).get('model_type'),
+                     'the config of this module')
+  return {row.path: row.layers for row in names.table(module.config)}
 
 
 def describe(path: epath.PathLike, *, param_dtype: str,
@@ -164,7 +207,8 @@ def save(
   Args:
     path: the folder, local or in a bucket; made if absent.
     module: as from `load`.
-    params: its parameters, stacked; addressable by this process.
+    params: its parameters, stacked; addressable by this process, or
+      `weights.Made`.
     dtype: of the tensors in the file.
     max_shard_bytes: larger weights are written as shards and an index.
 
@@ -175,6 +219,8 @@ def save(
   _, names = _family(hf.get('model_type'), 'the config of this module')
   weights.write(path, names.table(module.config), _leaves(params),
                 dtype=jnp.dtype(dtype), max_shard_bytes=max_shard_bytes)
+  if 'reward' in module.config.scalars:
+    hf[_REWARD_HEAD] = module.config.reward_head._asdict()
   hf.setdefault('dtype' if 'torch_dtype' not in hf else 'torch_dtype', dtype)
   for section in (hf, hf.get('text_config'), hf.get('vision_config')):
     for key in ('dtype', 'torch_dtype'):

@@ -9,9 +9,10 @@ Parameters of the layers are stacked, leaves [L, ...], whether the loop over
 them is scanned or unrolled:
 
   language/  embed [V, D], layers, norm, head [V, D] (absent if tied)
-  scalars/   one linear layer to a number for each of `Config.scalars`
+  scalars/   a head of one number for each of `Config.scalars`
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -26,6 +27,7 @@ from mmr1.models import decoder_config
 from mmr1.models import layers
 from mmr1.models import partition
 from mmr1.models import products
+from mmr1.models import scalar_heads
 from mmr1.models import sight as sight_lib
 
 Array = jax.Array
@@ -38,8 +40,13 @@ _MLPS = {'silu': layers.SwiGLU, 'gelu': layers.GeGLU}
 
 
 class DecoderBlock(nn.Module):
-  """One layer of the language model, for all three passes."""
+  """One layer of the language model, for all three passes.
+
+  With `measure` it hands out, in place of keys and values, what that makes of
+  queries and sources; see `attention_share`.
+  """
   config: Config
+  measure: Callable[..., Any] | None = None
 
   def _norm(self, name):
     c = self.config
@@ -90,8 +97,10 @@ class DecoderBlock(nn.Module):
       k, v = own.read()
     sources = [attention.Source(k, v, sight)]
     sources += [more for more in (earlier, prefix) if more is not None]
-    hidden = attention.attend(
-        q, sources, scale=c.query_scale, cap=c.score_cap, **c.attending)
+    how = dict(scale=c.query_scale, cap=c.score_cap, **c.attending)
+    hidden = attention.attend(q, sources, **how)
+    if self.measure is not None:
+      own = self.measure(q, sources, **how)
     hidden = layers.dense(c.width, 'o', bias=False, **kw)(
         hidden.reshape(n, g, t, c.heads * c.head_width))
     x = lie(x + (self._norm('attention_out_norm')(hidden) if c.out_norms
@@ -131,19 +140,21 @@ class Decoder(nn.Module):
                packed: tuple[Array, Array] | None = None,
                seats: attention.Seats | None = None,
                t: Array | None = None, among: Sight = Sight(),
-               add: Array | None = None) -> tuple[Array, Any]:
+               add: Array | None = None,
+               measure: Callable[..., Any] | None = None) -> tuple[Array, Any]:
     """x [N, G, T, D] through all layers; extras per layer: (keys, values of
     the prefix | None, cache | None), the prefix in `seats` if given; a cache is
     written to at index t, or only read if layers are scanned, where `among` is
     what x sees of itself; packed: segments i32[N, G, T] of x and i32[N, P] of
-    the prefix; add: see `layers.fold`. Returns x (no final norm), own KV."""
+    the prefix; add: see `layers.fold`; measure: see `DecoderBlock`. Returns x
+    (no final norm), own KV."""
     c = self.config
     turn = functools.partial(
         layers.mrope, positions, sections=c.sections, order=c.section_order,
         dtype=c.compute_dtype)
     turns = turn(theta=c.theta, scaling=c.scaling)
     near = turns if c.sliding_theta is None else turn(theta=c.sliding_theta)
-    block = DecoderBlock(c, parent=None)
+    block = DecoderBlock(c, measure, parent=None)
 
     prompt = None if prefix_mask is None else self._prompt(
         prefix_mask, positions, seats, packed)
@@ -226,12 +237,11 @@ class LanguageModel(nn.Module):
       self.scalars = self.param('scalars', self._init_scalars)
 
   def _init_scalars(self, rng: Array) -> Any:
-    """Zeros, so that a new critic says 0; a reward model has no bias."""
+    """Zeros, so that a new head says 0."""
     del rng
-    kernel = jnp.zeros((self.config.width, 1))
-    every = {'value': {'kernel': kernel, 'bias': jnp.zeros(1)},
-             'reward': {'kernel': kernel}}
-    return {name: every[name] for name in self.config.scalars}
+    c = self.config
+    return {name: scalar_heads.zeros(
+        c.width, scalar_heads.form(name, c.reward_head)) for name in c.scalars}
 
   def __call__(self, prompts: types.Prompts) -> Array:
     """Logits f32[N, V] of the first completion token."""
@@ -281,14 +291,8 @@ class LanguageModel(nn.Module):
       ValueError: media of a tower that this family does not have.
     """
     c = self.config
-    x, add = self.inputs(prompts)
-    p = x.shape[1]
-    x, (keys, values) = self._run(
-        x[:, None], prompts.positions[:, None],
-        _causal(prompts.mask[:, None],
-                None if prompts.segment is None else prompts.segment[:, None],
-                self.blocks(prompts)),
-        None if add is None else add[:, :, None])
+    x, (keys, values) = self._read(prompts)
+    p = x.shape[2]
     keys, values = keys[:, :, 0], values[:, :, 0]
     if prompts.ends is not None:
       last = self.language.norm(
@@ -298,13 +302,24 @@ class LanguageModel(nn.Module):
               jnp.zeros((x.shape[0], c.width), x.dtype))
     return types.Prefix(keys=keys, values=values, last=last)
 
-  def _run(self, x, positions, sight, add):
+  def _read(self, prompts, measure=None):
+    """Prompts through all layers: x [N, 1, P, D], and what each hands out."""
+    x, add = self.inputs(prompts)
+    return self._run(
+        x[:, None], prompts.positions[:, None],
+        sight_lib.causal(prompts.mask[:, None],
+                None if prompts.segment is None else prompts.segment[:, None],
+                self.blocks(prompts)),
+        None if add is None else add[:, :, None], measure)
+
+  def _run(self, x, positions, sight, add, measure=None):
     c = self.config
     extras = ((None, None) if c.layers == 'scan' else
               [(None, None)] * c.depth)
-    x, kv = self.language(x, positions, sight, extras, add=add)
+    x, kv = self.language(
+        x, positions, sight, extras, add=add, measure=measure)
     if c.layers == 'unrolled':
-      kv = tuple(jnp.stack(a) for a in zip(*kv))
+      kv = jax.tree.map(lambda *a: jnp.stack(a), *kv)
     return x, kv
 
   def completion_pass(
@@ -333,7 +348,7 @@ class LanguageModel(nn.Module):
     """
     x, add = self.inserted(tokens, media)
     x, _ = self.language(
-        x, positions, _causal(mask, segment), self._extras(prefix, None),
+        x, positions, sight_lib.causal(mask, segment), self._extras(prefix, None),
         prefix_mask=prompt_mask, packed=(
             None if prompt_segment is None else (segment, prompt_segment)),
         add=add)
@@ -400,7 +415,7 @@ class LanguageModel(nn.Module):
     x, kv = self.language(
         x, positions, Sight(keys=keys, causal=True, at=t, places=places),
         self._extras(prefix, cache), prefix_mask=prompt_mask, seats=seats, t=t,
-        among=_causal(mask), add=add)
+        among=sight_lib.causal(mask), add=add)
     cache = cache.written(*kv, t) if scanned else cache_lib.stacked(kv)
     return self.language.norm(x), cache
 
@@ -446,25 +461,14 @@ class LanguageModel(nn.Module):
 
   def scalar(self, hidden: Array, name: str) -> Array:
     """f32[...], the number that head `name` gives hidden states [..., D]."""
-    head = self.scalars[name]
-    return (jnp.einsum('...d,d->...', hidden.astype(jnp.float32),
-                       head['kernel'][:, 0].astype(jnp.float32),
-                       precision=self.config.precision)
-            + (head['bias'][0] if 'bias' in head else 0))
+    c = self.config
+    return scalar_heads.apply(
+        self.scalars[name], hidden, scalar_heads.form(name, c.reward_head),
+        c.precision)
 
   def init_cache(self, n: int, g: int, t: int) -> cache_lib.Cache:
     """An empty cache in the compute dtype; see `init_cache` below."""
     return init_cache(self.config, n, g, t, self.config.compute_dtype)
-
-
-def _causal(mask: Array, segment: Array | None = None,
-            blocks: tuple[Array, bool] | None = None) -> Sight:
-  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it, and
-  those of its block, see `LanguageModel.blocks`."""
-  number, slide = (None, False) if blocks is None else blocks
-  return Sight(
-      keys=mask, causal=True, blocks=number, blocks_slide=slide,
-      segments=None if segment is None else (segment, segment))
 
 
 def init_cache(

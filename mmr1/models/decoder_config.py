@@ -7,10 +7,11 @@ from typing import Any
 from mmr1.models import attention as attention_lib
 from mmr1.models import layers as layer_lib
 from mmr1.models import partition as partition_lib
+from mmr1.models import scalar_heads
 
 
 # Heads of one number: of a token (a critic), of a completion (a reward model).
-SCALARS = ('value', 'reward')
+SCALARS = scalar_heads.NAMES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Config:
     max_positions: the context it was made for.
     hf: the config.json it came from, as a JSON string (hashable).
     scalars: heads that give one number per token, of SCALARS.
+    reward_head: the form of the one called 'reward'.
     compute_dtype: of activations, 'float32', 'bfloat16' or 'float16'.
     layers: 'unrolled' or 'scan'.
     remat: 'none', 'layer' or 'dots', see `layers.fold`.
@@ -85,6 +87,7 @@ class Config:
   max_positions: int
   hf: str
   scalars: tuple[str, ...] = ()
+  reward_head: scalar_heads.Head = scalar_heads.Head()
   compute_dtype: str = 'float32'
   layers: str = 'unrolled'
   remat: str = 'none'
@@ -106,6 +109,7 @@ class Config:
     if not set(self.scalars) <= set(SCALARS):
       raise ValueError(
           f'scalars={self.scalars!r}: allowed are some of {SCALARS}.')
+    scalar_heads.check(self.reward_head)
     if self.query_chunk < 1:
       raise ValueError(f'query_chunk={self.query_chunk}: must be positive.')
     if 2 * sum(self.sections) != self.head_width:

@@ -6,6 +6,7 @@ The table of the text families; those with a vision tower add its rows.
 import re
 
 from mmr1.models import decoder_config
+from mmr1.models import scalar_heads
 from mmr1.models import weights
 
 _LAYER = {  # parameter path -> tensor name
@@ -22,12 +23,6 @@ _LAYER = {  # parameter path -> tensor name
 _QK_NORM = {
     'q_norm/weight': 'self_attn.q_norm.weight',
     'k_norm/weight': 'self_attn.k_norm.weight',
-}
-# As TRL names a critic's head and transformers a sequence classifier's.
-_SCALARS = {
-    'value': {'kernel': 'v_head.summary.weight',
-              'bias': 'v_head.summary.bias'},
-    'reward': {'kernel': 'score.weight'},
 }
 # With norms after attention and MLP 'post_attention_layernorm' is the former's.
 _OUT_NORMS = {
@@ -63,8 +58,9 @@ def table(config: decoder_config.Config) -> tuple[weights.Weight, ...]:
         f'language/layers/{ours}', f'model.layers.{{}}.{theirs}',
         bias=config.qkv_bias and ours in ('q', 'k', 'v'), layers=config.depth)
   for head in config.scalars:
-    rows += [weights.Weight(f'scalars/{head}/{ours}', theirs, optional=True)
-             for ours, theirs in _SCALARS[head].items()]
+    form = scalar_heads.form(head, config.reward_head)
+    rows += [weights.Weight(f'scalars/{ours}', theirs, optional=True)
+             for ours, theirs in scalar_heads.files(head, form).items()]
   return tuple(rows)
 
 

@@ -33,10 +33,11 @@ def _last(name: str) -> str:
 
 
 def _kernels(params: Tree) -> dict[str, Any]:
-  """{name: kernel} of linear layers; a head of one number has rank 1 as it
-  is, and none of `layers.Dense`."""
+  """{name: kernel} of linear layers, but for those of heads of one number,
+  which are none of `layers.Dense`."""
   return {name: leaf for name, leaf in trees.named(params).items()
-          if _last(name) == _KERNEL and min(leaf.shape[-2:]) > 1}
+          if _last(name) == _KERNEL and min(leaf.shape[-2:]) > 1
+          and not name.startswith('scalars/')}
 
 
 def chosen(params: Tree, targets: Iterable[str]) -> tuple[str, ...]:

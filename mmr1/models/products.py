@@ -74,7 +74,7 @@ def _attention(query: Array, sources: tuple[Any, ...], how: How) -> Array:
 def _attention_forward(query, sources, how):
   def some(carry, rows, query):
     return carry, _attend(query, rows, sources, how)[0]
-  _, out = _by_chunks(some, None, (query,), how.chunk)
+  _, out = by_chunks(some, None, (query,), how.chunk)
   return out, (query, sources, out)
 
 
@@ -95,7 +95,7 @@ def _attention_backward(how, kept, slope):
     dquery, slopes = _attend_gradient(
         query, slope, log_sum, drift, rows, sources, how)
     return jax.tree.map(jnp.add, sums, slopes), dquery
-  slopes, dquery = _by_chunks(
+  slopes, dquery = by_chunks(
       some, zeros, (query, slope, drift), how.chunk)
   return dquery, tuple(
       source._replace(
@@ -107,7 +107,7 @@ def _attention_backward(how, kept, slope):
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _by_chunks(fn: Callable[..., Any], carry: Any, xs: Sequence[Array],
+def by_chunks(fn: Callable[..., Any], carry: Any, xs: Sequence[Array],
                chunk: int) -> tuple[Any, Any]:
   """carry, outs = fn(carry, rows, *xs) for some of the queries at a time.
 
@@ -135,6 +135,13 @@ def _by_chunks(fn: Callable[..., Any], carry: Any, xs: Sequence[Array],
   carry, outs = jax.lax.scan(
       lambda carry, x: fn(carry, *x), carry, (rows, *map(cut, xs)))
   return carry, jax.tree.map(join, outs)
+
+
+def weights(query: Array, rows: Array, source: Any, how: How) -> Array:
+  """f32[N, G, K, T', R, U], softmax of the queries [N, G, T', H, d] of index
+  `rows` over keys of every row's own."""
+  score, mask = _products(_by_kv_head(query, [source]), rows, source, how)
+  return jax.nn.softmax(jnp.where(mask, score * _left(how), _MASKED), -1)
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

@@ -112,3 +112,13 @@ def places(mask: Array, segment: Array | None) -> Array:
   index = jnp.arange(segment.shape[1])
   first = jnp.diff(segment, axis=1, prepend=-1) != 0
   return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+
+
+def causal(mask: Array, segment: Array | None = None,
+           blocks: tuple[Array, bool] | None = None) -> Sight:
+  """Real keys (mask bool[N, G, T]) of the query's own segment, up to it, and
+  those of its block, see `LanguageModel.blocks`."""
+  number, slide = (None, False) if blocks is None else blocks
+  return Sight(
+      keys=mask, causal=True, blocks=number, blocks_slide=slide,
+      segments=None if segment is None else (segment, segment))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mmr1 import types
+from mmr1.models import attention_share
 from mmr1.models import decoder
 from mmr1.models import partition
 
@@ -83,6 +84,23 @@ class Model(decoder.LanguageModel):
             lambda x: lie(x, 'images'), media)))
     add = [placed(more, jnp.zeros((), x.dtype)) for more in maps]
     return placed(cells, x), jnp.stack(add) if add else None
+
+  def attention_share(self, prompts: types.Prompts) -> tuple[Array, Array]:
+    """How much the words of prompts look at images.
+
+    Returns:
+      f32[L, N], in every layer the sum over the words that can see an image;
+      and f32[N], how many there are: 0 of a prompt without one.
+
+    Raises:
+      ValueError: no media in any prompt.
+    """
+    if TOWER not in prompts.media:
+      raise ValueError('attention_share: none of the prompts has media.')
+    marked = attention_share.marks(prompts.mask, prompts.media[TOWER].slot)
+    _, shares = self._read(prompts, functools.partial(
+        attention_share.share, marked=marked))
+    return shares, jnp.sum(marked.asks, -1, dtype=jnp.float32)
 
 
 def read_cells(cells: Array, media: types.Media) -> Array:

@@ -7,6 +7,7 @@ rows. `tensor_files` has the files, which are read and written in pieces.
 import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -85,6 +86,13 @@ class Leaf:
     self.path, self.shape, self.dtype = row.path, shape, dtype
     self._row, self._pieces = row, pieces
 
+  def parts(self) -> Iterator[np.ndarray]:
+    """Layer by layer [...], or a leaf of no layers as a whole."""
+    for i in range(self._row.layers):
+      yield self.read((slice(i, i + 1),))[0]
+    if not self._row.layers:
+      yield self.read()
+
   def read(self, index: Sequence[slice] = ()) -> np.ndarray:
     """The part `index` of the leaf (one slice an axis; missing ones: all).
 
@@ -110,6 +118,18 @@ class Leaf:
     return result
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A leaf that is made while it is written.
+
+  Fields:
+    shape: of the whole leaf.
+    parts: () -> its layers one by one, or a leaf of no layers as a whole.
+  """
+  shape: tuple[int, ...]
+  parts: Callable[[], Iterator[np.ndarray]]
+
+
 def read(
     folder: epath.PathLike,
     table: Sequence[Weight],
@@ -123,13 +143,43 @@ def read(
   """Reads a folder's tensors into a nested dict, a leaf at a time.
 
   Args:
+    place: reads of a leaf what belongs here and puts it where it belongs.
+    folder, table, shapes, canonical, tied, dtype: see `opened`.
+
+  Raises:
+    ValueError: as `opened`.
+  """
+  result: dict[str, Any] = {}
+  with opened(folder, table, shapes, canonical=canonical, tied=tied,
+              dtype=dtype) as leaves:
+    for path, leaf in leaves.items():
+      *parents, last = path.split('/')
+      node = result
+      for key in parents:
+        node = node.setdefault(key, {})
+      node[last] = place(leaf)
+  return result
+
+
+@contextlib.contextmanager
+def opened(
+    folder: epath.PathLike,
+    table: Sequence[Weight],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    canonical: Callable[[str], str | None],
+    tied: Mapping[str, str],
+    dtype: Any,
+) -> Iterator[dict[str, Leaf]]:
+  """{path: leaf} of a folder whose files stay open in the meantime.
+
+  Args:
     folder: with model.safetensors, or shards and their index.
     table: one row per leaf.
     shapes: {path: shape} of every leaf.
     canonical: a file's tensor name -> the table's, or None to skip it.
     tied: {name: other}: a name that may be there if it equals `other`.
     dtype: of the arrays.
-    place: reads of a leaf what belongs here and puts it where it belongs.
 
   Raises:
     ValueError: missing, unknown or wrongly shaped tensors, all listed; a file
@@ -146,7 +196,6 @@ def read(
     if own is not None:
       found[own] = tensor
   _check(folder, table, shapes, found, tied)
-  result: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
     files = {path: stack.enter_context(path.open('rb'))
              for path in {tensor.file for tensor in found.values()}}
@@ -160,15 +209,9 @@ def read(
         raise ValueError(
             f'{folder}: config.json ties {name!r} to {other!r}, but the '
             'tensors differ. Set tie_word_embeddings to false?')
-    for row in table:
-      leaf = Leaf(row, shapes[row.path], np.dtype(dtype),
-                  pieces if row.names[0] in found else None)
-      *parents, last = row.path.split('/')
-      node = result
-      for key in parents:
-        node = node.setdefault(key, {})
-      node[last] = place(leaf)
-  return result
+    yield {row.path: Leaf(row, shapes[row.path], np.dtype(dtype),
+                          pieces if row.names[0] in found else None)
+           for row in table}
 
 
 def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -232,7 +275,7 @@ def write(
   Args:
     folder: weights of an earlier save in it are replaced.
     table: one row per leaf.
-    leaves: arrays of this process, on the host or on devices.
+    leaves: arrays of this process, on the host or on devices, or `Made`.
     dtype: of the tensors in the files.
     max_shard_bytes: what fits is one file; see `tensor_files.write`.
 
@@ -253,10 +296,14 @@ def write(
 
 
 def _tensors(table, leaves) -> Iterator[np.ndarray]:
-  """The tensors in the order of the table; one leaf is on the host."""
+  """The tensors in the order of the table; one leaf is on the host, or one
+  part of it."""
   for row in table:
-    leaf = _on_host(leaves[row.path])
-    for x in leaf if row.layers else leaf[None]:
+    leaf = leaves[row.path]
+    if not isinstance(leaf, Made):
+      leaf = _on_host(leaf)
+      leaf = Made(leaf.shape, (leaf if row.layers else leaf[None]).__iter__)
+    for x in leaf.parts():
       yield row.to_file(x)
 
 

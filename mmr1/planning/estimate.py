@@ -40,8 +40,9 @@ _KNOBS = {
     'reference': 'a larger chunks_per_minibatch',
     'look': 'a larger chunks_per_minibatch',
     'scores': 'a larger chunks_per_minibatch',
+    'judge': "a larger chunks of the judge, or its memory='host'",
     'update': 'a larger minibatches_per_step, chunks_per_minibatch or '
-              "(sft, preference) chunks_per_step, model.remat='layer', a smaller "
+              "(other kinds) chunks_per_step, model.remat='layer', a smaller "
               'model.head_chunk',
 }
 
@@ -121,7 +122,13 @@ def stages_of(config, topology, tensor, stages):
   policy, params = programs_lib.open_model(config, layout)
   made = [programs_lib.stage(config, name, policy, params)
           for name in stages or config.stages]
-  return layout, [stage for stage in made if stage is not None]
+  made = [stage for stage in made if stage is not None]
+  if not made:
+    raise ValueError(
+        f'plan: none of the stages {stages or config.stages} trains, so there '
+        'is nothing to plan. A stage that merges reads and writes tensor by '
+        'tensor; before and after it one model is on the devices.')
+  return layout, made
 
 
 def traced(config: resolve.Section, topology: chips.Topology,
@@ -145,7 +152,7 @@ def _operations(made: Any, program: records.Program,
 
 # What takes longest to compile comes first, so that no thread is left with it,
 # and what needs most, where a plan ends with what does not fit.
-_LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores',
+_LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores', 'judge',
             'observe', 'prefill')
 
 

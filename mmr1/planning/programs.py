@@ -5,25 +5,22 @@ are those that the stages run, their arguments are shapes with shardings. Chunks
 have their full length: smaller buckets would be compiled too, and need less.
 """
 
-import pathlib
 from typing import Any
 
-from etils import epath
-
+from mmr1 import context
 from mmr1 import forward
 from mmr1 import lineage
 from mmr1 import sharding
 from mmr1 import training
-from mmr1.models import checkpoints
 from mmr1.planning import costs
+from mmr1.planning import models
 from mmr1.planning import pairs
 from mmr1.planning import records
+from mmr1.planning import reward_model
 from mmr1.planning import rl
 from mmr1.planning import shapes as shapes_lib
 from mmr1.planning import states
 from mmr1.stages import sft
-
-_SHAPES = pathlib.Path(__file__).parent.parent / 'assets' / 'shapes'
 
 
 def open_model(config: Any, layout: sharding.Layout) -> tuple[
@@ -36,30 +33,8 @@ def open_model(config: Any, layout: sharding.Layout) -> tuple[
   Raises:
     ValueError: neither is there; heads that do not divide over the mesh.
   """
-  model = config.model
-  path = epath.Path(model.path)
-  if not (path / 'config.json').exists():
-    path = _SHAPES / config.scale
-    if not path.exists():
-      raise ValueError(
-          f'plan: there is no config.json in model.path={model.path!r}, and '
-          f'the sizes of {config.scale!r} are not known. Set '
-          '--config.model.path to a folder with the config.json of the model.')
-  module, shapes = checkpoints.describe(
-      path, param_dtype=model.param_dtype, compute_dtype=model.compute_dtype,
-      layers=model.layers, remat=model.remat, precision=model.precision,
-      attention=model.attention, partition=layout.partition,
-      scalars=tuple(model.scalars))
-  sharding.check(layout, module.config)
-  policy = forward.Policy(
-      module, banned=_placeholders(module.config), eos_id=0, pad_id=0,
-      head_chunk=model.head_chunk, layout=layout)
-  return policy, shapes_lib.placed(shapes, layout.parameters(shapes))
-
-
-def _placeholders(config: Any) -> tuple[int, ...]:
-  """As many ids as a family bans; which ones does not matter for a plan."""
-  return tuple(range(1, 5)) if hasattr(config, 'vision') else ()
+  return models.open_at(config, layout, config.model.path, config.scale,
+                        'model.path', context.heads_of(config.model))
 
 
 def stage(config: Any, name: str, policy: forward.Policy,
@@ -78,6 +53,8 @@ def stage(config: Any, name: str, policy: forward.Policy,
     return _sft(config, name, policy, params)
   if kind == 'preference':
     return pairs.stage(config, name, policy, params)
+  if kind == 'reward_model':
+    return reward_model.stage(config, name, policy, params)
   return None
 
 

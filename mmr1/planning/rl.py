@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import functools
 import math
-import types as simple_types
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from mmr1 import trees
 from mmr1 import types
 from mmr1 import weighing
 from mmr1.planning import costs
+from mmr1.planning import judges
 from mmr1.planning import records
 from mmr1.planning import sampled
 from mmr1.planning import shapes as shapes_lib
@@ -39,7 +39,7 @@ def stage(config: Any, name: str, policy: forward.Policy,
   """
   made = _Rl(config, name, policy, params)
   found, unread = sampled.programs_of(config, made.section, policy, params)
-  found += [*made.judges(), *made.looks(), *made.passes(), made.update()]
+  found += [*made.judges.programs(), *made.looks(), *made.passes(), made.update()]
   return records.Stage(name, 'rl', tuple(
       one._replace(resident=(
           *one.resident, 'waiting', 'average', 'memory', 'judges'))
@@ -57,6 +57,7 @@ class _Rl:
     self._make = shapes_lib.Shapes(policy, config.data)
     rows = section.prompts_per_step * max(1, len(section.branches))
     self.shape = (rows, section.samples_per_prompt, section.max_new_tokens)
+    self.judges = judges.Judges(config, section, self.shape, policy, params)
     self._updates = section.epochs_per_step * section.minibatches_per_step
     self._objective = rl_setup.objective_of(section, name, config)
     names = sockets.requested(section, config, self._objective)
@@ -96,23 +97,6 @@ class _Rl:
             chunks=self.section.chunks_per_minibatch, hidden=hidden),
         {whose if whose != 'policy' else 'parameters': params,
          'batch': self._block}, 1, 1, self._parts, resident)
-
-  def judges(self) -> list[records.Program]:
-    """What judges read, as if they were the model that trains and had nothing
-    between a response and its score."""
-    rows, g, t = self.shape
-    views, found = max(1, len(self.section.branches)), []
-    for name in self.section.judges:
-      asked = simple_types.SimpleNamespace(
-          prompts_per_step=rows // views, samples_per_prompt=g * views,
-          branches=(), experts=0, env=None, max_new_tokens=(
-              t + self._config.judges[name].max_new_tokens))
-      made, _ = sampled.programs_of(
-          self._config, asked, self._policy, self._of('reference'))
-      found += [one._replace(
-          name=f'{one.name}_{name}', resident=('state', 'reference', 'rollout'))
-                for one in made]
-    return found
 
   def looks(self) -> list[records.Program]:
     """Passes of the rollout's looks."""
@@ -235,9 +219,7 @@ class _Rl:
             'waiting': (self._block,) * self.section.staleness}
     if self.section.replay.fn is not None:
       held['memory'] = self._replayed(self.section.replay.capacity)
-    held['judges'] = [
-        self._of('reference') for name in self.section.judges
-        if self._config.judges[name].memory == 'device']
+    held['judges'] = self.judges.held()
     on_device = self.section.reference_memory == 'device'
     looked = {look.params for look in self._rollout_looks}
     if on_device and ('reference' in looked or self._objective.reference

@@ -68,14 +68,10 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
   arguments = device.arguments(kept, nobody, programs.Seen.nothing(nobody))
   c = policy.module.config
   prefill = costs.forward(c, make.work(n, 0, 0, 0))
-  # One token of every row, at the cap.
   count = shards * shape.rows
-  token = costs.forward(c, costs.Work(
-      prompts=count, group=1, length=1, prompt=0, patches=0, head=count))
   # Rows of a prompt ask its keys together, in as many seats as it may have.
-  seats = count if schedule.whole else nobody.prompts.size * g
-  token['scores'] = 4 * c.heads * c.head_width * c.depth * (
-      seats * make.prompt + count * shape.size)
+  token = _token(c, count, shape.size, make.prompt * (
+      count if schedule.whole else nobody.prompts.size * g))
   waves = math.ceil(n * g / count)
   head = {'head': published['language'].get('head', {})}
   tower = {'tower': published.get('visual', {})}
@@ -93,6 +89,16 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
     found.append(_observing(device, kept, nobody, asked, read, c, config,
                             section.env, make))
   return found, head | tower
+
+
+def _token(c: Any, count: int, size: int, asked: int) -> dict[str, float]:
+  """Operations of one token of `count` rows at the cap: `size` keys of their
+  own each, and `asked` of prompts in all."""
+  token = costs.forward(c, costs.Work(
+      prompts=count, group=1, length=1, prompt=0, patches=0, head=count))
+  token['scores'] = 4 * c.heads * c.head_width * c.depth * (
+      asked + count * size)
+  return token
 
 
 def _answered(device: programs.Device, config: Any, name: str,

@@ -75,6 +75,66 @@ def weighted_sum(
   return np.where(present.any(-1, keepdims=True), total, np.nan), {}, state
 
 
+FORMS = ('hybrid', 'model', 'rule')
+
+
+def rule_then_model(
+    columns: np.ndarray,
+    names: Sequence[str],
+    knobs: Mapping[str, float],
+    state: Any,
+    *,
+    weights: Mapping[str, float],
+    rule: str = 'rule',
+    model: str = 'model',
+    form: str = 'hybrid',
+) -> Combined:
+  r"""A rule where it says yes, else a reward model; + the other columns, weighed.
+
+    hybrid  1 if the rule gives 1, else sigma(s)
+    model   s
+    rule    what the rule gives
+
+  s is the model's score. A problem that the rule says nothing about (nan) has
+  sigma(s) in the first form. So an exact match has more than any score can be.
+  For s = 1.3 and a wrong answer: .785835. Source: BaseReward
+  (arXiv:2509.16127, section 4.3).
+
+  Args:
+    columns: f64[N, G, K], nan where there is no value.
+    names, knobs, state, weights: as in `weighted_sum`.
+    rule, model: names of the two columns, whose weights are not read.
+    form: see above.
+
+  Returns:
+    f64[N, G, 1]; the mean of sigma(s) as 'reward/<model>/unit'; the state.
+
+  Raises:
+    ValueError: no such column or form.
+  """
+  if form not in FORMS:
+    raise ValueError(
+        f'rule_then_model: form={form!r}; allowed are {FORMS}.')
+  needed = {'hybrid': (rule, model), 'model': (model,), 'rule': (rule,)}[form]
+  for name in needed:
+    if name not in names:
+      raise ValueError(f'rule_then_model: there is no column {name!r}; the '
+                       f'columns are {list(names)}.')
+  found = {name: columns[..., k] for k, name in enumerate(names)}
+  nothing = np.full(columns.shape[:2], np.nan)
+  said, matched = found.get(model, nothing), found.get(rule, nothing)
+  unit = 1 / (1 + np.exp(-said))
+  own = {'hybrid': np.where(matched == 1, 1.0, unit), 'model': said,
+         'rule': matched}[form]
+  rest = {name: 0.0 if name in (rule, model) else weights[name]
+          for name in names}
+  more, _, state = weighted_sum(columns, names, knobs, state, weights=rest)
+  metrics = {}
+  if not np.isnan(unit).all():
+    metrics[f'reward/{model}/unit'] = float(np.nanmean(unit))
+  return own[..., None] + np.nan_to_num(more), metrics, state
+
+
 def means(columns: np.ndarray, names: Sequence[str]) -> dict[str, float]:
   """{'reward/<name>/mean': over present values} of columns [..., K]."""
   found = {}

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from mmr1 import asking
@@ -129,7 +128,7 @@ def assemble(
   """
   prompts = shape.collate([one.encoded for one, _ in pairs])
   tokens, kind = asking.traces(
-      [[one.ids for one in pair] for pair in pairs], length,
+      [[one.ids for one in pair] for pair in pairs], 2, length,
       shape.processor.pad_id)
   for row, pair in zip(kind, pairs):
     row[:, :pair[0].given] = types.KIND_FORCED

@@ -25,6 +25,9 @@ from mmr1.sampling import several
 from mmr1 import text
 from mmr1 import workdir as workdir_lib
 
+# In the table at the end of a run.
+_SHOWN = ('eval/accuracy', 'eval/accuracy_low', 'eval/accuracy_high', 'eval/n',
+          'eval/round_0/accuracy', 'eval/fixed_frac', 'eval/broken_frac')
 _FUNCTIONS = ('ask', 'rewrite', 'satisfied', 'score')
 
 
@@ -117,7 +120,8 @@ def run(
   ctx.logger.write(stage, 0, metrics)
   ctx.logger.samples(stage, 0, _samples(turns, examples))
   ctx.logger.flush()  # before DONE: a marker promises the row
-  ctx.checkpoints.finish(stage, {'eval': metrics})
+  ctx.checkpoints.finish(stage, {'eval': {
+      name: metrics[name] for name in _SHOWN}})
 
 
 def _problems(ctx, section) -> list[records.Example]:

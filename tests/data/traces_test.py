@@ -37,6 +37,18 @@ def test_by_hand(gold, facts, steps, wanted):
   assert dataclasses.replace(made[0], completions=()) == one
 
 
+def test_another_ending_and_what_is_seen_alone():
+  one = dataclasses.replace(example('15', ('digits 7,8',), ('7+8=15',)),
+                            question='<image>Sum?')
+  (made,), _ = traces.told([one], None, 'base', ending='<answer> {} </answer>')
+  assert made.completions == (
+      '<think>I see digits 7,8. 7+8=15.</think><answer> 15 </answer>',)
+  assert made.question == 'Digits 7,8. Sum?' and not made.images
+  (made,), counts = traces.seen([one], None, 'base')
+  assert counts == {} and made.completions == ('I see digits 7,8.',)
+  assert dataclasses.replace(made, completions=()) == one
+
+
 def test_what_was_there_is_replaced():
   one = example('1', ('1',), (), completions=('old', 'older'))
   (made,), _ = traces.solved([one], None, 'base')

@@ -6,8 +6,8 @@ from tests.papers import runs
 
 # How many there are of each.
 COUNTS = dict(papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6,
-              recap=7, ares=4, sophiavl_r1=5, metis_specs=5,
-              critic_v=6)
+              recap=7, ares=4, sophiavl_r1=5, basereward=10, metis_specs=5,
+              critic_v=6, frank=7)
 CASES = [(slug, given) for slug in COUNTS for given in runs.ablations(slug)]
 CASES += [(f'recap:{arg}', ()) for arg in (
     'setting1', 'reasoning', 'boxes', 'boxes,setting1')]
@@ -31,7 +31,8 @@ def test_m22_a_command_opens_a_run_and_reads_all_that_it_sets(
   runs.opened(final, tmp_path / 'run', given)
   for key, flag in zip(runs.keys(given), given):
     head, *rest = key.split('.')
-    value = final[final.stages[-1] if head == 'rl' else head]
+    kinds = {final[name].kind: name for name in final.stages}
+    value = final[kinds.get(head, head)]
     for part in rest:
       value = value[part]
     assert str(value).replace(' ', '') == flag.partition('=')[2]

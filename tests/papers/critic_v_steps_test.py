@@ -31,6 +31,7 @@ def run(shrink, tmp_path_factory):
     c[name].size = 16
   c.refine.examples, c.refine.prompts_per_batch = 6, 4
   c.refine.max_new_tokens = c.refine.critic_tokens = 8
+  c.refine.satisfied.fn = 'tests.own:never'  # the model may say nothing
   c.evaluate_base = False
   seen, inner = [], refine.several.responses
 

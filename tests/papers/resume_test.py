@@ -43,6 +43,14 @@ PAPERS = {
         '--config.judge.rows_per_step=4',
         '--config.judge.optimizer.warmup_steps=0', EVEN.format('outcome'),
         '--config.judges.thinking.parse=tests.own:totalled')),
+    'basereward': ("('voter','basereward')", (
+        '--config.reward_model.steps=2',
+        '--config.reward_model.pairs_per_step=4',
+        '--config.reward_model.examples=6',
+        '--config.reward_model.pairs_per_batch=2',
+        '--config.reward_model.optimizer.warmup_steps=0',
+        '--config.basereward.init=base', EVEN.format('rule'),
+        EVEN.format('true'), "--config.judges.model.params=('voter',)")),
 }
 
 # Metrics that are not 0 in some step of the last stage: what is kept at work.
@@ -52,6 +60,7 @@ SHOWS = {
     'vl_rethinker': ('replay/rows', 'revise/kept', 'loss/imitation'),
     'ares': ('knob/high_entropy/threshold', 'aepo/hard/share'),
     'recap': ('reward/nll/weight', 'loss/imitation'),
+    'basereward': ('reward/model/mean', 'reward/model/unit'),
     'sophiavl_r1': ('reward/thinking/mean', 'knob/combine/decay')}
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize('slug', PAPERS)]

@@ -255,7 +255,7 @@ def test_a_judge_of_another_architecture(run, folders):
   one, _, made = run
   ctx, (rollout, scored) = one._ctx, made[0]
   asked = dataclasses.replace(
-      one.plan.judges['thinking'], params=str(folders[1]))
+      one.plan.judges['thinking'], params=(str(folders[1]),))
   found = judges.Judges(ctx, {'thinking': asked}, T, one.clock).beside(
       rollout, one.rollouts.scored(rollout))
   policy, params = context.open_model(

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from configs import frank
 from configs import vision_r1
 from mmr1 import resolve
 from mmr1.models import checkpoints
@@ -39,6 +40,12 @@ def test_sizes_are_the_published_ones(scale, parameters):
       ROOT / 'mmr1' / 'assets' / 'shapes' / scale, param_dtype='bfloat16')
   import jax
   assert sum(x.size for x in jax.tree.leaves(params)) == parameters
+
+
+def test_what_does_not_train_has_no_plan():
+  with pytest.raises(ValueError, match="stages \\('frank',\\) trains.*merges"):
+    estimate.plan(resolve.finalise(frank.get_config('qwen2_5_vl_7b')),
+                  chips.topology('h100:8'))
 
 
 def test_a_gpu_by_formula():

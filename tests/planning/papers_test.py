@@ -28,6 +28,7 @@ def plan(slug, arg=None):
         'prefill_thinking', 'decode_thinking', 'reference'}),
     ('chain_of_focus', None, {'observe', 'reference'}),
     ('vlm_r3', None, {'observe'}),
+    ('basereward', None, {'judge_model_0', 'judge_model_1'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)
@@ -44,6 +45,28 @@ def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   assert (memory > 0) == (slug == 'vl_rethinker')
 
 
+def test_a_reward_model_is_one_update_without_a_head_over_words():
+  c = resolve.finalise(
+      importlib.import_module('configs.basereward').get_config())
+  made = estimate.plan(c, chips.topology('h100:1'), stages=('voter',))
+  stage = made['stages']['voter']
+  assert stage['kind'] == 'reward_model' and set(stage['programs']) == {'update'}
+  row = stage['programs']['update']
+  assert row['flops'] == pytest.approx(row['flops_by_formula'], rel=.25)
+  assert stage['tokens'] == 2 * 16 * 48
+
+
+def test_a_folder_of_a_judge_that_is_not_there_has_the_size_it_is_called():
+  c = resolve.finalise(importlib.import_module(
+      'configs.basereward').get_config('qwen2_5_vl_3b,rl'))
+  made = estimate.plan(c, chips.topology('h100:64'), stages=('basereward',))
+  stage = made['stages']['basereward']
+  # Two of 7.6B parameters in bfloat16 beside one of 3.1B: 2 x 8.3 x 2 bytes.
+  assert stage['held']['judges'] == pytest.approx(
+      2 * 2 * 8.3e9 / 64, rel=.1)
+  assert {'judge_model_0', 'judge_model_1'} < set(stage['programs'])
+
+
 def test_a_look_costs_what_it_computes():
   """One with a divergence is two passes; one of every update with a gradient
   doubles the update."""
@@ -55,3 +78,24 @@ def test_a_look_costs_what_it_computes():
   once, always = plan('papo'), plan('papo', 'recompute')
   assert flops(always, 'update') == pytest.approx(
       2 * flops(once, 'update'), rel=.1)
+
+
+@pytest.mark.parametrize('arg, more', [(None, {'reference'}), ('simpo', set())])
+def test_pairs_are_a_reference_pass_and_an_update(arg, more):
+  c = importlib.import_module('configs.metis_specs').get_config(arg)
+  made = estimate.plan(resolve.finalise(c), chips.topology('h100:1'),
+                       stages=('cold_start',))['stages']['cold_start']
+  assert set(made['programs']) == {'update'} | more
+  assert ('reference' in made['held']) == bool(more)
+  for name, row in made['programs'].items():
+    assert row['flops'] == pytest.approx(row['flops_by_formula'], rel=.25), name
+
+
+def test_of_adapters_moments_alone_are_held():
+  """What is compared with is the base; what trains are two thin matrices."""
+  c = importlib.import_module('configs.critic_v').get_config()
+  made = estimate.plan(resolve.finalise(c), chips.topology('h100:1'),
+                       stages=('critic', 'critic_start'))['stages']
+  moments = {name: made[name]['held']['state'] for name in made}
+  # Parameters, and two moments of all of them or of adapters.
+  assert moments['critic'] < .5 * moments['critic_start']

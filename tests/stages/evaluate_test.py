@@ -50,11 +50,11 @@ def sample(length, truncated=False):
 
 
 def test_summary_by_hand():
-  grades = [grades.Grade(*grade) for grade in (
+  marks = [grades.Grade(*grade) for grade in (
       ('7', True), ('8', False, 'ran out of time'), (None, False),
       ('1', True))]
   samples = [sample(2), sample(4), sample(8, True), sample(2)]
-  result = grades.summary(grades, samples, '_sampled')
+  result = grades.summary(marks, samples, '_sampled')
   assert result['eval/accuracy_sampled'] == 0.5  # 2 of 4
   assert result['eval/response_length_sampled'] == 4.0  # 16 / 4
   assert result['eval/truncated_frac_sampled'] == 0.25

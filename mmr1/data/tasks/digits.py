@@ -21,6 +21,8 @@ from mmr1.data.tasks import items
 CELL = 16  # pixels; one merged cell of the embedded model
 GLYPH = 14  # pixels a scan is drawn at; leaves room to jitter
 FORMS = ('sum', 'minus_last', 'double_first', 'product_first')
+# Operations that the embedded model was not taught; drawn where they are named.
+UNTAUGHT = ('triple_first',)
 _QUESTIONS = {
     'sum': (
         'What is the sum of the digits?',
@@ -39,7 +41,12 @@ _QUESTIONS = {
         'Multiply the first two digits and add the others.',
         'What is the product of the first two digits plus the others?',
     ),
+    'triple_first': (
+        'Triple the first digit and add the others.',
+        'What is three times the first digit plus the other digits?',
+    ),
 }
+_TIMES = {'double_first': 2, 'triple_first': 3}
 
 
 _READ = (
@@ -68,9 +75,9 @@ def operate(form: str, values: list[int]) -> tuple[int, tuple[str, ...]]:
   """The answer and the steps, each `left op right=result`."""
   first, rest = values[0], list(values[1:])
   steps = []
-  if form == 'double_first':
-    steps.append(f'2*{first}={2 * first}')
-    total = 2 * first
+  if form in _TIMES:
+    total = _TIMES[form] * first
+    steps.append(f'{_TIMES[form]}*{first}={total}')
   elif form == 'product_first':
     second = rest.pop(0)
     steps.append(f'{first}*{second}={first * second}')
@@ -85,12 +92,13 @@ def operate(form: str, values: list[int]) -> tuple[int, tuple[str, ...]]:
   return total, tuple(steps)
 
 
-def picture(
-    scans: np.ndarray, rng: np.random.Generator) -> Image.Image:
+def picture(scans: np.ndarray, rng: np.random.Generator,
+            ink: float = 1.0) -> Image.Image:
   """Digits in a row, each inside its own cell, jittered by two pixels."""
   canvas = np.full((CELL, len(scans) * CELL), 255.0)
   for k, scan in enumerate(scans):
-    glyph = Image.fromarray((255 - scan * (255 // 16)).astype(np.uint8))
+    glyph = Image.fromarray(
+        (255 - scan * (ink * (255 // 16))).astype(np.uint8))
     glyph = np.asarray(glyph.resize((GLYPH, GLYPH), Image.Resampling.BILINEAR))
     top, left = rng.integers(0, CELL - GLYPH + 1, 2)
     canvas[top:top + GLYPH, k * CELL + left:k * CELL + left + GLYPH] = glyph
@@ -108,6 +116,7 @@ def digits(
     min_digits: int = 2,
     max_digits: int = 4,
     forms: tuple[str, ...] = FORMS,
+    ink: float = 1.0,
 ) -> records.Example:
   """Item `i` of the split: a row of handwritten digits and an operation.
 
@@ -118,12 +127,15 @@ def digits(
     i: index, from 0, without an upper end.
     uid_offset: added to `i` to make the uid.
     min_digits, max_digits: how many digits are shown, 2..9.
-    forms: operations to draw from, among FORMS.
+    forms: operations to draw from, among FORMS and UNTAUGHT.
+    ink: how dark the strokes are, 0 (white) to 1 (as scanned).
 
   Raises:
     ValueError: an unknown split or form, or a number outside its range.
   """
-  forms = items.forms('digits', FORMS, forms)
+  forms = items.forms('digits', FORMS + UNTAUGHT, forms)
+  if not 0 <= ink <= 1:
+    raise ValueError(f'digits: got ink={ink}; allowed: 0 to 1.')
   rng, scans, values, chosen = _drawn(
       'digits', seed, split, i, min_digits, max_digits)
   n = len(values)
@@ -135,7 +147,7 @@ def digits(
       uid=uid_offset + i,
       question=f'<image>{question}',
       answer=str(answer),
-      images=(picture(scans, rng),),
+      images=(picture(scans, rng, ink),),
       source='digits',
       meta={
           'answer_type': 'number',

@@ -1,0 +1,117 @@
+"""The detector: what sees what, and what its queries are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmr1.models import detector
+
+CONFIG = detector.Config(size=16, patch=4, width=16, heads=2, encoder=1,
+                         decoder=2, queries=6, classes=3)
+B = 3
+
+
+@pytest.fixture(scope='module')
+def params():
+  made = detector.init(CONFIG, jax.random.key(0))
+  keys = iter(jax.random.split(jax.random.key(1), 300))
+  return jax.tree.map(
+      lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), made)
+
+
+@pytest.fixture(scope='module')
+def net(params):
+  return detector.Detector(CONFIG).bind({'params': params})
+
+
+@pytest.fixture(scope='module')
+def images():
+  return jnp.float32(np.random.default_rng(0).normal(size=(B, 16, 16, 3)))
+
+
+@pytest.fixture(scope='module')
+def prompts():
+  return jnp.float32(np.random.default_rng(1).normal(size=(3, 16)))
+
+
+KNOWN = jnp.ones(3, bool)
+
+
+@pytest.fixture(scope='module')
+def found(net, images, prompts):
+  return net.detect(net.features(images), prompts, KNOWN)
+
+
+def test_shapes_and_ranges(found):
+  assert found.boxes.shape == (3, B, 6, 4) and found.logits.shape == (
+      3, B, 6, 3)
+  assert ((0 < found.boxes) & (found.boxes < 1)).all()
+
+
+def test_queries_are_the_best_patches_best_first(found):
+  """So that the last ones are those that selection ranked lowest."""
+  scores, index = np.asarray(found.scores), np.asarray(found.index)
+  for row, of in zip(scores, index):
+    np.testing.assert_array_equal(row[of], np.sort(row)[::-1][:6])
+  # The encoder's logits are the selection's own.
+  np.testing.assert_allclose(
+      found.logits[0].max(-1), np.take_along_axis(scores, index, 1), rtol=1e-5)
+
+
+def test_pictures_do_not_see_each_other(net, images, prompts, found):
+  alone = net.detect(net.features(images[1:2]), prompts, KNOWN)
+  np.testing.assert_allclose(alone.boxes[:, 0], found.boxes[:, 1], atol=1e-4)
+  np.testing.assert_allclose(alone.logits[:, 0], found.logits[:, 1], atol=1e-3)
+
+
+def test_a_class_without_a_prompt_is_not_there(net, images, prompts):
+  """Its logits are -inf, and whatever stands in its place changes nothing."""
+  known = jnp.asarray([True, False, True])
+  one, two = (net.detect(net.features(images), p, known)
+              for p in (prompts, prompts.at[1].set(7.0)))
+  assert np.isneginf(one.logits[..., 1]).all()
+  assert np.isfinite(one.logits[..., [0, 2]]).all()
+  np.testing.assert_allclose(one.boxes, two.boxes, atol=1e-6)
+
+
+def test_prompts_decide_what_is_found(net, images, prompts, found):
+  other = net.detect(net.features(images), prompts[::-1], KNOWN)
+  np.testing.assert_allclose(
+      other.logits[0].max(-1), found.logits[0].max(-1), atol=1e-4)
+  assert np.abs(np.asarray(other.logits - found.logits))[0].max() > 1e-2
+
+
+def test_a_prompt_is_read_inside_its_box(net, images):
+  """By the gradient: patches outside do not count, nor other boxes."""
+  features = net.features(images)
+  boxes = jnp.float32([[[.375, .375, .25, .25], [.8, .8, .3, .3]]] * B)
+  by_patch = np.asarray(jax.grad(
+      lambda f: net.prompts(f, boxes)[0, 0].sum())(features))
+  seen = np.abs(by_patch).max(-1)
+  assert not seen[1:].any()
+  at = detector.centres(CONFIG)
+  # Half of .25 and half a patch, .125 each, around the middle.
+  inside = (np.abs(at - .375) <= .25 + 1e-6).all(-1)
+  np.testing.assert_array_equal(seen[0] > 0, inside)
+  assert 0 < inside.sum() < 16
+
+
+def test_boxes_begin_around_their_patches():
+  """New parameters correct nothing."""
+  net = detector.Detector(CONFIG).bind(
+      {'params': detector.init(CONFIG, jax.random.key(0))})
+  made = net.detect(net.features(jnp.zeros((1, 16, 16, 3))),
+                    jnp.ones((3, 16)), KNOWN)
+  want = np.concatenate([detector.centres(CONFIG)[made.index[0]],
+                         np.full((6, 2), .3)], -1)
+  for layer in made.boxes:
+    np.testing.assert_allclose(layer[0], want, atol=1e-4)
+
+
+def test_alike_is_a_scaled_cosine(net, params):
+  x = 3 * params['names'][1]
+  got = net.alike(x)
+  assert int(np.argmax(got)) == 1
+  assert float(got[1]) == pytest.approx(
+      float(np.exp(params['temperature'])), rel=1e-5)
