@@ -73,8 +73,6 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
   token = _token(c, count, shape.size, make.prompt * (
       count if schedule.whole else nobody.prompts.size * g))
   waves = math.ceil(n * g / count)
-  head = {'head': published['language'].get('head', {})}
-  tower = {'tower': published.get('visual', {})}
   found = [
       records.Program('prefill', lambda: programs.prefill.trace(
           own, decoder, published, prompts, key, group=g),
@@ -88,7 +86,8 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
   if section.env is not None:
     found.append(_observing(device, kept, nobody, asked, read, c, config,
                             section.env, make))
-  return found, head | tower
+  return found, {'head': published['language'].get('head', {}),
+                 'tower': published.get('visual', {})}
 
 
 def _token(c: Any, count: int, size: int, asked: int) -> dict[str, float]:
