@@ -72,7 +72,7 @@ def _reward(c, options):
 def _tiny(c):
   """Digits that are large or small; all numbers [ours]."""
   c.data.mixture, c.data.weights = ('zoom',), (1.0,)
-  c.tasks.zoom = dict(fn='zoom.zoom', scale=4, small=0.5, columns=1)
+  c.tasks.zoom = dict(fn='zoom.zoom', scale=4, small=0.6, columns=1)
   c.data.instruction = common.TAGS
   c.data.max_pixels, c.data.patches = 1024, 16
   c.environments.zoom = common.environment(
@@ -88,12 +88,13 @@ def _tiny(c):
   c.rl.env = c.sft.env = c.evaluation.env = 'zoom'
   c.evaluation.max_new_tokens = c.rl.max_new_tokens = 128
   c.evaluation.examples = 256
-  c.rl.optimizer.lr = 1e-4
+  c.rl.optimizer.lr = 5e-5
   c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
   c.chain_of_focus = common.overlay(c.rl, steps=24)
   c.stages = (*common.cold_start(
       c, steps=120, size=2048, max_new_tokens=128,
-      engine='chain_of_focus.explored', share=0.5), 'chain_of_focus')
+      engine='chain_of_focus.explored', small=0.7, large=0.3),
+              'chain_of_focus')
   c.cold_start.rows_per_step = 16
   c.cold_start.optimizer.lr, c.cold_start.optimizer.b2 = 1e-3, 0.98
 

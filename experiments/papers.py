@@ -116,17 +116,14 @@ ARMS = {
         {'metis_specs': ('', ()), 'sft': ('sft', ())},
         ('reward/mean', 'reward/result/mean', 'reward/format/mean', 'entropy',
          'response_length/mean', 'grad_norm')),
-    # With crops that show nothing, and without the group-aware reward.
+    # Where does it zoom?
     'chain_of_focus': Paper(
-        {'chain_of_focus': ('', ()), 'plain': ('plain', ()),
-         'blank': ('', ('--config.environments.zoom.kwargs.blank=True',))},
+        {'chain_of_focus': ('', ())},
         ('reward/zoomed_small/mean', 'reward/zoomed_large/mean',
-         'reward/result/mean')),
+         'reward/result/mean'), steps=24),
     'vlm_r3': Paper(
-        {'vlm_r3': ('', ()),
-         'grpo': ('', ("--config.rl.rewards=('result','format','length',"
-                       "'zoomed')",))},
-        ('env/calls', 'reward/zoomed/mean', 'reward/result/mean')),
+        {'vlm_r3': ('', ())},
+        ('env/calls', 'reward/region/mean', 'reward/result/mean'), steps=16),
     'sophiavl_r1': Paper(
         {'sophiavl_r1': ('', ()),
          # In place of the judge a score that rises with the length.

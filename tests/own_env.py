@@ -10,9 +10,11 @@ class Asking:
   """Answers every turn with words and, to every second one, a picture."""
   role = 'user'
 
-  def __init__(self, *, turns: int = 2, fails: int = 0):
+  def __init__(self, *, turns: int = 2, fails: int = 0, **kwargs):
     """`turns`: after so many it ends; `fails`: one of so many samples of a
-    group has an environment that breaks, 0: none."""
+    group has an environment that breaks, 0: none; `kwargs`: of whatever
+    it takes the place of."""
+    del kwargs
     self._turns, self._fails = turns, fails
 
   def reset(self, example, seed):

@@ -199,14 +199,14 @@ def call(box: Sequence[float]) -> str:
 
 def explored(
     examples: Sequence[records.Example], ctx: Any, init: str, *,
-    share: float = 0.5,
+    small: float = 0.5, large: float = 0.5,
 ) -> tuple[list[records.Example], dict[str, int]]:
   """Engine of a `collect` stage: traces of the world `zoom` for a cold start
   [ours].
 
-  A share of both kinds of question zooms, the others answer at once, whether
-  the digits can be read or not: what zooming is good for is left to rl. Who
-  cannot read them says other digits.
+  Shares of those with `small` and with `large` digits zoom, the others answer
+  at once, whether the digits can be read or not, and say any digits if not:
+  what zooming is good for is left to rl.
   """
   del ctx, init
   made, used = [], 0
@@ -214,7 +214,7 @@ def explored(
     rng = np.random.default_rng([zlib.crc32(b'explored'), example.uid])
     facts, steps, said = example.meta['facts'], example.meta['steps'], []
     answer = example.answer
-    if rng.random() < share:
+    if rng.random() < (small if example.meta['needs_zoom'] else large):
       seen, (width, height) = example.meta['seen'], example.images[0].size
       box = [x * s for x, s in zip(example.meta['box'], 2 * (
           seen[1] / width, seen[0] / height))]

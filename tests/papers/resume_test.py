@@ -51,6 +51,12 @@ PAPERS = {
         '--config.reward_model.optimizer.warmup_steps=0',
         '--config.basereward.init=base', EVEN.format('rule'),
         EVEN.format('true'), "--config.judges.model.params=('voter',)")),
+    # Its environment's turns end at about every second token of a random model.
+    'chain_of_focus': ("('chain_of_focus',)", (
+        '--config.environments.zoom.fn=tests.own_env:Asking',
+        f'--config.environments.zoom.stop={tuple("aeinorst0123456789")}',
+        '--config.environments.zoom.turn_tokens=16',
+        '--config.rl.max_new_tokens=128', EVEN.format('result'))),
 }
 
 # Metrics that are not 0 in some step of the last stage: what is kept at work.
@@ -61,6 +67,7 @@ SHOWS = {
     'ares': ('knob/high_entropy/threshold', 'aepo/hard/share'),
     'recap': ('reward/nll/weight', 'loss/imitation'),
     'basereward': ('reward/model/mean', 'reward/model/unit'),
+    'chain_of_focus': ('env/calls', 'env/images'),
     'sophiavl_r1': ('reward/thinking/mean', 'knob/combine/decay')}
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize('slug', PAPERS)]
