@@ -1,5 +1,6 @@
 """A model so small that whole runs take seconds, and what runs it."""
 
+import gc
 import importlib.metadata
 import json
 import os
@@ -45,6 +46,22 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   rank = {name: i for i, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+# Every compiled program maps memory several times, and a process may have
+# 65,530 maps (vm.max_map_count): with too many programs XLA ends with a fault.
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+  """Forgets what was compiled once there is much of it."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPS:
+    import jax
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')
