@@ -77,7 +77,7 @@ def _tiny(c, options):
   c.evaluation.examples = 128
   world = dict(
       fn='pairs.digits', max_digits=3, off=20,
-      forms=('sum', 'minus_last', 'double_first'),
+      forms=('sum', 'double_first'),
       kinds=('hallucinated', 'slip', 'answer'))
   # Half of the prompts have an answer that the rule knows; `true` is the score
   # of the world, which nothing is paid for.
@@ -100,9 +100,10 @@ def _tiny(c, options):
   c.second = common.overlay(c.reward_model)
   c.judges.model = common.reward_model.judge('voter', 'second')
   c.rl.optimizer.freeze = ('scalars/.*',)
+  c.rl.temperature = c.evaluation.temperature = 0.6
   c.basereward = common.overlay(c.rl, init='cold_start', steps=20)
   c.stages = (*common.cold_start(
-      c, steps=16, size=512, max_new_tokens=64,
+      c, steps=40, size=1280, max_new_tokens=64,
       engine='mmr1.papers.basereward:sloppy', count=(2, 3), wrong=0.4,
       kinds=world['kinds'], off=20), 'voter', 'second', 'basereward')
 

@@ -24,6 +24,8 @@ Ablations:
   --config.critic_v.fixed=Check.               the same words always
   --config.critic_v.history=accumulate         all critiques stay in the prompt
   --config.critic.loss.kwargs.beta=0.1
+  --config.pairs.kwargs.temperatures="(0.7,1.0,1.3)"
+                                               critiques are the critic's own
 
 Marked [ours]: the paper gives no value. In the tiny run everything but the
 scores, the pairs, the loss, the adapters and the loop is ours.
@@ -69,10 +71,10 @@ def _tiny(c):
   c.critic_start = common.overlay(c.sft, data='starts', steps=160)
   c.pairs = common.overlay(
       c.collect, engine='critic_v.pairs', init='critic_start', size=384,
-      kwargs=dict(temperatures=(0.7, 1.0, 1.3), max_new_tokens=64, most=5,
-                  alpha=0.1))
+      kwargs=dict(recalls=(0.9, 0.6, 0.3), falses=(0.05, 0.2, 0.4),
+                  temperatures=(), max_new_tokens=64, most=5, alpha=0.1))
   c.critic = common.overlay(
-      c.preference, init='critic_start', data='pairs', steps=32,
+      c.preference, init='critic_start', data='pairs', steps=40,
       pairs_per_step=16, max_new_tokens=64,
       optimizer=dict(lr=5e-4, warmup_steps=5, lr_decay='cosine'))
   c.refine.examples, c.refine.prompts_per_batch = 128, 64

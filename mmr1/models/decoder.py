@@ -307,9 +307,10 @@ class LanguageModel(nn.Module):
     x, add = self.inputs(prompts)
     return self._run(
         x[:, None], prompts.positions[:, None],
-        sight_lib.causal(prompts.mask[:, None],
-                None if prompts.segment is None else prompts.segment[:, None],
-                self.blocks(prompts)),
+        sight_lib.causal(
+            prompts.mask[:, None],
+            None if prompts.segment is None else prompts.segment[:, None],
+            self.blocks(prompts)),
         None if add is None else add[:, :, None], measure)
 
   def _run(self, x, positions, sight, add, measure=None):

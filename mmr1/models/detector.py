@@ -204,7 +204,10 @@ class Detector(nn.Module):
     memory = self.fusion(
         features, places, [('prompts', prompts, prompts, mask)])
     every = self._logits(memory, prompts, known, 0)
-    scores = every.max(-1)
+    # By index: a maximum that is computed twice need not equal itself, and its
+    # slope is then 0 / 0.
+    scores = jnp.take_along_axis(
+        every, jnp.argmax(every, -1)[..., None], -1)[..., 0]
     index = jax.lax.top_k(scores, c.queries)[1]
     take = lambda x: jnp.take_along_axis(x, index[..., None], 1)
     anchors = jnp.concatenate([

@@ -49,9 +49,14 @@ def reflect(asked: str, critique: str) -> str:
 
 
 def satisfied(critique: str) -> bool:
-  """The critic names no weakness: nothing after its heading, or `NOTHING`."""
+  """Whether a critique says that there is nothing to be done [ours].
+
+  It has no words, says `NOTHING`, or names weaknesses of which none is one
+  ('Digit 2 is 6, not 6.'). Words in another form are a critique.
+  """
   told = critique.removeprefix(HEAD.strip()).strip()
-  return not told or told == NOTHING
+  return not told or told == NOTHING or (
+      bool(_WEAKNESS.search(told)) and not detections(told))
 
 
 # Errors.
@@ -86,9 +91,9 @@ def written(errors: Sequence[Error]) -> str:
 
 
 def detections(critique: str) -> frozenset[Error]:
-  """The weaknesses that a critique names."""
-  return frozenset(tuple(map(int, found))
-                   for found in _WEAKNESS.findall(critique))
+  """The weaknesses that a critique names; 'Digit 2 is 6, not 6.' is none."""
+  found = (tuple(map(int, one)) for one in _WEAKNESS.findall(critique))
+  return frozenset(one for one in found if one[1] != one[2])
 
 
 # Scores.

@@ -52,7 +52,10 @@ def grqo(
     raise ValueError(f'mute: got {mute}; allowed: 0 to below the {queries} '
                      'queries.')
   known = real.any(1)
-  quality = -jnp.where(real[:, None], cost, jnp.inf).min(-1)
+  # By index: the slope of a minimum divides by how many entries equal it, and
+  # where a compiler computes them twice, rounded otherwise, that can be none.
+  best = jnp.argmin(jnp.where(real[:, None], cost, jnp.inf), -1)
+  quality = -jnp.take_along_axis(cost, best[..., None], -1)[..., 0]
   quality = jnp.where(known[:, None], quality, 0.0)
   centred = quality - quality.mean(1, keepdims=True)
   # Of a picture without boxes all are alike: the root has no slope at 0.

@@ -5,7 +5,6 @@ import types
 import numpy as np
 import pytest
 
-from mmr1 import records
 from mmr1 import resolve
 from mmr1.data.tasks import digits as digits_lib
 from mmr1.losses import preference
@@ -95,7 +94,10 @@ def test_the_prompts():
   assert critic_v.reflect('<image>Read.', critique) == (
       'Reflection on former answer: Digit 2 is 3, not 8. <image>Read.')
   assert not critic_v.satisfied(critique)
-  for nothing in (critic_v.written([]), '', critic_v.HEAD, 'No issue.'):
+  void = critic_v.HEAD + 'Digit 2 is 6, not 6.'
+  assert not critic_v.detections(void)
+  assert not critic_v.satisfied('Check.')  # words in another form
+  for nothing in (critic_v.written([]), '', critic_v.HEAD, 'No issue.', void):
     assert critic_v.satisfied(nothing)
   assert critic_v.errors_of('4,8,9', [4, 3]) is None
   assert critic_v.errors_of('I do not know', [4, 3]) is None
@@ -132,7 +134,6 @@ def test_pairs_of_a_model_at_three_temperatures(examples, monkeypatch):
   def responses(ctx, params, found, *, temperature, **given):
     asked.append((params, temperature, given['instruction']))
     def say(e):
-      rng = np.random.default_rng([e.uid])
       answer, real = critic_v._faulty(e, 'pairs', 5)[1::2]
       return critic_v.written(sorted(real)[:round(2 - temperature)])
     return [[types.SimpleNamespace(text=say(e))] for e in found]

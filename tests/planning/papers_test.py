@@ -26,9 +26,9 @@ def plan(slug, arg=None):
     ('vl_rethinker', None, {'old'}),
     ('sophiavl_r1', None, {
         'prefill_thinking', 'decode_thinking', 'reference'}),
+    ('basereward', None, {'judge_model_0', 'judge_model_1'}),
     ('chain_of_focus', None, {'observe', 'reference'}),
     ('vlm_r3', None, {'observe'}),
-    ('basereward', None, {'judge_model_0', 'judge_model_1'}),
     ('luffy', None, set())])
 def test_every_pass_of_a_step_is_a_program(slug, arg, more):
   stage = plan(slug, arg)
