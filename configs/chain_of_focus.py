@@ -121,7 +121,7 @@ def _real(c):
   c.evaluation.max_new_tokens = 8192
   c.cold_start = common.overlay(
       c.sft, data='data/mm_cof.jsonl', steps=500, rows_per_step=32,  # [ours]
-      chunks_per_step=4, max_new_tokens=16_384,
+      max_new_tokens=16_384,
       lora=dict(rank=32, alpha=64.0, train=('visual/merger/.*',)),
       optimizer=dict(lr=1e-5, warmup_steps=50, lr_decay='cosine'))
   c.rl.optimizer.lr = 1e-6

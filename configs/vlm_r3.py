@@ -103,7 +103,7 @@ def _real(c, form):
   c.cold_start = common.overlay(
       c.sft, data='data/vlir.jsonl', steps=246 if released else 554,
       rows_per_step=192 if released else 64,
-      chunks_per_step=4, max_new_tokens=8192,
+      chunks_per_step=6 if released else 2, max_new_tokens=8192,
       optimizer=dict(lr=2e-7, warmup_steps=8 if released else 0,
                      lr_decay='cosine'))
   c.rl.optimizer.lr = 1e-6
