@@ -14,8 +14,8 @@ it is; critiques change its prompt (stage `refine`).
       --config.data.path=/data/questions.parquet
 
 `critic.data` has columns `problem` (what the critic is asked, as
-`mmr1.papers.critic_v:ask` writes it), `chosen` and `rejected`. Arguments: a scale
-of `common.MODELS`.
+`mmr1.papers.critic_v:ask` writes it), `chosen` and `rejected`. Arguments: a
+scale of `common.MODELS`.
 
 Ablations:
   --config.critic_v.rounds=0                   the reasoner alone; also 1 and 3
@@ -56,28 +56,29 @@ def _tiny(c):
   c.tasks.reading.max_digits = 3
   c.data.instruction = ''
   c.data.prompt_tokens, c.data.patches = 112, 32
-  c.evaluation.examples, c.evaluation.max_new_tokens = 64, 16
-  c.sft.rows_per_step, c.sft.init, c.sft.instruction = 24, 'base', ''
+  c.evaluation.examples, c.evaluation.max_new_tokens = 32, 16
+  c.sft.rows_per_step, c.sft.init, c.sft.instruction = 16, 'base', ''
   c.sft.max_new_tokens = 64
   c.sft.optimizer.lr, c.sft.optimizer.warmup_steps = 1e-3, 10
   c.sft.optimizer.b2, c.sft.optimizer.lr_decay = 0.98, 'cosine'
   c.lessons = common.overlay(
       c.collect, engine='critic_v.lessons', size=1024, kwargs=dict(
           misread={'3': 8, '5': 6, '9': 4}, recall=0.7, false=0.2))
-  c.reasoner = common.overlay(c.sft, data='lessons', steps=80)
+  c.reasoner = common.overlay(
+      c.sft, data='lessons', steps=80, max_new_tokens=16)
   c.starts = common.overlay(
       c.collect, engine='critic_v.starts', size=2048, kwargs=dict(
           recall=0.6, false=0.3, clean=0.2, most=5))
-  c.critic_start = common.overlay(c.sft, data='starts', steps=160)
+  c.critic_start = common.overlay(c.sft, data='starts', steps=120)
   c.pairs = common.overlay(
       c.collect, engine='critic_v.pairs', init='critic_start', size=384,
       kwargs=dict(recalls=(0.9, 0.6, 0.3), falses=(0.05, 0.2, 0.4),
                   temperatures=(), max_new_tokens=64, most=5, alpha=0.1))
   c.critic = common.overlay(
-      c.preference, init='critic_start', data='pairs', steps=40,
+      c.preference, init='critic_start', data='pairs', steps=32,
       pairs_per_step=16, max_new_tokens=64,
       optimizer=dict(lr=5e-4, warmup_steps=5, lr_decay='cosine'))
-  c.refine.examples, c.refine.prompts_per_batch = 128, 64
+  c.refine.examples, c.refine.prompts_per_batch = 128, 128
   c.refine.max_new_tokens, c.refine.critic_tokens = 16, 64
   c.refine.score.fn, c.refine.init = 'critic_v.told', 'reasoner'
   c.untrained = common.overlay(c.refine, critic='critic_start')
@@ -95,7 +96,7 @@ def _real(c):
   # LoRA on all linear layers of the decoder, 2,048 tokens with the prompt.
   c.critic = common.overlay(
       c.preference, init='base', data='data/critique_vqa.jsonl', steps=10_880,
-      pairs_per_step=8, max_new_tokens=1088,
+      pairs_per_step=8, max_new_tokens=1024,
       optimizer=dict(lr=5e-6, warmup_steps=1088, lr_decay='cosine'))
   c.data.prompt_tokens = 1024
   c.refine.examples, c.refine.init = 1024, 'base'

@@ -14,8 +14,8 @@ instruction they were trained on and under another one.
       --config.model.path=/models/Qwen2.5-VL-7B-Instruct \
       --config.data.path=/data/orsta_virl.parquet
 
-Arguments, joined by commas: a scale of `common.MODELS`; `sft` (a cold start that
-imitates the chosen texts), `ipo` or `simpo` in place of DPO.
+Arguments, joined by commas: a scale of `common.MODELS`; `sft` (a cold start
+that imitates the chosen texts), `ipo` or `simpo` in place of DPO.
 
 Ablations:
   --config.pairs.kwargs.coupled=True           wrong answers are rejected too
@@ -73,20 +73,20 @@ def _tiny(c, imitate):
   all numbers [ours]."""
   common.small_digits(c)
   c.data.instruction = SHORT
-  c.evaluation.examples = 128
+  c.evaluation.examples = 96
   c.rl.optimizer.lr = 2e-4
-  c.zero = common.overlay(c.rl, steps=16)
+  c.zero = common.overlay(c.rl, steps=12)
   c.pairs = common.overlay(
-      c.collect, engine='metis_specs.pairs', init='zero', size=384,
+      c.collect, engine='metis_specs.pairs', init='zero', size=256,
       kwargs=dict(rollouts=4, max_new_tokens=48, screen='steps.true_steps',
                   rejects='chosen', coupled=False))
   shared = dict(
-      init='base', data='pairs', steps=16, max_new_tokens=64, eval_every=8,
+      init='base', data='pairs', steps=12, max_new_tokens=64, eval_every=6,
       optimizer=dict(lr=1e-4, warmup_steps=2))
   c.cold_start = (common.overlay(c.sft, rows_per_step=16, **shared) if imitate
                   else common.overlay(
                       c.preference, pairs_per_step=16, **shared))
-  c.metis_specs = common.overlay(c.rl, init='cold_start', steps=16)
+  c.metis_specs = common.overlay(c.rl, init='cold_start', steps=12)
 
 
 def _real(c, imitate):

@@ -106,7 +106,11 @@ def _judge(c):
           'above says, and otherwise the same. How well does it follow? '
           'Answer with a number from 0 to 5 alone.'), suffix='')
   c.nft.judge = 'editor'
-  c.data.prompt_tokens = max(c.data.prompt_tokens, 128)
+  if c.scale == 'tiny':
+    c.data.prompt_tokens = 160
+  else:  # two pictures, enlarged to 224 x 224
+    c.data.min_pixels, c.data.max_pixels = 50_176, 50_176
+    c.data.prompt_tokens, c.data.patches = 320, 640
 
 
 def _paper(c):

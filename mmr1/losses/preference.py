@@ -1,4 +1,4 @@
-r"""Losses of pairs: `(scores, block, knobs, *, ...) -> (sum, count)` over pairs.
+r"""Losses of pairs: `(scores, block, knobs, *, ...) -> (sum, count)` of pairs.
 
 A pair is a prompt with G = 2 completions, the chosen one first: tokens [N, 2,
 T]. log pi(y) of a completion is the sum over its kept tokens (`length='sum'`)

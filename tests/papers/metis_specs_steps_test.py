@@ -9,7 +9,6 @@ import pytest
 from mmr1 import log
 from mmr1 import runner
 from mmr1.papers import metis_specs
-from mmr1.rewards import format as format_lib
 from mmr1.stages import preference
 from tests import small
 from tests.papers import runs
@@ -95,7 +94,8 @@ def test_both_evaluations_and_the_factor_are_logged(run):
   base = made[0]
   assert 'eval/generalisation_factor' not in base
   for row in made[1:]:
-    inside = 100 * (row['eval/accuracy_sampled'] - base['eval/accuracy_sampled'])
+    inside = 100 * (
+        row['eval/accuracy_sampled'] - base['eval/accuracy_sampled'])
     outside = 100 * (row['eval/other_form/accuracy_sampled']
                      - base['eval/other_form/accuracy_sampled'])
     assert row['eval/gain/in'] == pytest.approx(inside)

@@ -1,4 +1,4 @@
-"""Metis-SPECS by hand: corruptions, pairs, the Generalisation Factor, numbers."""
+"""Metis-SPECS by hand: corruptions, pairs, the factor, numbers."""
 
 import types
 
@@ -58,10 +58,12 @@ def test_what_has_no_form_is_refused():
 def test_the_factor_by_hand():
   # 5 x 50 / (40 + 5) = 5.5556; 5 x 50 / (20 + 10) = 8.3333;
   # 5 x 60 / (120 + 2) = 2.4590: gains outside count more.
-  for gains, wanted in (((10, 5), 5.5556), ((5, 10), 8.3333), ((30, 2), 2.4590)):
-    assert metis_specs.generalisation(*gains) == pytest.approx(wanted, abs=1e-4)
+  for gains, wanted in (
+      ((10, 5), 5.5556), ((5, 10), 8.3333), ((30, 2), 2.4590)):
+    made = metis_specs.generalisation(*gains)
+    assert made == pytest.approx(wanted, abs=1e-4)
   # With beta = 1 it is the harmonic mean, 2 x 50 / 15.
-  assert metis_specs.generalisation(10, 5, beta=1) == pytest.approx(6.6667, abs=1e-4)
+  assert metis_specs.generalisation(10, 5, beta=1) == pytest.approx(100 / 15)
   assert metis_specs.generalisation(-1, 5) == 0
   assert metis_specs.generalisation(-1, -5) == 0
   base = {'eval/accuracy_sampled': .1, 'eval/other/accuracy_sampled': .3}

@@ -98,7 +98,8 @@ def test_a_block_by_hand(config, open_run, tmp_path):
   ctx, _ = open_run(config, tmp_path / 'run')
   shape = ctx.shape()
   item = shape.encode(datasets.open_completions(path, 0, 'pair')[0], 0)
-  ids = [encode.encode_completion(x, ctx.processor) for x in item[0].completions]
+  ids = [encode.encode_completion(x, ctx.processor)
+         for x in item[0].completions]
   before = encode.encode_given(item[0].given, ctx.processor)
   pair = tuple(preference.packing.Example(
       item, np.concatenate([before, x]), len(before)) for x in ids)
