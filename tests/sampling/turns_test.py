@@ -203,13 +203,15 @@ def test_m1_and_one_forward_of_a_prompt_that_holds_all_of_it(batch, played):
       assert abs(rollout.logp[i, j, t] - want) < 1e-4
 
 
+FEW = schedule.Decoding(rows=5, cache_chunk=24)
+
+
 @pytest.mark.parametrize('decoding', [
-    schedule.Decoding(cache_chunk=8),
-    schedule.Decoding(rows=5, cache_chunk=8),
-    schedule.Decoding(rows=6),
-    schedule.Decoding(cache_chunk=16, shrink=True),
-    schedule.Decoding(rows=8, shrink=True, layers='scan'),
-])
+    FEW, schedule.Decoding(rows=8, shrink=True),
+    *(pytest.param(x, marks=pytest.mark.slow) for x in (
+        schedule.Decoding(cache_chunk=8), schedule.Decoding(rows=6),
+        schedule.Decoding(cache_chunk=16, shrink=True),
+        schedule.Decoding(rows=8, shrink=True, layers='scan')))])
 def test_m3_refills_and_fewer_rows_change_nothing(batch, played, decoding):
   same(play(batch, decoding)[0], played[0])
 
@@ -225,7 +227,7 @@ def same(a, b):
 def test_m3_the_order_of_prompts_changes_nothing(batch, played):
   order = [2, 0, 3, 1]
   moved = jax.tree.map(lambda x: x[np.array(order)], batch)
-  again, _ = play(moved, schedule.Decoding(rows=7))
+  again, _ = play(moved, FEW)
   want = played[0].replace(prompts=None, version=None)
   same(again, jax.tree.map(lambda x: x[np.array(order)], want))
 
