@@ -8,7 +8,6 @@ Both are measured in turns; what the environment does, encoding pictures
 included, counts. Leaves experiments/results/bench/turns.json.
 """
 
-import dataclasses
 import json
 import pathlib
 import platform
@@ -91,7 +90,7 @@ def episodes(engine: engine_mmr1.Engine,
 
 
 def main(_) -> None:
-  workload = dataclasses.replace(workloads.named('w1'))
+  workload = workloads.named('w1')
   env = environments.Environment(
       name='pictures', fn=Pictures(), stop=(), max_turns=TURNS,
       turn_tokens=TURN, observation_tokens=96, observation_patches=256,
