@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmr1 import forward
 from mmr1 import positions
 from mmr1 import types
 from mmr1.data import encode
