@@ -260,7 +260,8 @@ def report(rewards):
                        advantages.grpo(rewards), np.ones(shape, bool), {})
   filled = judged.Filled(None, {}, judged.Arrays(
       spoken=None, lengths=np.full(shape, 3), done=np.ones(shape, bool),
-      branch=None, expert=np.zeros(shape, bool), baseline=None), made)
+      branch=None, expert=np.zeros(shape, bool), baseline=None, turn=None,
+      turn_rewards=None), made)
   return judging.report(filled, cap=8), made.advantage
 
 
