@@ -38,7 +38,8 @@ def filled(tag, good, *, more=True):
   arrays = judged.Arrays(
       spoken=np.array(wide(G, T)) % 2 == 0, lengths=np.array(wide(G)),
       done=np.array(wide(G)) > 0, branch=np.array(wide()),
-      expert=np.zeros((N, G), bool), baseline=np.array(wide()))
+      expert=np.zeros((N, G), bool), baseline=np.array(wide()),
+      turn=np.array(wide(G, T)), turn_rewards=np.array(wide(G, 1)))
   return judged.Filled(
       rollout, {'look': types.Seen(logp=wide(G, T))}, arrays, judged.Judged(
           samples, scored, columns, np.array(wide(G, 1), np.float32), keep,

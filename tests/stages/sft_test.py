@@ -311,7 +311,7 @@ def test_a_small_file_may_be_read_many_times(monkeypatch):
   drawn = itertools.cycle([3, 9, 9])
   stream = types.SimpleNamespace(mixture=range(3), take=lambda n: [
       (types.SimpleNamespace(completions=(next(drawn),), given=()), None)])
-  rows = sft.Rows(stream, None, 5)
+  rows = sft.Rows(types.SimpleNamespace(processor=None), stream, 5, None)
   assert [len(x.ids) for x in rows.take(20)] == [3] * 20
   assert rows.dropped == 38
 
