@@ -14,7 +14,7 @@ from mmr1 import types
 from mmr1.data import encode
 from mmr1.data import trajectories
 from mmr1.data.codecs import base
-from mmr1.models import decoder
+from mmr1.models import sight
 from mmr1.sampling import sample
 from mmr1.sampling import schedule
 from mmr1.sampling import stops
@@ -176,7 +176,7 @@ def every_logit(policy, params, prompts):
   hidden = policy.module.apply(
       {'params': params}, x, prompts.positions, prompts.mask,
       method=lambda m, x, p, mask: m.language.norm(m._run(
-          x[:, None], p[:, None], decoder._causal(mask[:, None]), None)[0][:, 0]))
+          x[:, None], p[:, None], sight.causal(mask[:, None]), None)[0][:, 0]))
   return policy.logits(params, hidden, jnp.float32(1))
 
 
