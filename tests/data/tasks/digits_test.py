@@ -93,7 +93,7 @@ def test_pictures_show_the_scans_they_name(split, scans):
 
 def test_training_and_held_out_scans_are_disjoint(scans):
   """By their pixels: no scan is in the set twice either."""
-  parts = {split: {scan.tobytes() for scan in digits.scans(split)[0]}
+  parts = {split: {scan.tobytes() for scan in digits.scans_of(split)[0]}
            for split in ('train', 'eval', 'test')}
   assert len(parts['train']) == 1437 and len(parts['eval']) == 360
   assert not parts['train'] & parts['eval']
