@@ -92,8 +92,8 @@ def test_staleness_scores_while_the_next_is_sampled(trainer):
     order.append('score')
     return call(*args)
 
-  def seen(state, prompts, k, round_):
-    made = sample(state, prompts, k, round_)
+  def seen(state, prompts, k, *more):
+    made = sample(state, prompts, k, *more)
     order.append(f'sample {k}')
     if k == 1:
       sampled.set()
