@@ -45,7 +45,7 @@ def agreement(ctx, params: str, problems: int) -> dict[str, float]:
   section = ctx.config.judges.thinking
   longest = ctx.config.judge.max_new_tokens
   one = judges.Judge(ctx, judges.Settings(
-      'thinking', params, section, number.unit), longest)
+      'thinking', (params,), section, number.unit), longest)
   held = datasets.open_split(ctx.config, 'eval')
   mistakes = {key: value for key, value in ctx.config.traces.kwargs.as_dict(
       ).items() if key in ('off', 'again', 'cut', 'wrong')}
