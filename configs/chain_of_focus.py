@@ -87,12 +87,12 @@ def _tiny(c):
   c.rl.rewards = (*c.rl.rewards, 'zoomed_small', 'zoomed_large')
   c.rl.env = c.sft.env = c.evaluation.env = 'zoom'
   c.evaluation.max_new_tokens = c.rl.max_new_tokens = 128
-  c.evaluation.examples = 256
-  c.rl.optimizer.lr = 5e-5
+  c.evaluation.examples = 128
+  c.rl.optimizer.lr = 1e-4
   c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
-  c.chain_of_focus = common.overlay(c.rl, steps=24)
+  c.chain_of_focus = common.overlay(c.rl, steps=16)
   c.stages = (*common.cold_start(
-      c, steps=120, size=2048, max_new_tokens=128,
+      c, steps=90, size=1440, max_new_tokens=128,
       engine='chain_of_focus.explored', small=0.7, large=0.3),
               'chain_of_focus')
   c.cold_start.rows_per_step = 16

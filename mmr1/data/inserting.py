@@ -5,6 +5,7 @@ template of the checkpoint frames them: prompt, sampled tokens and what is
 inserted are together the tokens of the whole chat (law 4).
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,20 @@ def encode(
       media or an eos, the chat template does not go on from a turn as it was,
       or the family does not read an image of this size.
   """
+  if not observation.images:
+    return _words(observation.text, observation.role, processor, closed)
+  return _encoded(observation, processor, closed)
+
+
+@functools.lru_cache(1024)  # an environment says much the same all the time
+def _words(text: str, role: str, processor: processor_lib.Processor,
+           closed: bool) -> encode_lib.Encoded:
+  return _encoded(records.Observation(text=text, role=role), processor, closed)
+
+
+def _encoded(observation: records.Observation,
+             processor: processor_lib.Processor, closed: bool,
+             ) -> encode_lib.Encoded:
   text = framed(observation, processor, closed=closed)
   codec = processor.codec
   if codec is None:
@@ -80,20 +95,23 @@ def framed(
     raise ValueError(f'an observation has {len(observation.images)} images, '
                      f'but the model ({processor.family}) reads text only.')
   if observation.role:
-    return _turn(observation.role, parts, processor, closed)
+    return _turn(observation.role, tuple(tuple(part.items()) for part in parts),
+                 processor, closed)
   ends = [{'type': 'text', 'text': _WORDS[2]}]
   whole = _written([('user', ends + parts + ends)], processor, answer=False)
   return whole.split(_WORDS[2])[1]
 
 
-def _turn(role: str, parts: list[dict[str, str]],
+@functools.lru_cache(1024)
+def _turn(role: str, parts: tuple[tuple[tuple[str, str], ...], ...],
           processor: processor_lib.Processor, closed: bool) -> str:
   """All that the template writes from the end of a turn of the assistant to
-  the beginning of its next one."""
+  the beginning of its next one; `parts` are items of dicts."""
   question, answer = ([{'type': 'text', 'text': x}] for x in _WORDS[:2])
   chat = [('user', question), ('assistant', answer)]
   start = _written(chat, processor, answer=False).rpartition(_WORDS[1])[0]
-  whole = _written([*chat, (role, parts)], processor, answer=True)
+  said = [dict(part) for part in parts]
+  whole = _written([*chat, (role, said)], processor, answer=True)
   said = start + _WORDS[1]
   if not whole.startswith(said):
     raise ValueError(
