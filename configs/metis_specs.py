@@ -81,7 +81,7 @@ def _tiny(c, imitate):
       kwargs=dict(rollouts=4, max_new_tokens=48, screen='steps.true_steps',
                   rejects='chosen', coupled=False))
   shared = dict(
-      init='base', data='pairs', steps=12, max_new_tokens=64, eval_every=6,
+      init='base', data='pairs', steps=12, max_new_tokens=64,
       optimizer=dict(lr=1e-4, warmup_steps=2))
   c.cold_start = (common.overlay(c.sft, rows_per_step=16, **shared) if imitate
                   else common.overlay(

@@ -75,12 +75,12 @@ def _tiny(c, form):
   c.rewards.zoomed = common.reward('mmr1.envs.crop:zoomed', weight=0.0)
   c.rl.rewards = (*c.rl.rewards, 'zoomed')
   c.evaluation.max_new_tokens = c.rl.max_new_tokens = 160
-  c.evaluation.examples = 256
+  c.evaluation.examples = 96
   c.rl.optimizer.lr = 1e-4
   c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
-  c.vlm_r3 = common.overlay(c.rl, steps=16)
+  c.vlm_r3 = common.overlay(c.rl, steps=12)
   c.stages = (*common.cold_start(
-      c, steps=60, size=2048, max_new_tokens=160, engine='vlm_r3.looked',
+      c, steps=60, size=960, max_new_tokens=160, engine='vlm_r3.looked',
       blind=0.3), 'vlm_r3')
 
 

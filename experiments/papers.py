@@ -42,7 +42,8 @@ class Paper(NamedTuple):
     steps: of the rl stage; more than the tiny config's.
     rollouts: numbers of a recorded step, of experiments/kept.py, or None.
     stage: which one; None: that of the paper's name.
-    ends: metrics of its evaluation that the table shows.
+    ends: metrics of its evaluation that the table shows; '<stage>:<metric>' of
+      another's.
   """
   arms: dict[str, tuple[str, tuple[str, ...]]]
   curves: tuple[str, ...]
@@ -115,15 +116,25 @@ ARMS = {
     'metis_specs': Paper(
         {'metis_specs': ('', ()), 'sft': ('sft', ())},
         ('reward/mean', 'reward/result/mean', 'reward/format/mean', 'entropy',
-         'response_length/mean', 'grad_norm')),
+         'response_length/mean', 'grad_norm'), ends=(
+             'cold_start:eval/accuracy', 'cold_start:eval/gain/in',
+             'cold_start:eval/gain/out',
+             'cold_start:eval/generalisation_factor', 'eval/accuracy',
+             'eval/accuracy_sampled')),
     # Where does it zoom?
     'chain_of_focus': Paper(
         {'chain_of_focus': ('', ())},
         ('reward/zoomed_small/mean', 'reward/zoomed_large/mean',
-         'reward/result/mean'), steps=24),
+         'reward/result/mean'), steps=24, ends=(
+             'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
+             'eval/accuracy', 'eval/accuracy_sampled')),
+    # Regions, and right answers with them.
     'vlm_r3': Paper(
         {'vlm_r3': ('', ())},
-        ('env/calls', 'reward/region/mean', 'reward/result/mean'), steps=16),
+        ('env/calls', 'reward/zoomed/mean', 'reward/region/mean',
+         'reward/result/mean'), steps=24, ends=(
+             'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
+             'eval/accuracy', 'eval/accuracy_sampled')),
     'sophiavl_r1': Paper(
         {'sophiavl_r1': ('', ()),
          # In place of the judge a score that rises with the length.
@@ -131,13 +142,22 @@ ARMS = {
          'grpo': ('', ('--config.rl.combine.kwargs.alpha=0.0',))},
         ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
          'reward/outcome/mean')),
-    # What voters say, as sigma(score), and what is true, under three rewards.
+    # What voters say, as sigma(score), and what is true.
     'basereward': Paper(
-        {'hybrid': ('', ()),
-         'model': ('', ('--config.rl.combine.kwargs.form=model',)),
-         'rule': ('', ('--config.rl.combine.kwargs.form=rule',))},
+        {'hybrid': ('', ())},
         ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
-         'judge/model/std')),
+         'judge/model/std'), ends=(
+             'voter:eval/pair_accuracy', 'second:eval/pair_accuracy',
+             'cold_start:eval/accuracy_sampled', 'eval/accuracy',
+             'eval/accuracy_sampled')),
+    # The critic before and after DPO, and what its critiques do to answers.
+    'critic_v': Paper(
+        {'critic_v': ('', ())},
+        ('loss', 'rewards/margins', 'rewards/accuracies', 'grad_norm'), steps=32,
+        stage='critic', ends=(
+            'critic_v:eval/round_0/accuracy', 'untrained:eval/accuracy',
+            'critic_v:eval/accuracy', 'untrained:eval/critic/jaccard',
+            'critic_v:eval/critic/jaccard')),
     'uniworld_v2': Paper(
         {'nft': ('', ()), 'flow_grpo': ('flow_grpo', ())},
         ('reward/mean', 'grad_norm', 'select/kept_frac'), steps=60,
@@ -196,15 +216,23 @@ def table(paper: str, results: list[dict]) -> str:
   lines = [' | '.join(['', *head, '']).strip(),
            '|---' * len(head) + '|']
   for result in results:
-    end = result['evaluations'][spec.stage or paper]
-    cells = [result['arm'], str(result['seed']),
-             *(f'{end[key]:.3f}' for key in spec.ends)]
+    cells = [result['arm'], str(result['seed']), *(
+        f'{_evaluated(result, spec.stage or paper, key):.3f}'
+        for key in spec.ends)]
     for key in spec.curves:
       values = [x for x in result['curves'][key] if x is not None]
       cells.append(f'{statistics.mean(values[:5]):.3f}, '
                    f'{statistics.mean(values[-5:]):.3f}' if values else '-')
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
+
+
+def _evaluated(result: dict, stage: str, key: str) -> float:
+  """A metric of an evaluation, `key` as in `Paper.ends`; nan if that stage is
+  not in this arm."""
+  other, _, metric = key.rpartition(':')
+  return result['evaluations'].get(other or stage, {}).get(
+      metric, float('nan'))
 
 
 def smooth(values: list[float | None], width: int = 5) -> list[float]:
