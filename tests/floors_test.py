@@ -24,7 +24,7 @@ FLOORS = (
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
      'environments', 'playing', 'episodes', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
-     'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'judge_models',
+     'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'significance', 'judge_models',
      'score_judges', 'generator', 'flow_objectives', 'flow_setup',
      'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing'),
     # F3
@@ -32,7 +32,7 @@ FLOORS = (
     # F4
     ('stages',),
     # F5
-    ('main', 'runner', 'banner', 'plan', 'export', 'report', 'replay',
+    ('main', 'runner', 'banner', 'plan', 'export', 'report', 'compare', 'replay',
      'planning', 'tables'),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,77 @@
+"""Intervals and comparisons, by hand and against scipy."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmr1 import compare
+from mmr1 import significance
+
+
+def test_pass_at_k_by_hand():
+  assert significance.pass_at_k(4, 1, 2) == 0.5  # 1 - C(3,2) / C(4,2) = 1 - 3/6
+  assert significance.pass_at_k(4, 0, 4) == 0.0
+  assert significance.pass_at_k(4, 3, 2) == 1.0  # C(1, 2) = 0
+  assert significance.pass_at_k(5, 2, 1) == pytest.approx(0.4)
+  with pytest.raises(ValueError, match='k=5'):
+    significance.pass_at_k(4, 1, 5)
+
+
+def test_pass_at_k_is_unbiased():
+  rng, p = np.random.default_rng(0), 0.3
+  found = [significance.pass_at_k(8, int(c), 3)
+           for c in rng.binomial(8, p, 20000)]
+  assert np.mean(found) == pytest.approx(1 - 0.7 ** 3, abs=0.01)
+
+
+def test_majority():
+  assert significance.majority(['7', '8', '8', None, None, None]) == 1
+  assert significance.majority(['7', '8']) == 0
+  assert significance.majority([None]) is None
+
+
+def test_bootstrap_is_seeded_and_agrees_with_scipy():
+  stats = pytest.importorskip('scipy.stats')
+  scores = np.random.default_rng(1).random(80)
+  ours = significance.bootstrap(scores, seed=3)
+  assert ours == significance.bootstrap(scores, seed=3)
+  theirs = stats.bootstrap(
+      (scores,), np.mean, method='percentile', n_resamples=2000,
+      random_state=np.random.default_rng(9)).confidence_interval
+  np.testing.assert_allclose(ours, theirs, atol=0.01)
+  assert significance.bootstrap([1.0, 1.0], seed=0) == (1.0, 1.0)
+
+
+def test_mcnemar_by_hand_and_against_scipy():
+  # b = 1, c = 5: 2 (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
+  first = [True] * 2 + [True] + [False] * 5 + [False]
+  second = [True] * 2 + [False] + [True] * 5 + [False]
+  assert significance.mcnemar(first, second) == (2, 1, 5, 1, 0.21875)
+  assert significance.mcnemar([True], [True]).p == 1.0
+  stats = pytest.importorskip('scipy.stats')
+  for b in range(6):
+    for c in range(1, 6):
+      found = significance.mcnemar([True] * b + [False] * c,
+                                   [False] * b + [True] * c)
+      assert found.p == pytest.approx(stats.binomtest(b, b + c).pvalue)
+
+
+def test_two_files_are_compared(tmp_path):
+  def write(name, marks):
+    path = tmp_path / name
+    path.write_text('\n'.join(json.dumps(dict(
+        uid=uid, decoding='greedy', correct=mark)) for uid, mark in marks))
+    return str(path)
+  first = write('a', [(1, True), (2, True), (3, False)])
+  second = write('b', [(3, True), (1, False), (2, False)])
+  told = compare.compare(first, second)
+  # 2 against 1: 2 (1 + 3) / 8 = 1.
+  assert 'only the first 2, only the second 1' in told and 'p = 1' in told
+  with pytest.raises(ValueError, match='1 and 0 problems'):
+    compare.compare(first, write('c', [(1, True), (2, True)]))
+  with pytest.raises(ValueError, match='no such file'):
+    compare.compare(first, str(tmp_path / 'none'))
+  (tmp_path / 'd').write_text('{half')
+  with pytest.raises(ValueError, match='d:1'):
+    compare.compare(first, str(tmp_path / 'd'))
