@@ -283,6 +283,10 @@ def _evaluation() -> dict:
       # fall-backs in mmr1/text.py.
       parser='lenient',
       instruction=placeholder(str),  # of its prompts; None: data.instruction
+      # Name and file of a benchmark (mmr1/data/benchmarks.py) in place of the
+      # run's data; parser 'official' or 'strict'; who judges, see grades.py.
+      benchmark=placeholder(str), benchmark_path=placeholder(str),
+      judge=placeholder(str),
       seed=1234,
       # Sections of `evaluations`, which say what is otherwise there, and
       # (metrics, those of the base) -> more of them.

@@ -25,5 +25,6 @@ def section(evaluation: dict) -> config_dict.ConfigDict:
       score=dict(fn=placeholder(str), kwargs=dict()),
       **{key: value for key, value in evaluation.items()
          if key not in ('temperature', 'top_k', 'top_p', 'seed', 'also',
+                        'benchmark', 'benchmark_path', 'judge',
                         'summary')},
   ))

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmr1.data import benchmarks
 from mmr1 import records
+from mmr1 import resolve
+from mmr1 import significance
 from mmr1 import text
 from mmr1.rewards import answer
+from mmr1.rewards import official
 from mmr1.rewards import pool
 
 PARSERS = ('strict', 'lenient')
@@ -16,10 +20,51 @@ PARSERS = ('strict', 'lenient')
 
 class Grade(NamedTuple):
   """One answer: what was extracted, whether it is right, and why it could not
-  be checked ('' where it could; otherwise it counts as wrong)."""
+  be checked ('' where it could; otherwise it counts as wrong). Of a benchmark
+  also its score and what gave it, see `official.Verdict`."""
   extracted: str | None
   right: bool
   error: str = ''
+  score: float | None = None
+  by: str = ''
+
+
+def check(section: Any) -> None:
+  """Refuses a parser that does not exist or fit, and half a benchmark."""
+  allowed = PARSERS if section.benchmark is None else ('strict', 'official')
+  if section.parser not in allowed:
+    raise ValueError(f'{section.where}.parser: got {section.parser!r} with '
+                     f'benchmark={section.benchmark!r}; allowed are {allowed}.')
+  if (section.benchmark is None) != (section.benchmark_path is None):
+    raise ValueError(
+        f'{section.where}: got benchmark={section.benchmark!r} and '
+        f'benchmark_path={section.benchmark_path!r}; set both or none.')
+  if section.benchmark is not None and (
+      section.benchmark not in benchmarks.NAMES):
+    raise ValueError(
+        f'{section.where}.benchmark: got {section.benchmark!r}. '
+        f'{resolve.nearest(section.benchmark, benchmarks.NAMES)}')
+  if section.judge is not None:
+    if section.parser != 'official':
+      raise ValueError(f'{section.where}.judge: got {section.judge!r}; only '
+                       "parser='official' asks one.")
+    resolve.function(section.judge, 'mmr1.rewards')
+
+
+def of_benchmark(said: str, example: records.Example, *, parser: str,
+                 judge: str | None, prefilled: bool = False) -> Grade:
+  """Of a completion, by the rule of the example's benchmark; `judge` names a
+  function (completion, example) -> answer | None."""
+  try:
+    if parser == 'strict':
+      found = official.strict(said, example, prefilled=prefilled)
+    else:
+      found = official.official(
+          said, example, judge=judge and resolve.function(
+              judge, 'mmr1.rewards'))
+  except (pool.TimedOut, pool.WorkerDied, pool.RemoteError) as error:
+    return Grade(None, False, str(error), 0.0)
+  return Grade(found.extracted, found.score >= 0.5, '', found.score, found.by)
 
 
 def grade(said: str, example: records.Example, *, parser: str,
@@ -52,8 +97,17 @@ def summary(
   """Metrics of one way of decoding; `suffix` is '' (greedy) or '_sampled'."""
   n, correct = len(grades), sum(grade.right for grade in grades)
   low, high = wilson(correct, n)
+  accuracy, more = correct / n, {}
+  if n and grades[0].score is not None:
+    scores = [grade.score for grade in grades]
+    accuracy = float(np.mean(scores))
+    low, high = significance.bootstrap(scores, seed=0)
+    more = {f'eval/{by}_frac{suffix}': float(
+        np.mean([grade.by == by for grade in grades]))
+            for by in ('chance', 'judge', 'unjudged')}
   return {
-      f'eval/accuracy{suffix}': correct / n,
+      **more,
+      f'eval/accuracy{suffix}': accuracy,
       f'eval/accuracy{suffix}_low': low,
       f'eval/accuracy{suffix}_high': high,
       f'eval/response_length{suffix}': float(

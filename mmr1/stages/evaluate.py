@@ -20,12 +20,14 @@ import jax.numpy as jnp
 from mmr1 import context
 from mmr1 import environments
 from mmr1 import episodes
+from mmr1.data import benchmarks
 from mmr1.data import datasets
 from mmr1.data import pipeline
 from mmr1 import evaluations
 from mmr1 import grades
 from mmr1 import records
 from mmr1.rewards import answer
+from mmr1.rewards import official
 from mmr1.sampling import keys
 from mmr1.sampling import read
 from mmr1.sampling import sample
@@ -37,10 +39,7 @@ _GREEDY, _SAMPLED = 0, 1  # views of the key law
 
 def check(section: Any) -> None:
   """Refuses settings that cannot work."""
-  if section.parser not in grades.PARSERS:
-    raise ValueError(
-        f'{section.where}.parser: got {section.parser!r}; allowed are '
-        f'{grades.PARSERS}.')
+  grades.check(section)
   for key in ('examples', 'prompts_per_batch', 'max_new_tokens'):
     if section[key] < 1:
       raise ValueError(
@@ -128,7 +127,7 @@ class Evaluation:
   def _open(self) -> None:
     """Reads the problems; those no answer could match are broken too (M26)."""
     pairs, self._broken = pipeline.all_examples(
-        datasets.open_split(self._ctx.config, 'eval'),
+        self._source(),
         self._ctx.shape(self._section.instruction), self._section.examples,
         max_broken_frac=self._ctx.config.data.max_broken_frac)
     for pair in pairs:
@@ -143,6 +142,12 @@ class Evaluation:
       raise ValueError(
           f'evaluation: none of {len(pairs)} problems has an answer to compare '
           f'with; the first: {self._broken[-1].reason}')
+
+  def _source(self):
+    section = self._section
+    if section.benchmark is None:
+      return datasets.open_split(self._ctx.config, 'eval')
+    return benchmarks.Benchmark(section.benchmark, section.benchmark_path)
 
   def _samples(self, params: Any, view: int) -> list[records.Sample]:
     section, ctx = self._section, self._ctx
@@ -171,7 +176,12 @@ class Evaluation:
     return result
 
   def _grade(self, s: records.Sample) -> grades.Grade:
-    return grades.grade(s.text, s.example, parser=self._section.parser,
+    section = self._section
+    if section.benchmark is not None:
+      return grades.of_benchmark(
+          s.text, s.example, parser=section.parser, judge=section.judge,
+          prefilled=self._prefilled)
+    return grades.grade(s.text, s.example, parser=section.parser,
                         prefilled=self._prefilled)
 
   def _write(self, stage, step, file, metrics, parts, graded) -> None:
@@ -186,15 +196,16 @@ class Evaluation:
         'stage': stage, 'step': step, 'n': len(samples),
         'broken': len(self._broken), 'subset': self._subset(),
         'prompt_hash': asked.hexdigest()[:16],
-        'parser': f'mmr1.text.extract_answer {section.parser}, version '
-                  f'{text.PARSER_VERSION}',
-        'matcher': 'mmr1.rewards.answer.match', 'judge': None,
+        **self._rules(),
         'pixels': ctx.processor.pixels,
-        'sampling': section.as_dict(), 'interval': 'Wilson, 95%',
+        'sampling': section.as_dict(), 'interval': 'Wilson, 95%' if (
+            section.benchmark is None) else 'bootstrap over examples, 95%',
         'metrics': metrics}
     rows = [{'uid': s.uid, 'source': s.example.source, 'decoding': name,
              'text': s.text, 'extracted': grade.extracted,
              'gold': s.example.answer, 'correct': grade.right,
+             **({} if grade.score is None else
+                {'score': grade.score, 'by': grade.by}),
              'error': grade.error, 'length': s.length,
              'truncated': s.truncated, **episodes.record(s)}
             for name, part, marks in zip(('greedy', 'sampled'), parts, graded)
@@ -206,9 +217,23 @@ class Evaluation:
         base.parent / f'{base.name}.jsonl',
         ''.join(json.dumps(row) + '\n' for row in rows))
 
+  def _rules(self) -> dict[str, Any]:
+    section = self._section
+    rules = {'parser': f'mmr1.text.extract_answer {section.parser}, version '
+                       f'{text.PARSER_VERSION}',
+             'matcher': 'mmr1.rewards.answer.match', 'judge': section.judge}
+    if section.benchmark is not None:
+      rules['matcher'] = (f'mmr1.rewards.official.{section.parser}, version '
+                          f'{official.VERSION}')
+      if section.parser == 'official':
+        rules['parser'] = rules['matcher']
+    return rules
+
   def _subset(self) -> dict[str, Any]:
     """Which problems: the first usable ones of what."""
-    data = self._ctx.config.data
+    data, section = self._ctx.config.data, self._section
+    if section.benchmark is not None:
+      return {'benchmark': section.benchmark, 'file': section.benchmark_path}
     if data.path is None:
       return {'split': 'eval', 'mixture': list(data.mixture),
               'weights': list(data.weights), 'seed': self._ctx.config.seed}
