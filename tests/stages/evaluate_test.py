@@ -261,3 +261,37 @@ def test_the_stage_evaluates_the_model_it_names(config, open_run, tmp_path):
       done['eval/accuracy'])
   # It makes no model: the next stage starts from what was there before.
   assert 'evaluate' not in context.TRAINS
+
+
+def test_m19_a_benchmark_beside_the_runs_own_problems(
+    config, open_run, tmp_path):
+  """Official rules with what chance gave counted, and the strict mode."""
+  from PIL import Image
+  Image.new('RGB', (56, 28)).save(tmp_path / 'a.png')
+  path = tmp_path / 'star.jsonl'
+  path.write_text('\n'.join(json.dumps(dict(
+      id=f'v_{i}', question='<image 1> ?', options="['p', 'q']", answer='B',
+      image_1='a.png', question_type='multiple-choice')) for i in range(4)))
+  config.evaluations.mmmu = dict(
+      benchmark='mmmu', benchmark_path=str(path), parser='official')
+  config.evaluations.mmmu_strict = dict(
+      benchmark='mmmu', benchmark_path=str(path), parser='strict')
+  config.evaluation.also = ('mmmu', 'mmmu_strict')
+  ctx, one = opened(config, open_run, tmp_path / 'run')
+  result = one(ctx.base, 'base', 0)
+  assert result['eval/n'] == 6 and result['eval/mmmu/n'] == 4
+  # The random model names no choice: the official rule draws, strict does not.
+  assert result['eval/mmmu/chance_frac'] == 1.0
+  assert result['eval/mmmu_strict/accuracy'] == 0.0
+  assert result['eval/mmmu_strict/chance_frac'] == 0.0
+  rows = log.read_rows(tmp_path / 'run' / 'eval' / 'base_0_mmmu.jsonl')
+  assert {row['by'] for row in rows} == {'chance'}
+  assert np.mean([row['score'] for row in rows if row['decoding'] == 'greedy']
+                 ) == result['eval/mmmu/accuracy']
+  card = json.loads(
+      (tmp_path / 'run' / 'eval' / 'base_0_mmmu.json').read_text())
+  assert card['matcher'].startswith('mmr1.rewards.official.official')
+  assert card['subset'] == {'benchmark': 'mmmu', 'file': str(path)}
+  config.evaluations.mmmu.parser = 'lenient'
+  with pytest.raises(ValueError, match="got 'lenient' with benchmark='mmmu'"):
+    opened(config, open_run, tmp_path / 'other')
