@@ -20,13 +20,20 @@ PARSERS = ('strict', 'lenient')
 
 class Grade(NamedTuple):
   """One answer: what was extracted, whether it is right, and why it could not
-  be checked ('' where it could; otherwise it counts as wrong). Of a benchmark
-  also its score and what gave it, see `official.Verdict`."""
+  be checked ('' where it could; otherwise it counts as wrong)."""
   extracted: str | None
   right: bool
   error: str = ''
-  score: float | None = None
-  by: str = ''
+
+
+class Scored(NamedTuple):
+  """A Grade of a benchmark: also the score and what gave it, as in
+  `official.Verdict`; right from a score of .5 on."""
+  extracted: str | None
+  right: bool
+  error: str
+  score: float
+  by: str
 
 
 def check(section: Any) -> None:
@@ -52,7 +59,7 @@ def check(section: Any) -> None:
 
 
 def of_benchmark(said: str, example: records.Example, *, parser: str,
-                 judge: str | None, prefilled: bool = False) -> Grade:
+                 judge: str | None, prefilled: bool = False) -> Scored:
   """Of a completion, by the rule of the example's benchmark; `judge` names a
   function (completion, example) -> answer | None."""
   try:
@@ -63,8 +70,8 @@ def of_benchmark(said: str, example: records.Example, *, parser: str,
           said, example, judge=judge and resolve.function(
               judge, 'mmr1.rewards'))
   except (pool.TimedOut, pool.WorkerDied, pool.RemoteError) as error:
-    return Grade(None, False, str(error), 0.0)
-  return Grade(found.extracted, found.score >= 0.5, '', found.score, found.by)
+    return Scored(None, False, str(error), 0.0, 'rule')
+  return Scored(found.extracted, found.score >= 0.5, '', found.score, found.by)
 
 
 def grade(said: str, example: records.Example, *, parser: str,
@@ -90,7 +97,7 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def summary(
-    grades: Sequence[Grade],
+    grades: Sequence[Grade | Scored],
     samples: Sequence[records.Sample],
     suffix: str,
 ) -> dict[str, float]:
@@ -98,7 +105,7 @@ def summary(
   n, correct = len(grades), sum(grade.right for grade in grades)
   low, high = wilson(correct, n)
   accuracy, more = correct / n, {}
-  if n and grades[0].score is not None:
+  if n and isinstance(grades[0], Scored):
     scores = [grade.score for grade in grades]
     accuracy = float(np.mean(scores))
     low, high = significance.bootstrap(scores, seed=0)

@@ -175,7 +175,7 @@ class Evaluation:
     self._played[view] = episodes.pooled(played)
     return result
 
-  def _grade(self, s: records.Sample) -> grades.Grade:
+  def _grade(self, s: records.Sample) -> grades.Grade | grades.Scored:
     section = self._section
     if section.benchmark is not None:
       return grades.of_benchmark(
@@ -204,8 +204,8 @@ class Evaluation:
     rows = [{'uid': s.uid, 'source': s.example.source, 'decoding': name,
              'text': s.text, 'extracted': grade.extracted,
              'gold': s.example.answer, 'correct': grade.right,
-             **({} if grade.score is None else
-                {'score': grade.score, 'by': grade.by}),
+             **({'score': grade.score, 'by': grade.by}
+                if isinstance(grade, grades.Scored) else {}),
              'error': grade.error, 'length': s.length,
              'truncated': s.truncated, **episodes.record(s)}
             for name, part, marks in zip(('greedy', 'sampled'), parts, graded)
