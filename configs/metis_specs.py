@@ -103,7 +103,9 @@ def _real(c, imitate):
       c.collect, engine='metis_specs.pairs', init='zero', size=16_384,
       kwargs=dict(rollouts=8, max_new_tokens=10_240, screen='',
                   rejects='chosen', coupled=False))
-  # 16,384 tokens with the prompt; one epoch of 9K [ours].
+  # Nothing screens the reasoning at this scale: the paper's screen is a model
+  # that is not released; `pairs.kwargs.screen` takes a reward. 16,384 tokens
+  # with the prompt; one epoch of 9K [ours].
   shared = dict(
       init='base', data='pairs', steps=140, max_new_tokens=12_288,
       length_buckets=(1024, 2048, 4096), eval_every=20,

@@ -99,17 +99,17 @@ def _tiny(c):
   common.small_digits(c)
   # Of products the right ones look like the wrong results of other sums.
   c.tasks.digits.forms = ('sum', 'minus_last', 'double_first')
-  c.evaluation.examples = 128
+  c.evaluation.examples = 96
   c.traces = common.overlay(
-      c.collect, engine='sophiavl_r1_judge.graded', size=3072,
+      c.collect, engine='sophiavl_r1_judge.graded', size=2304,
       kwargs=dict(suffix=SUFFIX, off=40, again=0.2, cut=0.05, most=700))
   c.judge = common.overlay(
-      c.sft, data='traces', instruction=SHORT, steps=130, rows_per_step=16,
+      c.sft, data='traces', instruction=SHORT, steps=140, rows_per_step=16,
       max_new_tokens=80,
-      optimizer=dict(lr=1e-3, b2=0.98, warmup_steps=10, lr_decay='cosine'))
+      optimizer=dict(lr=1e-3, b2=0.98, warmup_steps=10, lr_decay='cosine',
+                     freeze=('visual/.*',)))
   c.judges.thinking = common.judge('judge', instruction=SHORT, suffix=SUFFIX)
-  c.evaluation.examples = 128
-  c.sophiavl_r1 = common.overlay(c.rl, init='base', steps=12)
+  c.sophiavl_r1 = common.overlay(c.rl, init='base', steps=8)
   c.stages = ('traces', 'judge', 'sophiavl_r1')
 
 

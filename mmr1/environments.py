@@ -18,10 +18,12 @@ or the episode ran into its cap; 'overflow', what the environment said does not
 fit, and is dropped. So the last token is always one that was sampled.
 """
 
+import collections
 from collections.abc import Callable, Sequence
-from concurrent import futures
 import dataclasses
+import queue
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -113,32 +115,36 @@ def framed(example: records.Example,
 
 def together(fn: Callable[[Any], Any], items: Sequence[Any], workers: int,
              limit_s: float) -> dict[Any, tuple[Any, Any]]:
-  """{item: (fn(item), None) or (None, (kind of failure, message))}."""
-  result, waiting = {}, {}
-  free = threading.Semaphore(workers)
+  """{item: (fn(item), None) or (None, (kind of failure, message))}.
 
-  def run(item, future):
-    with free:
-      if not future.set_running_or_notify_cancel():
-        return
-      try:
-        future.set_result(fn(item))
-      except Exception as error:  # an environment may raise anything: told
-        future.set_exception(error)
-  for item in items:
-    waiting[item] = futures.Future()
-    # Daemons: a step that never returns must not keep the process.
-    threading.Thread(target=run, args=(item, waiting[item]),
-                     daemon=True).start()
-  rounds = -(-len(items) // workers)
-  for item, future in waiting.items():
+  Each has `limit_s` from its own start on; one that is late makes room for the
+  next, whether it ever returns or not.
+  """
+  result, began, waiting = {}, {}, collections.deque(items)
+  answers = queue.SimpleQueue()
+
+  def run(item):
     try:
-      result[item] = future.result(limit_s * rounds), None
-    except futures.TimeoutError:
-      future.cancel()
-      result[item] = None, ('timeout', f'no result within {limit_s:g} s')
-    except Exception as error:
-      result[item] = None, ('env_error', f'{type(error).__name__}: {error}')
+      answers.put((item, (fn(item), None)))
+    except Exception as error:  # an environment may raise anything: told
+      answers.put((item, (None, (
+          'env_error', f'{type(error).__name__}: {error}'))))
+  while waiting or began:
+    while waiting and len(began) < workers:
+      item = waiting.popleft()
+      began[item] = time.monotonic()
+      # Daemons: a step that never returns must not keep the process.
+      threading.Thread(target=run, args=(item,), daemon=True).start()
+    left = min(began.values()) + limit_s - time.monotonic()
+    try:
+      item, answer = answers.get(timeout=max(left, 0.0))
+      if began.pop(item, None) is not None:  # else it came too late
+        result[item] = answer
+    except queue.Empty:
+      late = time.monotonic() - limit_s
+      for item in [item for item, start in began.items() if start <= late]:
+        del began[item]
+        result[item] = None, ('timeout', f'no result within {limit_s:g} s')
   return result
 
 

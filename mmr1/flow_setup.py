@@ -123,6 +123,10 @@ def _check_numbers(section, stage, objective) -> None:
     if not low <= section[key] <= high:
       raise ValueError(f'{stage}.{key}: got {section[key]}; allowed: {low} to '
                        f'{high}.')
+  if objective.trace and section.guidance != 1:
+    raise ValueError(
+        f'{stage}.guidance: got {section.guidance}; {section.objective.fn!r} '
+        'compares densities of steps without guidance: allowed is 1.')
   old, ema = section.old, section.ema
   if old.rate < 0 or not 0 <= old.cap < 1 or old.after < 0:
     raise ValueError(

@@ -226,7 +226,7 @@ class Player:
     """Of all hosts' episodes.
 
       'env/turns', 'env/calls', 'env/errors', 'env/images'   of an episode
-      'env/called_frac'   episodes with a call
+      'env/answered_frac' episodes in which the environment spoke
       'env/<end>_frac'    how they ended
 
     Raises:

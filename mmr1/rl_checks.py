@@ -110,6 +110,11 @@ def _check_env(section: Any, stage: str) -> None:
           f'{stage}.env: got {section.env!r} with {key}={section[key]}: an '
           'environment answers the policy of this step, about the pictures of '
           'the data. Set one of both to its default.')
+  if section.judges:
+    raise ValueError(
+        f'{stage}.env: got {section.env!r} with judges='
+        f'{tuple(section.judges)}: a judge reads one turn of text. Set one of '
+        'both to its default.')
   if section.revise.fn is not None or (
       needs(resolve.function(section.advantage.fn, 'mmr1.advantages'))
       == 'baseline'):

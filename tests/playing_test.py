@@ -1,5 +1,6 @@
 """Episodes on the host: limits, failures, what rewards see."""
 
+import threading
 import time
 
 import numpy as np
@@ -158,3 +159,26 @@ def test_traces_are_episodes(processor):
 def test_m22_traces_that_are_none(processor, turns, kwargs, match):
   with pytest.raises(ValueError, match=match):
     traced(processor, *turns, **kwargs)
+
+
+def test_m10_steps_that_never_return_cost_no_one_else_its_turn():
+  """Two places, both hung: the other six are heard all the same, and what is
+  late has had the limit from its own start on."""
+  free = threading.Event()
+
+  def step(i):
+    if i < 2:
+      free.wait(30)
+    if i == 5:
+      raise KeyError('five')
+    return 10 * i
+  began = time.monotonic()
+  found = environments.together(step, range(8), 2, .2)
+  took = time.monotonic() - began
+  free.set()
+  assert took < .2 + 1  # the limit and a second
+  assert [found[i] for i in (2, 3, 4, 6, 7)] == [
+      (10 * i, None) for i in (2, 3, 4, 6, 7)]
+  assert found[5] == (None, ('env_error', "KeyError: 'five'"))
+  assert found[0] == found[1] == (
+      None, ('timeout', 'no result within 0.2 s'))

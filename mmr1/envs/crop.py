@@ -82,6 +82,8 @@ class Crop:
            ) -> tuple[State, records.Observation]:
     said = sample.turns[-1].text
     asked = called(said, self._form)
+    if asked is None and self._lenient and said.rstrip().endswith('}'):
+      return state, self._refused(said[-200:], 'the call is not JSON')
     if asked is None:
       return state, records.Observation(
           done=True, reason='answer' if '</answer>' in said else 'no_answer')

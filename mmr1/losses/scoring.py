@@ -97,7 +97,8 @@ def bce(
 
 
 bradley_terry.parts = _seen
-bradley_terry.whole = zero.whole = True
+# Both of a pair are of one chunk.
+bradley_terry.whole = zero.whole = square.whole = bce.whole = True
 
 
 def normalised(s: Array, length: Array) -> Array:

@@ -162,12 +162,13 @@ def adaptive(
   """
   total, says, state = combine.weighted_sum(
       columns, names, knobs, state, weights=weights)
-  right, used = (np.nan_to_num(columns[..., list(names).index(name)])
+  right, used = (columns[..., list(names).index(name)]
                  for name in (accuracy, zoomed))
-  used = used > 0
+  known, right = ~np.isnan(right), np.nan_to_num(right)
+  used = np.nan_to_num(used) > 0
 
   def mean(of):
-    count = of.sum(1, keepdims=True)
+    count = (of & known).sum(1, keepdims=True)
     return np.where(count, (right * of).sum(1, keepdims=True)
                     / np.maximum(count, 1), np.nan)
   paid = scale * resolve.function(g, 'mmr1.papers')(

@@ -123,11 +123,13 @@ def ranked(
 ) -> list[tuple[int, int]]:
   """(chosen, rejected) indices of every pair with a strictly higher score.
 
-  A critique without words is in none; one that declares more detections than
-  are present is dropped (released code). Of (1.1, .6, .6): (0, 1), (0, 2).
+  A critique without words, or with nothing but its heading, is in none; one
+  that declares more detections than are present is dropped (released code). Of
+  (1.1, .6, .6): (0, 1), (0, 2).
   """
-  kept = [i for i, said in enumerate(critiques) if said.strip() and (
-      declared is None or declared[i] <= present[i])]
+  kept = [i for i, said in enumerate(critiques)
+          if said.strip().removeprefix(HEAD.strip()).strip() and (
+              declared is None or declared[i] <= present[i])]
   return [(k, j) for k in kept for j in kept if scores[k] > scores[j]]
 
 

@@ -105,8 +105,9 @@ length.range = (0.0, 0.25)
 
 
 def answered(sample: records.Sample, knobs: Mapping[str, float]) -> float:
-  """1 if the text is anything and then one answer block at its end, else 0;
-  think tags are not looked at. The release pays .5 of it."""
+  """1 if the text is anything and then an answer block at its end, else 0; think
+  tags are not looked at, nor is another block before it, by the published rule.
+  The release pays .5 of it."""
   del knobs
   return float(bool(_ANSWERED.fullmatch(sample.text)))
 
@@ -120,17 +121,19 @@ def _known(form: str) -> None:
     raise ValueError(f'form {form!r} is not one of {FORMS}.')
 
 
-def _boxes(said: str) -> list[tuple[Any, ...]] | None:
-  """Boxes of a text; None if one cannot be read."""
+def _boxes(said: str) -> list[tuple[str, ...]] | None:
+  """Boxes of a text, each value as JSON; None if one cannot be read."""
   found = []
   for text in _BOX.findall(said):
     if '"bbox' not in text:
       continue
     try:
       box = json.loads(text)['bbox_2d']
-      found.append(tuple(box))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
       return None
+    if not isinstance(box, list):
+      return None
+    found.append(tuple(map(json.dumps, box)))
   return found
 
 

@@ -17,9 +17,6 @@ import numpy as np
 _REFILL_AT = 1 / 8
 # And where rows stop for what comes from outside, when this part of them has.
 _TURN_AT = 1 / 4
-# Where rows begin at different tokens, the room of a cache of one size is so
-# many times smaller than the cap: its front is dropped so often.
-_SPARE = 4
 # Rows are halved at most so often: each count of rows is a program.
 _HALVINGS = 2
 
@@ -34,8 +31,7 @@ class Decoding:
     cache_chunk: tokens of the first cache. A full one is doubled, up to the
       cap, so that cost follows the length reached; each size is one more
       program, and there is room for the last one in the first call already.
-      None: one cache of the cap, or a quarter more where rows begin at
-      different tokens.
+      None: the cap; a quarter more where rows begin at different tokens.
     shrink: when few completions are left, they go on in half, then a quarter
       of the rows: for where time falls with the rows (CPU, long completions);
       two more programs for every cache size.
@@ -145,13 +141,10 @@ class Schedule:
     self._rows = min(wanted, self.idle)
     # While samples wait the rows begin at different tokens.
     self._apart = turns or self._rows < self.idle
-    if decoding.cache_chunk is None:
-      self._chunk = -(-length // _SPARE)
-      self._sizes = [length + (self._chunk if self._apart else 0)]
-    else:
-      self._chunk = min(decoding.cache_chunk, length)
-      self._sizes = _sizes(
-          self._chunk, length + (self._chunk if self._apart else 0))
+    self._chunk = min(decoding.cache_chunk or -(-length // 4), length)
+    cap = length + (self._chunk if self._apart else 0)
+    self._sizes = [cap] if decoding.cache_chunk is None else _sizes(
+        self._chunk, cap)
     halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
     # Each once, from the most down.
     self._counts = list(dict.fromkeys(-(-self._rows // 2**h)

@@ -114,3 +114,9 @@ def test_what_is_logged():
 def test_m22_single_completions_are_no_pairs():
   with pytest.raises(ValueError, match='groups of 1'):
     scoring.bradley_terry(scores([[1.]]), block([[2]]), {})
+
+
+def test_no_term_divides_a_pair():
+  """What `update` asks: groups stay whole in their chunk."""
+  assert all(term.whole for term in (
+      scoring.bradley_terry, scoring.zero, scoring.square, scoring.bce))

@@ -45,6 +45,7 @@ def test_a_critique_is_rated_by_hand():
     # Those without words are in none.
     (('a', '', ' '), (.1, .6, .9), []),
     (('a', '', 'c'), (.1, .6, .9), [(2, 0)]),
+    (('a', critic_v.HEAD, critic_v.HEAD + 'c'), (.1, .6, .9), [(2, 0)]),
 ])
 def test_pairs_from_strict_order(critiques, scores, wanted):
   assert critic_v.ranked(critiques, scores) == wanted

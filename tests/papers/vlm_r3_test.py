@@ -12,6 +12,7 @@ from mmr1 import episodes
 from mmr1 import records
 from mmr1 import resolve
 from mmr1.data import datasets
+from mmr1.envs import crop
 from mmr1.papers import vlm_r3 as paper
 from tests.papers import runs
 
@@ -86,6 +87,11 @@ A, B, C = 'a' * 30, 'b' * 4, 'c' * 38
     # One that is no JSON.
     (f'<think>{A}{{"bbox_2d": [1, 2}}{C}</think><answer>ANSWER</answer>', True,
      1.6),
+    # JSON, but no list; a list with one in it counts, as in the code.
+    (f'<think>{A}{{"bbox_2d": "abcd"}}{C}</think><answer>ANSWER</answer>', True,
+     1.6),
+    (f'<think>{A}{{"bbox_2d": [[1], 2, 3, 4]}}{C}</think><answer>ANSWER'
+     '</answer>', True, 2.1),
     (f'<think>{A}{BOX}{B}{OTHER}{C}</think>7', True, .04)])
 def test_rewards_of_the_code(text, right, want):
   assert reward(sample(text, right=right), 'released') == pytest.approx(want)
@@ -163,3 +169,18 @@ def test_configs_at_scale():
     assert c.environments.region.max_turns == 8
     assert c.vlm_r3.policy.kwargs.eps_high == .28
     assert c.rewards.format.weight == (.5 if arg else 1.0)
+
+
+def test_a_box_that_cannot_be_read_is_passed_over():
+  """The turn goes on with nothing cropped, whatever ended it like a call."""
+  env = crop.Crop(rule='mmr1.papers.vlm_r3:region', form='inline', role='',
+                  lenient=True)
+  image = Image.new('RGB', (64, 64))
+  example = records.Example(uid=0, images=(image,))
+  for said in ('see [1,2]}', '{"bbox_2d": [1, 2]}', '{"bbox_2d": [9, 9, 9, 9]}'):
+    made = env.step(env.reset(example, 0), records.Sample(
+        text=said, tokens=(), kinds=(), length=0, truncated=False,
+        example=example, uid=0, group=0, slot=0,
+        turns=(records.Turn('assistant', said),)))[1]
+    assert not made.done and not made.images and made.error == 'invalid'
+    assert made.text == '\n'

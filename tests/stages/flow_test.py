@@ -413,6 +413,8 @@ def test_a_stage_goes_on_from_the_one_it_names(run, open_run):
     (lambda: config('matching'), 'samples_per_prompt: got 4'),
     (lambda: config(samples_per_prompt=1), 'at least 2'),
     (lambda: config('flow_grpo'), "'dpm2' draws nothing"),
+    (lambda: config('flow_grpo', solver=dict(fn='flow_sde', kwargs=dict(eta=.7)),
+                    guidance=2.0), 'guidance: got 2.0.*allowed is 1'),
     (lambda: config(start='made'), "start: got 'made'"),
     (lambda: config(prompts_per_step=3, minibatches_per_step=2), 'split'),
     (lambda: config(kwargs=dict(gamma=1)), 'objective.gamma'),

@@ -192,7 +192,8 @@ def test_m22_probes_that_cannot_be(trainer, name, probe, view, said):
     (dict(advantage__fn='mmr1.returns:remax', staleness=1, old='sampler'),
      'remax.*staleness=1 is not there any more'),
     (dict(advantage__fn='mmr1.returns:remax', judges=('j',)),
-     'remax.*are not judged')])
+     'remax.*are not judged'),
+    (dict(env='world', judges=('j',)), "env: got 'world' with judges=.*'j'")])
 def test_m22_settings_that_contradict_each_other(trainer, change, said):
   with pytest.raises(ValueError, match=said):
     trainer(**change)
