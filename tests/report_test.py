@@ -218,3 +218,38 @@ def test_the_other_process_makes_it(run):
   assert (run / 'report.html').exists()
   one.refresh()
   assert not warnings
+
+
+@pytest.mark.slow
+def test_in_a_browser(run):
+  """No error, no network; filters and keys work; text stays text."""
+  sync_api = pytest.importorskip('playwright.sync_api')
+  chromium = shutil.which('chromium')
+  if chromium is None:
+    pytest.skip('no chromium')
+  path = page.write([run])
+  with sync_api.sync_playwright() as play:
+    browser = play.chromium.launch(
+        executable_path=chromium, args=['--no-sandbox'])
+    tab, errors, asked = browser.new_page(), [], []
+    tab.on('console', lambda m: errors.append(m.text)
+           if m.type in ('error', 'warning') else None)
+    tab.on('pageerror', lambda error: errors.append(str(error)))
+    tab.on('request', lambda r: asked.append(r.url)
+           if r.url.startswith('http') else None)
+    tab.goto(f'file://{path}')
+    tab.wait_for_selector('body[data-ready=yes]')
+    assert tab.locator('.js-plotly-plot').count()
+    tab.keyboard.press('G')  # the last sample
+    said = tab.locator('[data-part=completion]')
+    sync_api.expect(said).to_have_text(EVIL)
+    tab.select_option('#filter', 'pair result format')
+    sync_api.expect(tab.locator('#count')).to_have_text('1 of 5')
+    tab.select_option('#filter', 'all')
+    tab.locator('#list').focus()
+    tab.keyboard.press('/')
+    tab.keyboard.type('alert')
+    sync_api.expect(tab.locator('#count')).to_have_text('1 of 5')
+    tab.click('#theme')
+    browser.close()
+  assert not errors and not asked
