@@ -10,7 +10,7 @@ A sink that fails never stops the run: failures are counted in `log/errors` and
 the first of each sink is shown. Text logs hold no pixels (M23).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 import math
 import tempfile
@@ -60,6 +60,7 @@ class Logger:
     self._purge: dict[str, int] = {}
     self._shown: set[str] = set()
     self.errors = 0
+    self.flushed: Callable[[], None] | None = None  # told after each flush
     local = '://' not in str(workdir)
     self._scratch = None if local else tempfile.mkdtemp(prefix='mmr1-log-')
     self._folder = epath.Path(workdir if local else self._scratch)
@@ -179,6 +180,8 @@ class Logger:
       self._try('tensorboard', writer.flush)
     if self._active and self._scratch is not None:
       self._try(f'upload from {self._scratch}', self._upload)
+    if self._active and self.flushed is not None:
+      self._try('report', self.flushed)
 
   def close(self) -> None:
     """Flushes and closes everything."""

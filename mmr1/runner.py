@@ -26,6 +26,7 @@ from mmr1 import log
 from mmr1 import mesh
 from mmr1 import parents
 from mmr1 import profiling
+from mmr1.reporting import live
 from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1.sampling import publish
@@ -83,18 +84,26 @@ def run(
     ctx = open_run(
         final, workdir, fresh=fresh, quiet=quiet, interrupt=interrupt,
         overrides=overrides, defaults=defaults)
-    ctx.profile = traced
+    ctx.profile, page = traced, None
     try:
+      if jax.process_index() == 0:
+        page = live.Live(ctx.path, ctx.logger.warn)
+        ctx.logger.flushed = page.refresh
       ctx.logger.note(banner.of(ctx))
       results = _stages(ctx, final, modules, plans)
       _finish(ctx, results, time.time() - started)
+      if page is not None:
+        page.finish()
     except jax.errors.JaxRuntimeError as error:
       gone = hosts.lost(error)
       if gone is None:
         raise
       raise gone from error
     finally:
+      ctx.logger.flushed = None
       ctx.close()
+      if page is not None:
+        page.stop()
   return results
 
 

@@ -33,14 +33,15 @@ FLOORS = (
     ('stages',),
     # F5
     ('main', 'runner', 'banner', 'plan', 'export', 'report', 'compare', 'replay',
-     'planning', 'tables'),
+     'planning', 'tables', 'reporting'),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # Packages of this floor never know each other.
 APART = 1
 
 NO_JAX = ('records', 'text', 'positions', 'pixels', 'boxes', 'puzzle_rules',
-          'rewards', 'select', 'resolve', 'overlays', 'sections', 'data.tasks')
+          'rewards', 'select', 'resolve', 'overlays', 'sections', 'data.tasks',
+          'data.benchmarks', 'significance', 'reporting')
 JAX = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'grain', 'chex'}
 DEVICE = ('losses', 'advantages', 'returns', 'credit', 'models', 'flows')
 HOST = {'mmr1.data', 'mmr1.rewards', 'PIL', 'grain'}

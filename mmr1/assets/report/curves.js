@@ -1,0 +1,182 @@
+// Curves: each is drawn when it comes into sight.
+
+const LIGHT = ['#1f5fbf', '#c2571a', '#2a8540', '#a8327e', '#6a55c2',
+  '#8a6d00', '#0f8a8a', '#b3303a', '#5d6b78', '#3f7d12'];
+const DARK = ['#7fb0f5', '#f0a067', '#76cf8b', '#ec8cc6', '#b3a2f5',
+  '#dcc257', '#62cfcf', '#f28b92', '#a9b5c0', '#a6d671'];
+
+async function loadPlotly() {
+  const script = document.createElement('script');
+  script.textContent = await unpacked('plotly-data');
+  document.head.append(script);  // allowed by its hash
+  if (!window.Plotly) throw new Error('the plotting library did not load');
+}
+
+// A curve of one metric of one run: gaps between stages, none inside.
+function curve(run, metric, axis, smooth, joined) {
+  const x = [], y = [], text = [];
+  let stage = -1, mean = null;
+  const values = run.columns[metric] || [];
+  values.forEach((value, i) => {
+    if (value === null) return;
+    if (stage !== run.stage[i]) {
+      if (stage >= 0 && !joined) {
+        x.push(run[axis][i]); y.push(null); text.push('');
+      }
+      stage = run.stage[i];
+      if (!joined) mean = null;
+    }
+    mean = mean === null ? value : smooth * mean + (1 - smooth) * value;
+    x.push(run[axis][i]);
+    y.push(mean);
+    const name = run.stages[stage].name;
+    const at = axis === 'x' ? run.x[i] - run.stages[stage].begin : null;
+    text.push(at === null ? name : `${name} ${at}`);
+  });
+  return {x, y, text};
+}
+
+function safe(text) {  // Plotly reads a little HTML in names
+  return text.replace(/&/g, '&amp;').replace(/</g, '&lt;')
+      .replace(/>/g, '&gt;');
+}
+
+function shortNames(metrics) {
+  if (metrics.length < 2) return metrics;
+  const parts = metrics.map((name) => name.split('/'));
+  const first = parts[0][0], last = parts[0].at(-1);
+  const head = parts.every((p) => p.length > 1 && p[0] === first);
+  const tail = parts.every((p) => p.length > 2 && p.at(-1) === last);
+  return parts.map((p) => p.slice(head ? 1 : 0, tail ? -1 : undefined)
+      .join('/'));
+}
+
+// Lines where a stage begins; their names where there is room.
+function switches(runs, axis, ink) {
+  const shapes = [], annotations = [];
+  const run = runs[0];
+  const at = (s) => axis === 'x' ? s.begin : s.minute;
+  const wide = Math.max(...run[axis], 1);
+  let room = -1;
+  run.stages.forEach((s) => {
+    if (axis === 'x' && !s.steps && !s.begin) return;
+    shapes.push({type: 'line', x0: at(s), x1: at(s), yref: 'paper', y0: 0,
+      y1: 1, line: {color: ink, width: 1, dash: 'dot'}});
+    if (at(s) / wide < room) return;
+    room = at(s) / wide + 0.016 * s.name.length + 0.02;
+    annotations.push({x: at(s), yref: 'paper', y: 1, yanchor: 'bottom',
+      xanchor: 'left', text: safe(s.name), showarrow: false,
+      font: {size: 10, color: ink}});
+  });
+  return {shapes, annotations};
+}
+
+function traces(runs, chart, axis, smooth) {
+  const colors = dark() ? DARK : LIGHT, out = [];
+  const names = shortNames(chart.metrics);
+  const points = chart.kind === 'points';
+  runs.forEach((run, r) => chart.metrics.forEach((metric, m) => {
+    const made = curve(run, metric, axis, points ? 0 : smooth, points);
+    if (!made.x.length) return;
+    const color = colors[(runs.length > 1 ? r : m) % colors.length];
+    const few = made.x.length < 40;
+    const trace = {x: made.x, y: made.y, text: made.text.map(safe),
+      name: safe(runs.length > 1 ? run.name : names[m]),
+      type: 'scatter', mode: points || few ? 'lines+markers' : 'lines',
+      marker: {size: 5}, line: {color, width: 1.6}, connectgaps: false,
+      hovertemplate: '%{y:.4g} (%{text})'};
+    if (chart.kind === 'area' && runs.length === 1) {
+      Object.assign(trace, {stackgroup: 'one', mode: 'lines',
+        line: {color, width: 0.5}});
+    }
+    out.push(trace);
+    const low = run.columns[`${metric}_low`], high = run.columns[`${metric}_high`];
+    if (points && low && high) {
+      const at = run.columns[metric].flatMap((v, i) => v === null ? [] : [i]);
+      trace.error_y = {type: 'data', symmetric: false, thickness: 1, width: 3,
+        array: at.map((i) => high[i] - run.columns[metric][i]),
+        arrayminus: at.map((i) => run.columns[metric][i] - low[i])};
+    }
+  }));
+  return out;
+}
+
+function layout(runs, chart, axis) {
+  const style = getComputedStyle(document.documentElement);
+  const color = (name) => style.getPropertyValue(name).trim();
+  const grid = {gridcolor: color('--line'), zerolinecolor: color('--line'),
+    linecolor: color('--line'), automargin: true};
+  return {
+    ...switches(runs, axis, color('--dim')),
+    paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)',
+    font: {color: color('--ink'), size: 11}, margin: {l: 48, r: 12, t: 22, b: 30},
+    hovermode: 'x unified', hoverlabel: {bgcolor: color('--card'),
+      bordercolor: color('--line'), font: {color: color('--ink')}},
+    xaxis: {...grid, title: {text: axis === 'x' ? '' : 'minutes',
+      standoff: 4}},
+    yaxis: {...grid, type: chart.log ? 'log' : 'linear',
+      exponentformat: 'power', tickformat: chart.log ? '.0e' : undefined},
+    showlegend: true, legend: {orientation: 'h', y: -0.16, x: 0,
+      yanchor: 'top', font: {size: 10}}};
+}
+
+function separate(charts) {  // one metric a chart, so that colours are runs
+  return charts.flatMap((chart) => chart.metrics.map((metric) => ({
+    ...chart, metrics: [metric],
+    title: chart.metrics.length > 1 ? `${chart.title}: ${metric}` : chart.title,
+  })));
+}
+
+async function startCurves(head) {
+  const runs = head.runs, boxes = [];
+  const charts = runs.length > 1 ? separate(head.charts) : head.charts;
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.columns)))];
+  if (!names.length) {
+    $('charts').append(element('p', {class: 'dim'}, 'There are no curves.'));
+    return;
+  }
+  await loadPlotly();
+  const draw = (box) => {
+    const axis = $('axis').value, chart = box.chart;
+    box.drawn = true;
+    Plotly.react(box.plot, traces(runs, chart, axis, Number($('smooth').value)),
+        layout(runs, chart, axis), {responsive: true, displaylogo: false,
+          modeBarButtonsToRemove: ['select2d', 'lasso2d', 'toImage'],
+          displayModeBar: 'hover'});
+  };
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      const box = boxes.find((one) => one.frame === entry.target);
+      box.visible = entry.isIntersecting;
+      if (box.visible && !box.drawn) draw(box);
+    }
+  }, {rootMargin: '200px'});
+  const add = (chart, first) => {
+    const plot = element('div', {class: 'plot'});
+    const frame = element('div', {class: 'chart', role: 'img',
+      'aria-label': `${chart.title}: ${chart.metrics.join(', ')}`},
+    element('h3', {}, chart.title), plot);
+    boxes.push({chart, plot, frame, drawn: false, visible: false});
+    if (first) $('charts').prepend(frame);
+    else $('charts').append(frame);
+    seen.observe(frame);
+  };
+  charts.forEach((chart) => add(chart, false));
+  const again = () => {
+    for (const box of boxes) {
+      box.drawn = false;
+      if (box.visible) draw(box);
+    }
+  };
+  for (const id of ['axis', 'smooth']) $(id).addEventListener('change', again);
+  document.addEventListener('theme', again);
+  $('metrics').append(...names.sort().map(
+      (name) => element('option', {value: name})));
+  $('metric').addEventListener('change', () => {
+    const name = $('metric').value;
+    if (!names.includes(name)) return;
+    add({title: name, metrics: [name], log: false,
+      kind: name.startsWith('eval/') ? 'points' : 'line'}, true);
+    $('metric').value = '';
+  });
+}
