@@ -440,6 +440,7 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.evaluation = ConfigDict(_evaluation())
   c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
   c.tensorboard = True
+  c.report = True  # <workdir>/report.html, made again during the run
   c.model, c.mesh = _model(), _mesh()
   c.mesh.fsdp = 1
   c.sampler, c.rewards = _sampler(), _rewards()

@@ -86,7 +86,7 @@ def run(
         overrides=overrides, defaults=defaults)
     ctx.profile, page = traced, None
     try:
-      if jax.process_index() == 0:
+      if final.report and jax.process_index() == 0:
         page = live.Live(ctx.path, ctx.logger.warn)
         ctx.logger.flushed = page.refresh
       ctx.logger.note(banner.of(ctx))
@@ -238,7 +238,7 @@ def _check_data_keys(config, overrides) -> None:
 def _read_everything_else(config) -> None:
   """Keys that are used later than set-up's end, or only in some runs."""
   config.name, config.scale, config.seed, config.evaluate_base
-  config.tensorboard
+  config.tensorboard, config.report
   config.evaluation.as_dict()
   config.data.as_dict()
 

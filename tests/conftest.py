@@ -101,7 +101,7 @@ def shrink(tiny_folder, programs):
     config.model.path = tiny_folder
     config.cache_dir = programs
     config.cpu_devices = 0  # jax has started; other tests keep their devices
-    config.tensorboard = False
+    config.tensorboard = config.report = False
     config.evaluation.examples = 6
     config.evaluation.prompts_per_batch = 2
     config.evaluation.max_new_tokens = 8
@@ -116,6 +116,7 @@ def flags(tiny_folder, programs):
   """The same as arguments of the command."""
   return [
       f'--config.model.path={tiny_folder}', f'--config.cache_dir={programs}',
+      '--config.report=False',
       '--config.evaluation.examples=6', '--config.evaluation.'
       'prompts_per_batch=2', '--config.evaluation.max_new_tokens=8']
 
