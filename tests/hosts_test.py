@@ -35,8 +35,8 @@ def rows(folder):
 
 
 def texts(folder):
-  """Completions of all evaluations."""
-  return {path.name: [json.loads(line)['text']
+  """Completions of all evaluations; None of a pair, whose metrics say all."""
+  return {path.name: [json.loads(line).get('text')
                       for line in path.read_text().splitlines()]
           for path in sorted((folder / 'eval').glob('*.jsonl'))}
 
