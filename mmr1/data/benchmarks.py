@@ -21,6 +21,8 @@ from mmr1.data import sources
 
 Row = Mapping[str, Any]
 Made = tuple[str, list[str], list[Any], dict[str, Any]]
+# Of a row that is not as its reader expects; the last of a list as text.
+_BAD = (KeyError, TypeError, AttributeError, ValueError, SyntaxError)
 _SLOT = re.compile(r'<image ?(\d)>')
 
 
@@ -185,7 +187,7 @@ class Benchmark:
       raise ValueError(f'{path}: no rows.')
     try:
       _READERS[name](self._all[0])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except _BAD as error:
       got = sorted(self._all[0]) if isinstance(self._all[0], dict) else (
           type(self._all[0]).__name__)
       raise ValueError(
@@ -202,7 +204,7 @@ class Benchmark:
       question, golds, images, meta = _READERS[self.name](self._all[i])
       folder = str(epath.Path(self.path).parent)
       images = tuple(media.image(x, folder) for x in images)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except _BAD as error:
       return records.Broken(where, f'bad row: {type(error).__name__} {error}')
     if 'unit_box' in meta:
       w, h = images[0].size

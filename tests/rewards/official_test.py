@@ -154,3 +154,13 @@ def test_an_unknown_layout_says_so(tmp_path):
       questionId=1, question='?', answers=['a'], image='gone.png')))
   (item,) = benchmarks.Benchmark('docvqa', str(path))
   assert isinstance(item, records.Broken) and 'gone.png' in item.reason
+
+
+def test_m26_options_that_are_no_list_break_their_row_alone(tmp_path):
+  good = dict(id='a', question='Which?', options="['x', 'y']", answer='A')
+  path = tmp_path / 'mmmu.jsonl'
+  path.write_text('\n'.join(json.dumps(row) for row in (
+      good, {**good, 'options': "['x', 'y"})))
+  found = benchmarks.Benchmark('mmmu', str(path))
+  assert found[0].answer == 'A'
+  assert isinstance(found[1], records.Broken) and 'SyntaxError' in str(found[1])
