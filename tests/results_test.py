@@ -34,8 +34,6 @@ def test_each_run_is_its_own(two):
   a, b = two
   assert [len(a.rows('grpo')), len(b.rows('grpo'))] == [2, 3]
   assert a.curve('grpo', 'entropy')[0] < b.curve('grpo', 'entropy')[0]
-  # Shapes are the same: the second run compiles nothing anew.
-  assert b.curve('grpo', 'compile/count')[-1] == 0
   assert a == {'grpo': a['grpo']} and a['grpo']['eval/n'] == 6
 
 
