@@ -61,7 +61,7 @@ def run(tmp_path):
 
 
 def unpacked(html, name):
-  found = re.search(f'id="{name}">([^<]*)<', html)[1]
+  found = re.search(f'id="data-{name}">([^<]*)<', html)[1]
   return json.loads(gzip.decompress(base64.b64decode(found)))
 
 
@@ -85,12 +85,11 @@ def test_charts_take_what_there_is(run):
 
 def test_the_page_holds_its_samples(run):
   html = page.build([reading.read(run)])
-  head = unpacked(html, 'head-data')
-  assert len(head['index']['run']) == 5
-  assert head['rewards']['result'] == [0, 1, 0, 1, 2]
-  entries = unpacked(html, 'chunk-0')
-  assert entries[-1]['completion'] == EVIL
-  assert unpacked(html, 'pictures-0')[IMAGE].startswith('data:image/png')
+  data = unpacked(html, 'samples')
+  assert len(data['index']['run']) == unpacked(html, 'head')['samples'] == 5
+  assert data['rewards']['result'] == [0, 1, 0, 1, 2]
+  assert unpacked(html, 'samples-chunk-0')[-1]['completion'] == EVIL
+  assert unpacked(html, 'pictures-chunk-0')[IMAGE].startswith('data:image/png')
   assert '0.500 (0.40-0.60)' in html
   assert '3 values of kl are no finite numbers' in html
 
@@ -190,9 +189,9 @@ def test_runs_are_compared(run, tmp_path):
   (other / 'config.json').write_text(json.dumps({**config, 'seed': 2}))
   path = page.write([run, other], tmp_path / 'both.html')
   html = path.read_text()
-  head = unpacked(html, 'head-data')
+  head = unpacked(html, 'head')
   assert [one['name'] for one in head['runs']] == ['run', 'other']
-  assert len(head['index']['run']) == 10
+  assert head['samples'] == 10
   assert '<td>seed</td><td>1</td><td>2</td>' in html
   assert len(head['images']) == 1  # one picture of both
 

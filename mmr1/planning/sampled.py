@@ -59,7 +59,8 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
       temperature=Struct((), jnp.float32), top_k=Struct((), jnp.int32),
       top_p=Struct((), jnp.float32), max_new_tokens=Struct((), jnp.int32),
       sharpness=Struct((), jnp.float32))
-  device = programs.Device(decoder, read, asked, knobs, t, schedule.whole)
+  device = programs.Device(decoder, read, asked, knobs, t, schedule.whole,
+                           entropy=decoding.entropy)
   if section.env is not None:
     device = _answered(device, config, section.env, make, schedule)
   kept = jax.eval_shape(lambda a: dataclasses.replace(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from mmr1.reporting import entries
 from mmr1.reporting import reading
-from mmr1.reporting import samples as samples_lib
 
 _FIRST = ('accuracy', 'accuracy_sampled', 'n', 'response_length',
           'response_length_sampled', 'unparsed_frac', 'unparsed_frac_sampled',
@@ -28,7 +28,7 @@ def tables(runs: list[reading.Run]) -> list[Table]:
   found: dict[tuple[str, ...], list[tuple[str, str, int, dict]]] = {}
   for run in runs:
     for row in run.rows:
-      made = {key.removeprefix('eval/'): samples_lib.number(value)
+      made = {key.removeprefix('eval/'): entries.number(value)
               for key, value in row.items() if key.startswith('eval/')}
       if made:
         kind = (('accuracy',) if 'accuracy' in made

@@ -68,6 +68,7 @@ class Device:
     length: T.
     whole: each prompt is a shard of its own, see `Schedule.whole`.
     spare: tokens that the cache has beside those of a layout.
+    entropy: as in `schedule.Decoding`.
   """
   policy: forward.Policy
   params: Any
@@ -76,12 +77,15 @@ class Device:
   length: int
   whole: bool
   spare: int = 0
+  entropy: bool = False
 
   def begin(self, layout: schedule_lib.Layout) -> Kept:
     """Room for the samples."""
     shards, count = self.by_shards(layout.task).shape
-    return begin(self.policy, self.asked, shards=shards, count=count,
-                  length=self.length, size=layout.size + self.spare)
+    return begin(
+        self.policy, self.asked, shards=shards, count=count,
+        length=self.length, size=layout.size + self.spare,
+        entropy=self.entropy)
 
   def go_on(self, kept: Kept, layout: schedule_lib.Layout, *,
             spare: bool = False) -> Kept:
@@ -172,7 +176,7 @@ class Device:
     if len(schedule.shapes) == 1:
       return  # the call itself runs all there are
     leaves, tree = jax.tree.flatten((self.params, self.asked))
-    key = (self.policy, self.length, schedule.shapes, tree, *(
+    key = (self.policy, self.length, self.entropy, schedule.shapes, tree, *(
         (x.shape, x.dtype, x.sharding) for x in map(jnp.asarray, leaves)))
     if key in _warm:
       return
@@ -202,16 +206,17 @@ def decoder_of(policy: forward.Policy, layers: str | None) -> forward.Policy:
 def ask(
     policy: forward.Policy, params: Any, prompts: types.Prompts, key: Array,
     knobs: rows.Knobs, *, group: int, length: int, whole: bool,
-    layers: str | None, given: given_lib.Given | None = None) -> Device:
-  """Reads the prompts; `layers` as in `schedule.Decoding`, `given` on the
-  host."""
-  decoder = decoder_of(policy, layers)
+    decoding: schedule_lib.Decoding,
+    given: given_lib.Given | None = None) -> Device:
+  """Reads the prompts; `given` on the host."""
+  decoder = decoder_of(policy, decoding.layers)
   asked = prefill(policy, decoder, params, prompts, key, group=group)
   if given is not None:
     asked = asked.replace(given=policy.layout.spread(given))
   if decoder.module.config.layers != 'scan':  # scanned ones are read as is
     params = _rearranged(decoder, params)
-  return Device(decoder, params, asked, knobs, length, whole)
+  return Device(decoder, params, asked, knobs, length, whole,
+                entropy=decoding.entropy)
 
 
 @functools.partial(jax.jit, static_argnames=('policy', 'decoder', 'group'))
@@ -250,10 +255,11 @@ def _rearranged(policy, params):
 
 
 @functools.partial(
-    jax.jit, static_argnames=('policy', 'shards', 'count', 'length', 'size'))
-def begin(policy, asked, *, shards, count, length, size):
+    jax.jit, static_argnames=(
+        'policy', 'shards', 'count', 'length', 'size', 'entropy'))
+def begin(policy, asked, *, shards, count, length, size, entropy=False):
   state = rows.begin(
-      policy, shards, count, asked.keys.size // shards, length, size)
+      policy, shards, count, asked.keys.size // shards, length, size, entropy)
   return spread(policy, Kept(state.cache, state.found))
 
 

@@ -38,6 +38,7 @@ class Decoding:
     layers: 'scan' or 'unrolled' in the decoding loop; None: as the model has
       them. A scan copies every layer's weights out of their stack for every
       token; unrolled they are copied once, and are there twice.
+    entropy: with the entropy of the distribution of each token.
 
   Raises:
     ValueError: a number below 1, another word.
@@ -46,6 +47,7 @@ class Decoding:
   cache_chunk: int | None = None
   shrink: bool = False
   layers: str | None = None
+  entropy: bool = False
 
   def __post_init__(self):
     if self.layers not in (None, 'scan', 'unrolled'):
