@@ -27,7 +27,8 @@ from mmr1.data import processor as processor_lib
 LETTERS = {types.KIND_SAMPLED: 's', types.KIND_OBSERVATION: 'o',
            types.KIND_FORCED: 'f', types.KIND_EXPERT: 'e'}
 TOKENS = 1024  # of a completion, at most
-_SAID = ('s', 'e')  # tokens that have an advantage
+# What the sampler says; it has not seen an expert's tokens.
+_SAMPLER = ('entropy', 'logp')
 
 Numbers = dict[str, np.ndarray]  # f32[N, G, T] each
 
@@ -131,8 +132,8 @@ def of_tokens(s: records.Sample, numbers: Numbers,
            for i, token in enumerate(tokens)]
   found: dict[str, Any] = {'text': texts, 'kind': kind}
   for name, array in numbers.items():
-    values = array[s.group, s.slot]
-    found[name] = [_short(values[i]) if letter in _SAID else None
+    values, not_of = array[s.group, s.slot], 'oe' if name in _SAMPLER else 'o'
+    found[name] = [None if letter in not_of else _short(values[i])
                    for i, letter in enumerate(kind)]
   if len(s.tokens) > TOKENS:
     found['left_out'] = len(s.tokens) - TOKENS

@@ -26,8 +26,7 @@ class Decoding:
   """How completions are decoded; what comes out does not depend on it.
 
   Fields:
-    rows: completions decoded at a time; the others wait for a row that ends.
-      None: all of them at once.
+    rows: completions decoded at a time, the others wait; None: all at once.
     cache_chunk: tokens of the first cache. A full one is doubled, up to the
       cap, so that cost follows the length reached; each size is one more
       program, and there is room for the last one in the first call already.
@@ -149,8 +148,7 @@ class Schedule:
         self._chunk, cap)
     halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
     # Each once, from the most down.
-    self._counts = list(dict.fromkeys(-(-self._rows // 2**h)
-                                      for h in halvings))
+    self._counts = [*dict.fromkeys(-(-self._rows // 2**h) for h in halvings)]
     self.shapes = tuple(
         Shape(count, self._readable(count), size)
         for size in self._sizes for count in self._counts)

@@ -90,13 +90,11 @@ async function trainingSource(head) {
 
   return {
     name: 'samples', index, count, filters, pills, flags, stage, group, rewards,
-    line: (i) => [
-      runs.length > 1 ? `${runs[index.run[i]].name},` : '',
-      `${stage(i)} ${index.step[i]}:`,
+    line: (i) => `${runs.length > 1 ? `${runs[index.run[i]].name}, ` : ''}` +
+        `${stage(i)} ${index.step[i]}: ` + [
       `${index.length[i]} ${index.measured[i] ? 'tokens' : 'characters'}`,
-      index.reward[i] === null ? '' : `reward ${short(index.reward[i])}`,
-      index.advantage[i] === null ? '' :
-        `advantage ${short(index.advantage[i])}`].filter((x) => x).join(' '),
+      ...['reward', 'advantage'].flatMap((key) => index[key][i] === null ? [] :
+        [`${key} ${short(index[key][i])}`])].join(', '),
     narrows: ['run', 'stage', 'step'],
     admits: (i, chosen) =>
       (chosen.run === '' || index.run[i] === Number(chosen.run)) &&
