@@ -23,6 +23,32 @@ async function readPlotly() {
   performance.mark('plotting');
 }
 
+// Several runs on one axis where a stage begins at the same place in all of
+// them, however long it took in each: `aligned` of a run and of its stages.
+function align(runs) {
+  const longest = new Map();
+  for (const run of runs) {
+    for (const s of run.stages) {
+      longest.set(s.name, Math.max(s.steps, longest.get(s.name) || 0));
+    }
+  }
+  const begin = new Map();
+  let at = 0;
+  for (const [name, steps] of longest) {
+    begin.set(name, at);
+    at += steps;
+  }
+  for (const run of runs) {
+    run.stages.forEach((s) => {
+      s.aligned = begin.get(s.name);
+    });
+    run.aligned = run.x.map((x, i) => {
+      const s = run.stages[run.stage[i]];
+      return x - s.begin + s.aligned;
+    });
+  }
+}
+
 // A curve of one metric of one run: gaps between stages, none inside.
 function curve(run, metric, axis, smooth, joined) {
   const x = [], y = [], text = [];
@@ -41,8 +67,7 @@ function curve(run, metric, axis, smooth, joined) {
     x.push(run[axis][i]);
     y.push(mean);
     const name = run.stages[stage].name;
-    const at = axis === 'x' ? run.x[i] - run.stages[stage].begin : null;
-    text.push(at === null ? name : `${name} ${at}`);
+    text.push(`${name} ${run.x[i] - run.stages[stage].begin}`);
   });
   return {x, y, text};
 }
@@ -98,16 +123,19 @@ function shortNames(metrics) {
 // Lines where a stage begins; their names where there is room.
 function switches(runs, axis, ink) {
   const shapes = [], annotations = [];
-  const run = runs[0];
-  const at = (s) => axis === 'x' ? s.begin : s.minute;
-  const wide = Math.max(...run[axis], 1);
-  let room = -1;
-  run.stages.forEach((s) => {
-    if (axis === 'x' && !s.steps && !s.begin) return;
+  const at = (s) => ({x: s.begin, aligned: s.aligned, minutes: s.minute})[axis];
+  const wide = Math.max(...runs.flatMap((run) => run[axis]), 1);
+  let stages = runs[0].stages, room = -1;
+  if (axis === 'aligned') {  // those of all runs, each once
+    stages = [...new Map(runs.flatMap((run) => run.stages).map(
+        (s) => [s.name, s])).values()].sort((a, b) => a.aligned - b.aligned);
+  }
+  stages.forEach((s) => {
+    if (axis !== 'minutes' && !s.steps) return;
     shapes.push({type: 'line', x0: at(s), x1: at(s), yref: 'paper', y0: 0,
       y1: 1, line: {color: ink, width: 1, dash: 'dot'}});
     if (at(s) / wide < room) return;
-    room = at(s) / wide + 0.016 * s.name.length + 0.02;
+    room = at(s) / wide + 0.018 * s.name.length + 0.02;
     annotations.push({x: at(s), plain: s.name, yref: 'paper', y: 1, yanchor: 'bottom',
       xanchor: 'left', text: safe(s.name), showarrow: false,
       font: {size: 10, color: ink}});
@@ -161,7 +189,7 @@ function layout(runs, chart, axis) {
     font: {color: color('--ink'), size: 11}, margin: {l: 48, r: 12, t: 22, b: 30},
     hovermode: 'x unified', hoverlabel: {bgcolor: color('--card'),
       bordercolor: color('--line'), font: {color: color('--ink')}},
-    xaxis: {...grid, title: {text: axis === 'x' ? '' : 'minutes',
+    xaxis: {...grid, title: {text: axis === 'minutes' ? 'minutes' : '',
       standoff: 4}},
     yaxis: {...grid, type: chart.log ? 'log' : 'linear',
       rangemode: chart.low >= 0 ? 'nonnegative' : 'normal',
@@ -204,6 +232,12 @@ function startCurves(head) {
   if (!names.length) {
     $('charts').append(element('p', {class: 'dim'}, 'There are no curves.'));
     return;
+  }
+  if (runs.length > 1) {
+    align(runs);
+    $('axis').prepend(element('option', {value: 'aligned'},
+        'steps, stages side by side'));
+    $('axis').value = 'aligned';
   }
   const chosen = () => [$('axis').value, Number($('smooth').value)];
   const draw = async (box, range) => {

@@ -63,8 +63,7 @@ function sketch(box, runs, chart, axis, smooth) {
     box.plot.replaceChildren(svg);
     return;
   }
-  const x0 = Math.min(0, ...runs[0].stages.map((s) => s.begin)),
-    x1 = Math.max(...xs, x0 + 1e-9);
+  const x0 = 0, x1 = Math.max(...xs, 1e-9);
   let y0 = Math.min(...ys), y1 = Math.max(...ys);
   if (area) y0 = Math.min(0, y0);
   const pad = (y1 - y0 || Math.abs(y1) || 1) * 0.06;
@@ -90,7 +89,7 @@ function sketch(box, runs, chart, axis, smooth) {
     put(drawn('text', {...small, x: px(x), y: bottom + 14,
       'text-anchor': 'middle'}, tickText(x, columns)));
   }
-  if (axis !== 'x') {
+  if (axis === 'minutes') {
     put(drawn('text', {...small, x: right, y: bottom + 26,
       'text-anchor': 'end'}, 'minutes'));
   }
