@@ -51,14 +51,14 @@ function align(runs) {
 
 // A curve of one metric of one run: gaps between stages, none inside.
 function curve(run, metric, axis, smooth, joined) {
-  const x = [], y = [], text = [];
+  const x = [], y = [], at = [];  // at: rows of the run; -1: a gap
   let stage = -1, mean = null;
   const values = run.columns[metric] || [];
   values.forEach((value, i) => {
     if (value === null) return;
     if (stage !== run.stage[i]) {
       if (stage >= 0 && !joined) {
-        x.push(run[axis][i]); y.push(null); text.push('');
+        x.push(run[axis][i]); y.push(null); at.push(-1);
       }
       stage = run.stage[i];
       if (!joined) mean = null;
@@ -66,10 +66,15 @@ function curve(run, metric, axis, smooth, joined) {
     mean = mean === null ? value : smooth * mean + (1 - smooth) * value;
     x.push(run[axis][i]);
     y.push(mean);
-    const name = run.stages[stage].name;
-    text.push(`${name} ${run.x[i] - run.stages[stage].begin}`);
+    at.push(i);
   });
-  return {x, y, text};
+  return {x, y, at};
+}
+
+function stepOf(run, i) {
+  if (i < 0) return '';
+  const stage = run.stages[run.stage[i]];
+  return safe(`${stage.name} ${run.x[i] - stage.begin}`);
 }
 
 // At most 2 * POINTS points of what is inside of `range`: where there are more,
@@ -102,7 +107,7 @@ function thinned(made, range) {
     chosen = inside.filter((i) => keep.has(i));
   }
   return {x: chosen.map((i) => made.x[i]), y: chosen.map((i) => made.y[i]),
-    text: chosen.map((i) => made.text[i])};
+    at: chosen.map((i) => made.at[i])};
 }
 
 function safe(text) {  // Plotly reads a little HTML in names
@@ -156,7 +161,7 @@ function traces(runs, chart, axis, smooth, range) {
     }
     const color = colors[(runs.length > 1 ? r : m) % colors.length];
     const few = made.x.length < 40;
-    const trace = {x: made.x, y: made.y, text: made.text.map(safe),
+    const trace = {x: made.x, y: made.y, text: made.at.map((i) => stepOf(run, i)),
       name: safe(runs.length > 1 ? run.name : names[m]),
       plain: runs.length > 1 ? run.name : names[m],
       type: 'scatter', mode: points || few ? 'lines+markers' : 'lines',
@@ -221,7 +226,8 @@ function spoken(runs, chart) {
 function separate(charts) {  // one metric a chart, so that colours are runs
   return charts.flatMap((chart) => chart.metrics.map((metric) => ({
     ...chart, metrics: [metric],
-    title: chart.metrics.length > 1 ? `${chart.title}: ${metric}` : chart.title,
+    title: chart.title.toLowerCase() === metric ? chart.title :
+      `${chart.title}: ${metric}`,
   })));
 }
 
