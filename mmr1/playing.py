@@ -177,6 +177,8 @@ class Player:
     episode.state = state
     told = (said.reward, said.call is not None, said.error)
     if said.done:
+      last = episode.turns[-1]
+      episode.turns[-1] = dataclasses.replace(last, text=last.text + said.text)
       return Outcome(said.reason, None, *told, 0)
     if whole.turns == self.env.max_turns:
       return Outcome('max_turns', None, *told, 0)

@@ -44,6 +44,8 @@ class World:
           reward=.5, call={'n': state['n']})
     if said == 'long':
       return state, records.Observation(text='a b c d ' * 30, call={})
+    if said == 'open':
+      return state, records.Observation(text='!', done=True)
     if said == 'bad':
       return state, records.Observation(text='no', call={}, error='invalid')
     return state, records.Observation(done=True, reward=1.0)
@@ -136,6 +138,19 @@ def test_a_short_last_batch_of_an_evaluation_counts_as_many_as_it_has():
   made = episodes.pooled(
       [{'env/turns': 1.0}, {'env/turns': 5.0, 'env/x_frac': 1.0}], [3, 1])
   assert made == {'env/turns': 2.0, 'env/x_frac': .25}
+
+
+def test_what_an_end_says_is_read_and_made_no_tokens(processor):
+  one = player(processor, group=1)
+  assert one.step(says(processor, 'look')) and not one.step(
+      says(processor, 'open'))
+  sample, = one.told([records.Sample(
+      text='x', tokens=(), kinds=(), length=0, truncated=False,
+      example=records.Example(uid=7), uid=7, group=0, slot=0)])
+  assert sample.text == 'look\nopen!' and sample.turns[-1].text == 'open!'
+  whole = one.trajectories[0][0]
+  assert whole.kind[-1] == types.KIND_SAMPLED
+  assert whole.tokens[-1] == processor.eos_id
 
 
 def test_m13_an_environment_that_always_fails_stops_the_run(processor):
