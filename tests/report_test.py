@@ -275,6 +275,18 @@ def test_whole_problems_are_left_out(run):
   assert f'{count} of 400 problems' in read.notes[-1]
 
 
+def test_parts_of_benchmarks_have_a_table(run):
+  (run / 'eval').mkdir()
+  (run / 'eval' / 'grpo_3_verse.json').write_text(json.dumps({
+      'stage': 'grpo', 'step': 3, 'samples_per_problem': 4, 'groups': {
+          'version': {'Text': {'n': 12, 'accuracy': 0.5, 'low': 0.3,
+                               'high': 0.7}, 'Odd': 'x'}}}))
+  html = page.build([reading.read(run)])
+  assert '<h3>Accuracy by version</h3>' in html
+  assert '<td>0.500 (0.30-0.70), n 12</td><td></td>' in html
+  assert '<dt>samples_per_problem</dt><dd>4</dd>' in html
+
+
 def test_a_stage_may_end_with_a_number(run):
   config = json.loads((run / 'config.json').read_text())
   config['stages'] = ['cold', 'cold_2']

@@ -144,6 +144,7 @@ def build(runs: Sequence[reading.Run], budget: Budget = Budget()) -> str:
   return _template().render(
       title=', '.join(run.name for run in runs), views=views,
       compare=len(runs) > 1, tables=scores.tables(list(runs)),
+      parts=scores.groups(runs),
       between=settings.differing([run.config for run in runs])
       if len(runs) > 1 else (),
       made=time.strftime('%Y-%m-%d %H:%M:%S %Z'),

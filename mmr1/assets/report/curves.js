@@ -194,6 +194,8 @@ function layout(runs, chart, axis) {
     font: {color: color('--ink'), size: 11}, margin: {l: 48, r: 12, t: 22, b: 30},
     hovermode: 'x unified', hoverlabel: {bgcolor: color('--card'),
       bordercolor: color('--line'), font: {color: color('--ink')}},
+    modebar: {bgcolor: 'rgba(0,0,0,0)', color: color('--dim'),
+      activecolor: color('--accent')},
     xaxis: {...grid, title: {text: axis === 'minutes' ? 'minutes' : '',
       standoff: 4}},
     yaxis: {...grid, type: chart.log ? 'log' : 'linear',
