@@ -1,6 +1,7 @@
 """Counts compilations (M17, M28: their number must not grow with steps)."""
 
 from collections.abc import Callable
+import re
 
 import jax
 
@@ -40,7 +41,7 @@ class CompileCounter:
     if event in _BEGINS:
       self._inside += 1
       if self._inside == 1:
-        self._tell(fun_name.removeprefix('jit_'))
+        self._tell(re.sub(r'^jit[_(]|\)$', '', fun_name))
 
   def _duration(self, event: str, duration: float, **_):
     if event in _BEGINS and self._tell is not None:

@@ -60,10 +60,10 @@ class Console:
     """Opens the console.
 
     Args:
-      quiet: warnings alone, and those on stderr.
+      quiet: nothing but warnings.
       out: where to print; None: stdout.
     """
-    self.out = out or open_out(sys.stderr if quiet else None)
+    self.out = out or open_out()
     self.active = all(os.environ.get(name, '0') in ('', '0')
                       for name in _HOSTS)
     self.cache = ''
@@ -173,11 +173,12 @@ class Console:
       self.print(f'WARNING: {text}')
 
   def print(self, what: Any) -> None:
-    """Prints text or a table above the live line."""
+    """Prints text or a table above the live line; on a terminal words wrap, a
+    line of a file is one line."""
     with self._lock:
       self._spoke = time.monotonic()
       self.out.print(what, markup=False, highlight=False,
-                     soft_wrap=isinstance(what, str))
+                     soft_wrap=isinstance(what, str) and not self._moves)
 
   def table(self, rows: Sequence[Sequence[Any]], columns: Sequence[str],
             title: str = '') -> None:
@@ -195,7 +196,7 @@ class Console:
     if seconds is not None:
       return rich_text.Text.assemble(
           (work.title, 'bold'), f'{work.count}  ', (
-              f'{self._compiles()}  {seconds:.0f} s', 'cyan'))
+              self._compiles(f' {seconds:.0f} s'), 'cyan'))
     phase = (f'{work.phase or "begins"} '
              f'{time.monotonic() - work.since:.0f} s')
     if not work.total:
@@ -212,10 +213,10 @@ class Console:
         rich_text.Text(phase, 'dim'))
     return table
 
-  def _compiles(self) -> str:
+  def _compiles(self, taken: str = '') -> str:
     later = (f' (first run only; later runs take it from {self.cache})'
              if self.cache else '')
-    return f'compiling {self._program.name}{later}'
+    return f'compiling {self._program.name}{taken}{later}'
 
   def _open_live(self) -> None:
     self._live = rich_live.Live(

@@ -36,7 +36,8 @@ def main(argv):
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
   workdir = _WORKDIR.value or resolve.default_workdir(path)
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
-  screen = console.Console(quiet=_QUIET.value)
+  screen = console.Console(quiet=_QUIET.value, out=console.open_out(
+      sys.stderr if _QUIET.value else None))
   try:
     screen.begin('start')
     screen.doing('loading jax')  # seconds, in which something is to be seen

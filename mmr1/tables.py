@@ -104,8 +104,10 @@ def end(logger: log.Logger, path: Any, results: Mapping[str, Metrics],
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   logger.note(f'{progress.clock(seconds)}, {peak:.1f} GiB of memory at most; '
               f'everything is in {path}')
-  kept = sorted(x.name for x in (path / 'checkpoints').iterdir()) if (
-      path / 'checkpoints').exists() else []
+  there = {x.name for x in (path / 'checkpoints').iterdir()} if (
+      path / 'checkpoints').exists() else ()
+  kept = [name for stage in stages for name in sorted(there)
+          if name.rpartition('_')[0] == stage]
   for name, text in (
       ('report.html', 'curves, samples and evaluations; opens in a browser'),
       ('samples', 'what was said, step by step'),
@@ -113,8 +115,7 @@ def end(logger: log.Logger, path: Any, results: Mapping[str, Metrics],
       ('checkpoints', ', '.join(kept))):
     if (path / name).exists():
       logger.note(f'  {name:12} {text}')
-  trains = any(name.rpartition('_')[0] in stages for name in kept)
   logger.note('Next: ' + (
       f'python -m mmr1.export --workdir={path} --out={path}/export  (a folder '
-      'for transformers)' if trains else
+      'for transformers)' if kept else
       f'python -m mmr1.report --workdir={path}  (the page again)'))
