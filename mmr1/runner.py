@@ -132,12 +132,15 @@ def plan(config: resolve.Section) -> tuple[dict[str, Any], dict[str, Any]]:
   for name in set(config.stages) & set(RESERVED):
     raise ValueError(f'stages: {name!r} has a meaning of its own in `init` and '
                      '`reference`; choose another name.')
-  modules, plans = {}, {}
-  for name in config.stages:
-    section = config[name]
-    modules[name] = importlib.import_module(f'mmr1.stages.{section.kind}')
-    plans[name] = modules[name].setup(section, name, config)
-  return modules, plans
+  made = {name: plan_stage(config, name) for name in config.stages}
+  return ({name: module for name, (module, _) in made.items()},
+          {name: one for name, (_, one) in made.items()})
+
+
+def plan_stage(config: resolve.Section, name: str) -> tuple[Any, Any]:
+  """(the module of a stage's kind, what its setup makes of the section)."""
+  module = importlib.import_module(f'mmr1.stages.{config[name].kind}')
+  return module, module.setup(config[name], name, config)
 
 
 def set_up_jax(config: resolve.Section) -> None:

@@ -10,9 +10,9 @@ from mmr1 import hosts
 from mmr1 import resolve
 
 
+DRY_RUN = 'dry_run'  # what a dry run leaves; a run may begin beside it
 # Where a run runs, not what it computes: a run may go on elsewhere. Results are
 # then those of the other devices, equal in rounding and not to the last bit.
-DRY_RUN = 'dry_run'  # what a dry run leaves; a run may begin beside it
 _PLACE = ('mesh.', 'cpu_devices:', 'cache_dir:', 'stall_s:')
 
 
