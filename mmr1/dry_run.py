@@ -126,10 +126,20 @@ def _differences(final: Any, screen: console.Console) -> None:
   if before is None:
     return
   rows = settings.differing([json.loads(json.dumps(before)), tree])
+  lines, new = [], {}
+  for key, (old, value) in rows:
+    if old == settings.ABSENT:  # of one section in one line
+      start, _, rest = key.rpartition('.') if key.count('.') < 2 else (
+          '.'.join(key.split('.')[:2]), '', key.split('.', 2)[2])
+      new.setdefault(start, []).append(f'{rest} {value}')
+    elif old != '{}' or value != settings.ABSENT:  # else its keys are new
+      lines.append(f'{key}: {old} -> {value}')
+  lines += [f'{start}: new are {", ".join(values)}'
+            for start, values in new.items()]
   screen.note(f'{len(rows)} keys differ from the base of its scale '
               '(configs/common.py):')
-  for row in rows:
-    screen.note(f'  {row.key}: {row.values[0]} -> {row.values[1]}')
+  for line in sorted(lines):
+    screen.note(f'  {line}')
 
 
 def _plans(found: Found, screen: console.Console) -> tuple[

@@ -61,8 +61,9 @@ class Scored(NamedTuple):
 def answer(example: records.Example) -> str | None:
   """The gold answer, a box in the frame that the model's family writes."""
   box, frame = example.meta.get('box'), example.meta.get('box_frame')
-  if box is None or not frame or not example.images:
-    return example.answer
+  asked = example.answer is None or example.answer.lstrip()[:1] in ('[', '(')
+  if box is None or not asked or not frame or not example.images:
+    return example.answer  # what a box is of may be asked for as well
   width, height = example.images[0].size
   seen = example.meta.get('seen')
   numbers = boxes.convert(
