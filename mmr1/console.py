@@ -11,7 +11,6 @@ that take long to compile, and a sign of life while a phase goes on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import contextlib
 import logging
 import os
 import sys

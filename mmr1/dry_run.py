@@ -20,11 +20,8 @@ from mmr1 import banner
 from mmr1 import batch
 from mmr1 import console
 from mmr1 import first_samples
-from mmr1 import generator
 from mmr1 import gold
-from mmr1 import grades
 from mmr1 import resolve
-from mmr1 import rl_setup
 from mmr1 import runner
 from mmr1 import sharding
 from mmr1 import workdir as workdir_lib
@@ -34,7 +31,8 @@ from mmr1.data import processor as processor_lib
 from mmr1.planning import described
 from mmr1.reporting import settings
 
-_EVALUATION = 'evaluation'
+# In errors about what is not there.
+_ABSENT = ('there is no ', 'no such file', 'needs a file', 'no folder')
 
 
 class Found(NamedTuple):
@@ -111,6 +109,16 @@ def look(config: config_dict.ConfigDict, overrides: Iterable[str]) -> Found:
           f'data.{key}: there is no {path!r}: set --config.data.{key}=... '
           f'The worlds {tuple(config.data.mixture)} stand for it here.')
       config.data[key] = None
+  for name in config.data.mixture:
+    task = config.tasks[name]
+    if 'path' in task and not files.exists(task.path):
+      missing.append(
+          f'tasks.{name}.path: there is no {task.path!r}: set --config.tasks.'
+          f'{name}.path=... Sums of digits stand for it here.')
+      imitated = 'imitate' in task and task.imitate  # with a completion
+      with task.unlocked():
+        del task.path
+        task.fn = 'digits.reading' if imitated else 'digits.digits'
   final = resolve.finalise(config, overrides)
   try:
     processor = datasets.open_processor(final.model, final.data)
@@ -150,8 +158,10 @@ def _plans(found: Found, screen: console.Console) -> tuple[
     try:
       _, plans[name] = runner.plan_stage(found.config, name)
     except ValueError as error:
-      absent = any(word in str(error) for word in ('there is no', 'needs a file'))
-      wrong += not (found.missing and absent)
+      if any(words in str(error) for words in _ABSENT):
+        found.missing.append(str(error))
+      else:
+        wrong += 1
       screen.warn(f'{name}: {error}')
   return plans, wrong
 
@@ -186,7 +196,7 @@ def _stage(found: Found, name: str, plan: Any, folder: epath.Path,
   rows, wrong = [], 0
   for first in firsts:
     _show(first, name, section, folder, seen, screen)
-    scored = of(first, config, name, plan, found.processor)
+    scored = gold.of_stage(first, config, name, plan, found.processor)
     if scored is None:
       screen.note('    no right answer is known, so no reward can be asked')
       continue
@@ -194,21 +204,24 @@ def _stage(found: Found, name: str, plan: Any, folder: epath.Path,
       screen.note(f'    right, as {scored.form}: {scored.sample.text!r}'
                   + _too_long(scored.sample, section))
     label = first.example.member.name
-    rows += [(label, *row) for row in (
-        scored.rows if isinstance(scored, gold.Scored) else scored)]
+    for row in scored.rows if isinstance(scored, gold.Scored) else scored:
+      rows.append((label, *row))
+      if row.ok is False:
+        wrong += 1
+        screen.warn(
+            f'{name}: reward {row.name!r} does not give the right answer of '
+            f'{label or "its problem"} its full marks: {row.why}'
+            + (f'; it read {scored.sample.text!r}, where the answer is '
+               f'{first.example.answer!r}' if isinstance(scored, gold.Scored)
+               else ''))
   rows += [('', column, None, None, None, why)
-           for column, why in _others(section)]
+           for column, why in gold.others(section)]
   if rows:
     screen.table([(label, row, _number(value), _number(full), {
         True: 'ok', False: 'WRONG', None: '-'}[ok], why)
                   for label, row, value, full, ok, why in rows],
                  ('problem', 'reward', 'value', 'full marks', 'ok', ''),
                  f'{name}: the right answer under its rewards')
-  for label, reward, _, _, ok, why in rows:
-    if ok is False:
-      wrong += 1
-      screen.warn(f'{name}: reward {reward!r} does not give the right answer of '
-                  f'{label or "its problem"} its full marks: {why}')
   return wrong
 
 
@@ -238,67 +251,6 @@ def _show(first: first_samples.First, name: str, section: Any,
                 f'{tuple(example.meta["classes"])}')
   if example.answer is not None:
     screen.note(f'    answer: {example.answer!r}')
-
-
-def of(first: first_samples.First, config: Any, name: str, plan: Any,
-       processor: processor_lib.Processor | None,
-       ) -> gold.Scored | list[gold.Row] | None:
-  """What the right answer earns in a stage.
-
-  Returns:
-    A completion with its rows; rows alone, of pictures; None: no answer.
-  """
-  section = config[name]
-  if section.kind == 'flow':
-    return _picture(first.example, section, plan)
-  if section.kind not in ('rl', 'evaluate', 'refine'):
-    return []
-  rewards = rl_setup.rewards(section, config) if section.kind == 'rl' else {}
-  parsers = [config.evaluation.parser] if section.kind == 'rl' else [
-      section.parser]
-  return gold.best(
-      first.example, rewards, {} if plan is None or section.kind != 'rl'
-      else plan.objective.knobs, prefilled=first.prefilled,
-      boxed='boxed' in first.instruction, processor=processor,
-      also=lambda text: [] if first.example.member.rewards is not None else [
-          _parsed(text, first, parser) for parser in parsers])
-
-
-def _parsed(text: str, first: first_samples.First, parser: str) -> gold.Row:
-  """Whether an evaluation reads the answer."""
-  name = f'{_EVALUATION}, {parser}'
-  if parser not in grades.PARSERS:
-    return gold.Row(name, None, 1.0, None, "a benchmark's own rules")
-  grade = grades.grade(
-      text, first.example, parser=parser, prefilled=first.prefilled)
-  return gold.Row(name, float(grade.right), 1.0, grade.right, '' if grade.right
-                  else grade.error or f'read {grade.extracted!r}')
-
-
-def _picture(example: Any, section: Any, plan: Any) -> list[gold.Row]:
-  """The picture that is asked for, as if it had been made."""
-  if section.judge is not None:
-    return [gold.Row(section.judge, None, None, None, 'a model, not asked here')]
-  if plan is None or example.meta.get('target') is None:
-    return []
-  made = generator.pixels(example.meta['target'])[None]
-  value = float(plan.reward(made, example)[0])
-  low, high = plan.reward.func.range
-  return [gold.Row(section.reward.fn, value, high, value >= high,
-                   '' if value >= high else f'range {low:g} to {high:g}')]
-
-
-def _others(section: Any) -> list[tuple[str, str]]:
-  """Columns that no rule makes."""
-  if section.kind != 'rl':
-    return []
-  found = [(name, 'a model (judges), not asked here') for name in section.judges]
-  found += [(name, 'made of what the policy says of its tokens (probes)')
-            for name in section.probes]
-  if section.env is not None:
-    found.append((section.env, 'an environment: the answer is given at once '
-                  'here, without asking it'))
-  return found
 
 
 def _too_long(sample: Any, section: Any) -> str:

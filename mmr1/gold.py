@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmr1 import boxes
+from mmr1 import first_samples
+from mmr1 import generator
+from mmr1 import grades
 from mmr1 import records
+from mmr1 import rl_setup
 from mmr1 import types
 from mmr1.data import encode
 from mmr1.data import processor as processor_lib
@@ -160,7 +164,8 @@ def _row(name: str, fn: Any, value: float | None, failed: str | None) -> Row:
   value = None if value is None or np.isnan(value) else value
   full = vars(fn).get('perfect')
   if failed is not None:
-    return Row(name, value, full, False, failed.strip().splitlines()[-2])
+    told = [line for line in failed.splitlines() if line.strip()]
+    return Row(name, value, full, False, told[-2])  # the last is of the sample
   if score.is_group(fn):
     return Row(name, None, full, None, 'compares the completions of a group')
   if full is None:
@@ -169,4 +174,68 @@ def _row(name: str, fn: Any, value: float | None, failed: str | None) -> Row:
   if value is None:
     return Row(name, None, full, None, 'says nothing about this problem')
   ok = value >= full - _CLOSE
-  return Row(name, value, full, ok, '' if ok else 'less than full marks')
+  return Row(name, value, full, ok, '' if ok else f'{value:g}, not {full:g}')
+
+
+# Of a stage.
+
+
+def of_stage(first: first_samples.First, config: Any, name: str, plan: Any,
+       processor: processor_lib.Processor | None,
+       ) -> Scored | list[Row] | None:
+  """What the right answer earns in a stage.
+
+  Returns:
+    A completion with its rows; rows alone, of pictures; None: no answer.
+  """
+  section = config[name]
+  if section.kind == 'flow':
+    return _picture(first.example, section, plan)
+  if section.kind not in ('rl', 'evaluate', 'refine'):
+    return []
+  rewards = rl_setup.rewards(section, config) if section.kind == 'rl' else {}
+  parsers = [config.evaluation.parser] if section.kind == 'rl' else [
+      section.parser]
+  return best(
+      first.example, rewards, {} if plan is None or section.kind != 'rl'
+      else plan.objective.knobs, prefilled=first.prefilled,
+      boxed='boxed' in first.instruction, processor=processor,
+      also=lambda text: [] if first.example.member.rewards is not None else [
+          _parsed(text, first, parser) for parser in parsers])
+
+
+def _parsed(text: str, first: first_samples.First, parser: str) -> Row:
+  """Whether an evaluation reads the answer."""
+  name = f'evaluation, {parser}'
+  if parser not in grades.PARSERS:
+    return Row(name, None, 1.0, None, "a benchmark's own rules")
+  grade = grades.grade(
+      text, first.example, parser=parser, prefilled=first.prefilled)
+  return Row(name, float(grade.right), 1.0, grade.right, '' if grade.right
+                  else grade.error or f'read {grade.extracted!r}')
+
+
+def _picture(example: Any, section: Any, plan: Any) -> list[Row]:
+  """The picture that is asked for, as if it had been made."""
+  if section.judge is not None:
+    return [Row(section.judge, None, None, None, 'a model, not asked here')]
+  if plan is None or example.meta.get('target') is None:
+    return []
+  made = generator.pixels(example.meta['target'])[None]
+  value = float(plan.reward(made, example)[0])
+  low, high = plan.reward.func.range
+  return [Row(section.reward.fn, value, high, value >= high,
+                   '' if value >= high else f'range {low:g} to {high:g}')]
+
+
+def others(section: Any) -> list[tuple[str, str]]:
+  """Columns that no rule makes."""
+  if section.kind != 'rl':
+    return []
+  found = [(name, 'a model (judges), not asked here') for name in section.judges]
+  found += [(name, 'made of what the policy says of its tokens (probes)')
+            for name in section.probes]
+  if section.env is not None:
+    found.append((section.env, 'an environment: the answer is given at once '
+                  'here, without asking it'))
+  return found

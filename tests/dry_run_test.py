@@ -63,7 +63,7 @@ def test_the_right_answer_has_full_marks_in_every_config(
     _, plan = runner.plan_stage(found.config, stage) if (
         arg is None) else (None, None)
     for first in first_samples.of(found.config, stage, found.processor):
-      scored = dry_run.of(first, found.config, stage, plan, found.processor)
+      scored = gold.of_stage(first, found.config, stage, plan, found.processor)
       rows = scored.rows if isinstance(scored, gold.Scored) else scored or ()
       asked += sum(row.ok is True for row in rows)
       wrong += [(stage, row, scored) for row in rows if row.ok is False]
@@ -192,7 +192,7 @@ def test_a_reward_that_the_right_answer_does_not_satisfy_is_an_error(
   config.rl.rewards = ('result', 'format', 'other')
   code, text = shown(config, tmp_path / 'run')
   assert code == 1 and 'WRONG' in text and "reward '" in text
-  assert 'less than full marks' in text
+  assert 'it read ' in text and '0, not 1' in text
 
 
 def test_without_model_and_data_what_can_be_said_is(tmp_path):

@@ -26,7 +26,7 @@ FLOORS = (
      'environments', 'playing', 'episodes', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
      'evaluations', 'grades', 'refining', 'pairwise', 'scoring', 'significance', 'judge_models',
      'score_judges', 'generator', 'flow_objectives', 'flow_setup',
-     'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing', 'config_checks', 'gold'),
+     'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing', 'config_checks', 'gold', 'first_samples'),
     # F3
     ('papers',),
     # F4
