@@ -165,7 +165,7 @@ def test_the_live_line(clock):
   clock.now += 3
   text = drawn(one, 100)
   assert '\n' not in text
-  for part in ('2/4 think', '━', '2/40', 'reward 0.500', '1:16 left',
+  for part in ('2/4 think', '╸', '2/40', 'reward 0.500', '1:16 left',
                '2 s a step', 'update 3 s'):
     assert part in text, part
   assert '\n' not in drawn(one, 60)  # it is cut, not torn
