@@ -54,9 +54,9 @@ class Interrupt:
     first, self.requested = not self.requested, True
     self.signal = signal.Signals(number).name
     if first:
-      self._tell(f'{self.signal}: stopping after this step, whose state is '
-                 'saved' + (' (Ctrl-C again: at once).' if number ==
-                            signal.SIGINT else '.'))
+      self._tell(f'{self.signal}: stopping once this step or evaluation is done '
+                 'and saved' + (' (Ctrl-C again: at once).' if number ==
+                                signal.SIGINT else '.'))
 
   @property
   def code(self) -> int:

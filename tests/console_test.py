@@ -235,7 +235,7 @@ def test_ctrl_c_has_its_own_exit_code():
   stop = guard.Interrupt(said.append)
   stop._handle(15, None)
   assert (stop.code, said) == (
-      0, ['SIGTERM: stopping after this step, whose state is saved.'])
+      0, ['SIGTERM: stopping once this step or evaluation is done and saved.'])
   stop = guard.Interrupt(said.append)
   stop._handle(2, None)
   assert stop.code == 130 and 'Ctrl-C again: at once' in said[-1]
@@ -292,7 +292,7 @@ def test_ctrl_c_on_a_terminal(stopped):
   text = ESCAPES.sub('', said)
   assert code == 130, text[-2000:]
   for part in ('start  loading jax', 'base done in', '1/1 grpo', '━', 'greedy',
-               'SIGINT: stopping after this step', 'SIGINT: state saved',
+               'SIGINT: stopping once this step', 'SIGINT: state saved',
                'The same command goes on'):
     assert part in text, part
   assert 'Traceback' not in text
