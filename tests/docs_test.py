@@ -428,6 +428,16 @@ def test_the_environment_of_the_page(run):
   assert all(-1 <= row['reward/prompt/mean'] <= 0 for row in rows_)
 
 
+def test_the_data_of_the_page(run, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  exec(examples('data.md')['make_data.py'], {})
+  assert len((tmp_path / 'dots' / 'mine.jsonl').read_text().splitlines()) == 200
+  rows_ = run('data.md', ROOT / 'configs' / 'forkme.py', 'grpo', 'grpo',
+              '--config.data.path=dots/mine.jsonl',
+              '--config.grpo.max_new_tokens=8')
+  assert len(rows_) == 2 and rows_[-1]['data/broken'] == 0
+
+
 def snippets():
   for page in PAGES:
     for i, body in enumerate(blocks(page, 'python')):
