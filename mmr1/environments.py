@@ -13,9 +13,17 @@ threads. What an environment raises, or what takes too long, is told to the
 model as an observation and counted; so is a picture that cannot be encoded.
 
 How an episode ends, `Sample.end`: by what the environment says ('answer' if it
-says nothing else); 'max_turns', no turn is left to answer in; 'length', a turn
-or the episode ran into its cap; 'overflow', what the environment said does not
-fit, and is dropped. So the last token is always one that was sampled.
+says nothing else), or cut by a limit:
+
+  'length'       on tokens: the episode ran into T,
+  'turn_length'  a turn into `turn_tokens`,
+  'overflow'     what the environment said is longer than an observation may be,
+                 or than what is left of T;
+  'max_turns'    on turns: none is left to answer in;
+  'max_images'   on images: what the environment said has one too many.
+
+What cannot be answered, or does not fit, is dropped. So the last token is
+always one that was sampled.
 """
 
 import collections
@@ -35,7 +43,8 @@ from mmr1.data import inserting
 from mmr1.data import processor as processor_lib
 from mmr1.sampling import stops
 
-LIMITS = ('max_turns', 'length', 'overflow')  # ends that nobody wanted
+# Ends that nobody wanted.
+LIMITS = ('length', 'turn_length', 'overflow', 'max_turns', 'max_images')
 FAILURES = ('env_error', 'timeout')  # of an environment, as errors
 
 
