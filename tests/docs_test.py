@@ -130,8 +130,8 @@ def test_commands_name_modules_and_flags():
           {flag, known} & words(module) and (equals or 'bool' in
                                              path.read_text())):
         wrong.append(f'{page}: {module} has no flag {arg}')
-      if not arg.startswith('--'):
-        wrong.append(f'{page}: {module}: {arg!r} is no flag')
+      if not arg.startswith('--') and not (ROOT / arg).is_file():
+        wrong.append(f'{page}: {module}: {arg!r} is neither flag nor file')
   assert not wrong, '\n'.join(wrong)
 
 
@@ -209,6 +209,12 @@ def test_links_lead_somewhere(path):
     elif anchor and anchor not in anchors(target):
       wrong.append(f'{link}: no such heading')
   assert not wrong, '\n'.join(wrong)
+
+
+def test_the_index_has_every_page():
+  docs = ROOT / 'docs'
+  assert {docs / link.partition('#')[0] for link in links(docs / 'README.md')
+          } >= {*docs.glob('*.md')} - {docs / 'README.md'}
 
 
 # Tables.
