@@ -127,8 +127,8 @@ def test_commands_name_modules_and_flags():
       flag, equals, _ = arg.removeprefix('--').partition('=')
       known = flag.partition('.')[0].removeprefix('no')
       if arg.startswith('--') and not (
-          {flag, known} & words(module) and (equals or 'bool' in
-                                             path.read_text())):
+          {flag, known, f'--{known}.'} & words(module)
+          and (equals or 'bool' in path.read_text())):
         wrong.append(f'{page}: {module} has no flag {arg}')
       if not arg.startswith('--') and not (ROOT / arg).is_file():
         wrong.append(f'{page}: {module}: {arg!r} is neither flag nor file')
