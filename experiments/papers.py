@@ -13,19 +13,17 @@ from collections.abc import Callable
 import json
 import pathlib
 import platform
-import statistics
 import sys
 from typing import NamedTuple
 
 from absl import app
 from absl import flags
 import jax
-import matplotlib
-import matplotlib.pyplot as plt
 
 from experiments import board as board_lib
 from experiments import kept
 from experiments import launch
+from experiments import paper_figures
 from mmr1 import log
 
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
@@ -125,14 +123,14 @@ ARMS = {
              'eval/accuracy_sampled')),
     # Where does it zoom?
     'chain_of_focus': Paper(
-        {'chain_of_focus': ('', ())},
+        {'chain_of_focus': ('', ('--config.cold_start.steps=90',))},
         ('reward/zoomed_small/mean', 'reward/zoomed_large/mean',
          'reward/result/mean'), steps=24, ends=(
              'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
              'eval/accuracy', 'eval/accuracy_sampled')),
     # Regions, and right answers with them.
     'vlm_r3': Paper(
-        {'vlm_r3': ('', ())},
+        {'vlm_r3': ('', ('--config.cold_start.steps=60',))},
         ('env/calls', 'reward/zoomed/mean', 'reward/region/mean',
          'reward/result/mean'), steps=24, ends=(
              'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
@@ -146,7 +144,8 @@ ARMS = {
          'reward/outcome/mean')),
     # What voters say, as sigma(score), and what is true.
     'basereward': Paper(
-        {'hybrid': ('', ())},
+        {'hybrid': ('', ('--config.reward_model.steps=90',
+                         '--config.reward_model.examples=256'))},
         ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
          'judge/model/std'), ends=(
              'voter:eval/pair_accuracy', 'second:eval/pair_accuracy',
@@ -154,8 +153,10 @@ ARMS = {
              'eval/accuracy_sampled')),
     # The critic before and after DPO, and what its critiques do to answers.
     'critic_v': Paper(
-        {'critic_v': ('', ())},
-        ('loss', 'rewards/margins', 'rewards/accuracies', 'grad_norm'), steps=32,
+        {'critic_v': ('', (
+            '--config.reasoner.steps=80', '--config.starts.size=4096',
+            '--config.critic_start.steps=400', '--config.pairs.size=768'))},
+        ('loss', 'rewards/margins', 'rewards/accuracies', 'grad_norm'), steps=64,
         stage='critic', ends=(
             'critic_v:eval/round_0/accuracy', 'untrained:eval/accuracy',
             'critic_v:eval/accuracy', 'untrained:eval/critic/jaccard',
@@ -215,64 +216,6 @@ def read(paper: str, arm: str, seed: str, ended: launch.Ended) -> dict:
       'curves': curves}
 
 
-def table(paper: str, results: list[dict]) -> str:
-  """Markdown: what every arm and seed ended with."""
-  spec = ARMS[paper]
-  head = ['arm', 'seed', *spec.ends, *(
-      f'{key}: first 5, last 5 steps' for key in spec.curves)]
-  lines = [' | '.join(['', *head, '']).strip(),
-           '|---' * len(head) + '|']
-  for result in results:
-    cells = [result['arm'], str(result['seed']), *(
-        f'{_evaluated(result, spec.stage or paper, key):.3f}'
-        for key in spec.ends)]
-    for key in spec.curves:
-      values = [x for x in result['curves'][key] if x is not None]
-      cells.append(f'{statistics.mean(values[:5]):.3f}, '
-                   f'{statistics.mean(values[-5:]):.3f}' if values else '-')
-    lines.append('| ' + ' | '.join(cells) + ' |')
-  return '\n'.join(lines)
-
-
-def _evaluated(result: dict, stage: str, key: str) -> float:
-  """A metric of an evaluation, `key` as in `Paper.ends`; nan if that stage is
-  not in this arm."""
-  other, _, metric = key.rpartition(':')
-  return result['evaluations'].get(other or stage, {}).get(
-      metric, float('nan'))
-
-
-def smooth(values: list[float | None], width: int = 5) -> list[float]:
-  """The mean over a window around each step; a step without a value is left
-  out, and a window without any is nan."""
-  half = width // 2
-  windows = [[x for x in values[max(i - half, 0):i + half + 1] if x is not None]
-             for i in range(len(values))]
-  return [statistics.mean(one) if one else float('nan') for one in windows]
-
-
-def draw(paper: str, results: list[dict], path: pathlib.Path) -> None:
-  """A panel per metric: every seed thin, the mean of an arm thick; a seed is
-  drawn as its mean over five steps, because problems differ between steps."""
-  matplotlib.use('Agg')
-  spec = ARMS[paper]
-  figure, axes = plt.subplots(
-      1, len(spec.curves), figsize=(3.4 * len(spec.curves), 3.2))
-  for axis, key in zip(axes, spec.curves):
-    for i, arm in enumerate(spec.arms):
-      every = [r['curves'][key] for r in results if r['arm'] == arm]
-      every = [smooth(one) for one in every]
-      for one in every:
-        axis.plot(one, color=f'C{i}', linewidth=0.6, alpha=0.5)
-      axis.plot([statistics.mean(step) for step in zip(*every)],
-                color=f'C{i}', linewidth=2, label=arm)
-    axis.set_title(key)
-    axis.set_xlabel('rl step')
-  axes[0].legend()
-  figure.tight_layout()
-  figure.savefig(path, dpi=110)
-
-
 def main(argv):
   del argv
   out = ROOT / FLAGS.paper
@@ -298,10 +241,12 @@ def main(argv):
       sys.exit(f'papers: not finished, see {", ".join(lost)}.')
   results = [json.loads(file.read_text()) for file in files.values()]
   results.sort(key=lambda r: (r['arm'], r['seed']))
-  draw(FLAGS.paper, results, out / 'curves.png')
+  spec = ARMS[FLAGS.paper]
+  paper_figures.draw(spec, results, out / 'curves.png')
   (out / 'summary.md').write_text(
       f'`python -m experiments.papers --paper={FLAGS.paper} '
-      f'--seeds={",".join(FLAGS.seeds)}`\n\n{table(FLAGS.paper, results)}\n')
+      f'--seeds={",".join(FLAGS.seeds)}`\n\n'
+      f'{paper_figures.table(spec, spec.stage or FLAGS.paper, results)}\n')
 
 
 if __name__ == '__main__':

@@ -45,20 +45,6 @@ class Judged(NamedTuple):
     """bool[N], groups of which something is kept."""
     return self.keep.any(1)
 
-  def rows(self, groups: int) -> list[dict[str, Any]]:
-    """Of the samples file: the first groups with their images, rewards and
-    advantages."""
-    count = groups * self.keep.shape[1]
-    return [{
-        'prompt': s.example.question, 'images': list(s.example.images),
-        'answer': s.example.answer, 'completion': s.text,
-        'length': s.length, 'truncated': s.truncated, 'uid': s.uid,
-        'group': s.group, 'slot': s.slot,
-        'rewards': dict(zip(self.scored.names, map(
-            float, self.scored.columns[s.group, s.slot]))),
-        'advantage': float(self.advantage[s.group, s.slot, 0])}
-            for s in self.samples[:count] if s.tokens]
-
 
 class Arrays(NamedTuple):
   """A rollout's arrays on the host: bool, int [N, G, ...].
@@ -66,6 +52,8 @@ class Arrays(NamedTuple):
   Fields:
     spoken: bool[N, G, T], tokens that were sampled or are an expert's.
     lengths: i64[N, G], how many; done: bool[N, G], ended by eos.
+    whole: i64[N, G], all tokens, those that were inserted included.
+    cut: bool[N, G], ended by the cap, or an episode by one of its limits.
     branch: i32[N], number of the view that the row was sampled from.
     expert: bool[N, G], traces of the data.
     baseline: f64[N], rewards of greedy completions; nan: not made.
@@ -75,6 +63,8 @@ class Arrays(NamedTuple):
   spoken: np.ndarray
   lengths: np.ndarray
   done: np.ndarray
+  whole: np.ndarray
+  cut: np.ndarray
   branch: np.ndarray
   expert: np.ndarray
   baseline: np.ndarray

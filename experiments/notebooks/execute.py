@@ -2,7 +2,7 @@
 
   pip install nbclient ipykernel
   python -m experiments.notebooks.execute                  # all
-  python -m experiments.notebooks.execute 2_ablation
+  python -m experiments.notebooks.execute experiments/notebooks/2_ablation.ipynb
   python -m experiments.notebooks.execute --links          # no execution
 
 Each starts from nothing: a kernel of its own, and runs in a folder that is
@@ -21,10 +21,16 @@ import sys
 import time
 from typing import Any
 
+from absl import flags
+
 # Where the notebooks are opened and cloned from: set it to your fork, then run
 # the command with --links.
 REPOSITORY = 'https://github.com/OWNER/mmr1'
 BRANCH = 'main'
+
+_FLAGS = flags.FlagValues()
+flags.DEFINE_bool('links', False, 'Writes the first two cells, runs nothing.',
+                  flag_values=_FLAGS)
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -155,23 +161,21 @@ def write(name: str, notebook: dict[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-  links = '--links' in argv
-  wanted = [arg for arg in argv[1:] if arg != '--links']
-  if any(arg.startswith('-') for arg in wanted):
-    sys.exit('notebooks: the only flag is --links; the rest are names.')
-  os.environ.pop('MMR1_STEPS', None)  # what is kept is the whole run
-  for name in wanted or names():
-    try:
-      if links:
+  try:
+    wanted = [pathlib.Path(path).stem for path in _FLAGS(argv)[1:]]
+    os.environ.pop('MMR1_STEPS', None)  # what is kept is the whole run
+    for name in wanted or names():
+      if _FLAGS.links:
         write(name, linked(name, read(name)))
         continue
+      read(name)
       shutil.rmtree(ROOT / RUNS / name, ignore_errors=True)
       began = time.time()
       write(name, execute(name))
-    except ValueError as error:
-      sys.exit(f'notebooks: {error}')
-    size = (FOLDER / f'{name}.ipynb').stat().st_size
-    print(f'{name}: {time.time() - began:.0f} s, {size / 1000:.0f} kB')
+      size = (FOLDER / f'{name}.ipynb').stat().st_size
+      print(f'{name}: {time.time() - began:.0f} s, {size / 1000:.0f} kB')
+  except (ValueError, flags.Error) as error:
+    sys.exit(f'notebooks: {error}')
 
 
 if __name__ == '__main__':

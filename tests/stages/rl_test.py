@@ -237,6 +237,15 @@ def test_m24_what_is_logged_is_what_was_used(trainer):
     tokens = block.completions.tokens[place][sampled]
     assert row['rewards']['one'] == float(tokens.sum() % 2 == 0)
     assert row['length'] == (block.completions.kind[place] == 1).sum()
+    assert row['reward'] == row['rewards']['one'] and row['kept'] == 1
+    if 'tokens' in row:
+      logp = block.extra['sampler_logp'][place][sampled]
+      assert row['tokens']['kind'] == 's' * row['length']
+      np.testing.assert_allclose(row['tokens']['logp'], logp, rtol=6e-3)
+      # Nothing but eos is certain here, and no advantage differs by token.
+      assert 0 < np.mean(row['tokens']['entropy'])
+      assert 'advantage' not in row['tokens']
+  assert sum('tokens' in row for row in rows) == 4
   grouped = np.reshape(rewards, (2, G))
   spread = grouped.std(1, ddof=1, keepdims=True)
   np.testing.assert_allclose(
@@ -260,9 +269,10 @@ def report(rewards):
                        advantages.grpo(rewards), np.ones(shape, bool), {})
   filled = judged.Filled(None, {}, judged.Arrays(
       spoken=None, lengths=np.full(shape, 3), done=np.ones(shape, bool),
+      whole=np.full(shape, 3), cut=np.zeros(shape, bool),
       branch=None, expert=np.zeros(shape, bool), baseline=None, turn=None,
       turn_rewards=None), made)
-  return judging.report(filled, cap=8), made.advantage
+  return judging.report(filled), made.advantage
 
 
 def test_m24_m7_spread_is_judged_as_by_the_advantage():
