@@ -106,8 +106,8 @@ def execute(name: str, *, cwd: pathlib.Path = FOLDER) -> dict[str, Any]:
 def clean(notebook: dict[str, Any]) -> dict[str, Any]:
   """Without times and machines, so that an execution changes what it must.
 
-  Colours of a terminal go too, and what libraries say on stderr; pieces of one
-  stream become one.
+  Prints become one stream of plain text for each cell: without colours, what
+  libraries say on stderr, and lines of progress that say what time is left.
   """
   notebook['metadata'] = {
       'kernelspec': {'display_name': 'Python 3', 'language': 'python',
@@ -121,26 +121,39 @@ def clean(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined(outputs: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-  last = None
+  printed = []
   for output in outputs:
-    output.pop('metadata', None)
     if output.get('name') == 'stderr':
       continue
-    if output['output_type'] != 'stream':
-      yield from [last] if last else []
-      last = None
-      if output['output_type'] in ('display_data', 'execute_result'):
-        output['metadata'] = {}
-      yield output
+    said = _printed(output)
+    if said is not None:
+      printed.append(said)
       continue
-    said = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', text(
-        {'source': output['text']}))
-    if last and last['name'] == output['name']:
-      last['text'] += said
-    else:
-      yield from [last] if last else []
-      last = {**output, 'text': said}
-  yield from [last] if last else []
+    yield from _stream(printed)
+    printed = []
+    output.pop('metadata', None)
+    if output['output_type'] in ('display_data', 'execute_result'):
+      output['metadata'] = {}
+    yield output
+  yield from _stream(printed)
+
+
+def _printed(output: dict[str, Any]) -> str | None:
+  """Text of a print, also of rich's, which are pages; None: no print."""
+  if output['output_type'] == 'stream':
+    return text({'source': output['text']})
+  page = text({'source': output.get('data', {}).get('text/html', '')})
+  if page.startswith('<pre style='):
+    return text({'source': output['data']['text/plain']})
+  return None
+
+
+def _stream(printed: Sequence[str]) -> Iterator[dict[str, Any]]:
+  plain = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', ''.join(printed))
+  lines = [line.replace(f'{ROOT}/', '') for line in plain.splitlines(True)
+           if not re.search(r'[1-9]\d*:\d\d left|0:(?!00)\d\d left', line)]
+  if lines:
+    yield {'output_type': 'stream', 'name': 'stdout', 'text': ''.join(lines)}
 
 
 def read(name: str) -> dict[str, Any]:
