@@ -1,5 +1,6 @@
 """Intervals and comparisons, by hand and against scipy."""
 
+import itertools
 import json
 
 import numpy as np
@@ -29,6 +30,30 @@ def test_majority():
   assert significance.majority(['7', '8', '8', None, None, None]) == 1
   assert significance.majority(['7', '8']) == 0
   assert significance.majority([None]) is None
+
+
+def test_at_k_by_hand_and_by_all_subsets():
+  scores = [[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]]
+  said = [['a', 'b', 'a', 'b'], [None] * 4, ['c', None, 'd', 'c']]
+  found = significance.at_k(scores, said, 3)
+  subsets = [[any(draw) for draw in itertools.combinations(one, 3)]
+             for one in scores]
+  assert found.passed == [np.mean(one) for one in subsets] == [1, 0, 1]
+  # Of three samples: 'a' twice, wrong; no vote; 'c' and 'd', the first wins.
+  assert found.majority == [0, 0, 1]
+  assert found.mean == pytest.approx([1 / 3, 0, 2 / 3])
+  assert significance.at_k(scores, said, 4).majority == [0, 0, 1]  # a tie: 'a'
+
+
+def test_intervals_of_equal_scores_have_width():
+  stats = pytest.importorskip('scipy.stats')
+  for score, right in ((0.0, 0), (1.0, 10)):
+    theirs = stats.binomtest(right, 10).proportion_ci(method='wilson')
+    assert significance.interval([score] * 10) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-6)
+  assert significance.interval([0.5] * 10) == significance.wilson(5, 10)
+  mixed = [0.0] * 9 + [1.0]
+  assert significance.interval(mixed) == significance.bootstrap(mixed, seed=0)
 
 
 def test_bootstrap_is_seeded_and_agrees_with_scipy():
