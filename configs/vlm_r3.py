@@ -17,7 +17,7 @@ Records of the cold start have `turns`: the pieces of the thought, each up to th
 end of a box. Arguments, joined by commas: a scale of `common.MODELS`;
 `released`: rewards and sizes of the code where they are not the paper's (formats
 count .5, lengths are those of the shortest piece between boxes, one box is as
-good as two). Ablations:
+good as two, and an answer that is opened counts as closed). Ablations:
   --config.environments.region.kwargs.blank=True     no picture comes back
   --config.rl.rewards="('result','format','length')" regions are not paid
   --config.vlm_r3.init=base                          no cold start
@@ -61,7 +61,7 @@ def _tiny(c, form):
 
   The small model's tower has to learn where the digits are, and trains.
   """
-  del form
+  c.model.layers = 'scan'  # compiles faster
   c.data.mixture, c.data.weights = ('zoom',), (1.0,)
   c.tasks.zoom = dict(fn='zoom.zoom', scale=4, small=1.0, regions=2,
                       columns=1)
@@ -71,16 +71,17 @@ def _tiny(c, form):
       'mmr1.envs.crop:Crop', stop=_STOP, max_turns=4, turn_tokens=64,
       observation_tokens=16, observation_patches=16, images=3,
       rule=f'{_PAPER}:region', form='inline', role='', lenient=True,
-      blank=False, size=(('unit', 16), ('least', 512), ('most', 1024)))
+      blank=False, close=form == 'released',
+      size=(('unit', 16), ('least', 512), ('most', 1024)))
   c.rewards.zoomed = common.reward('mmr1.envs.crop:zoomed', weight=0.0)
   c.rl.rewards = (*c.rl.rewards, 'zoomed')
   c.evaluation.max_new_tokens = c.rl.max_new_tokens = 160
   c.evaluation.examples = 96
   c.rl.optimizer.lr = 1e-4
   c.rl.prompts_per_step, c.rl.samples_per_prompt = 12, 8
-  c.vlm_r3 = common.overlay(c.rl, steps=12)
+  c.vlm_r3 = common.overlay(c.rl, steps=8)
   c.stages = (*common.cold_start(
-      c, steps=60, size=960, max_new_tokens=160, engine='vlm_r3.looked',
+      c, steps=40, size=960, max_new_tokens=160, engine='vlm_r3.looked',
       blind=0.3), 'vlm_r3')
 
 
@@ -97,7 +98,7 @@ def _real(c, form):
       'mmr1.envs.crop:Crop', stop=_STOP, max_turns=8, turn_tokens=2048,
       observation_tokens=1040, observation_patches=5120, images=7,
       rule=f'{_PAPER}:region', form='inline', role='', lenient=True,
-      blank=False, size=())
+      blank=False, close=form == 'released', size=())
   c.evaluation.max_new_tokens = 8192
   released = form == 'released'
   c.cold_start = common.overlay(

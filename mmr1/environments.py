@@ -13,9 +13,17 @@ threads. What an environment raises, or what takes too long, is told to the
 model as an observation and counted; so is a picture that cannot be encoded.
 
 How an episode ends, `Sample.end`: by what the environment says ('answer' if it
-says nothing else); 'max_turns', no turn is left to answer in; 'length', a turn
-or the episode ran into its cap; 'overflow', what the environment said does not
-fit, and is dropped. So the last token is always one that was sampled.
+says nothing else), or cut by a limit:
+
+  'length'       on tokens: the episode ran into T,
+  'turn_length'  a turn into `turn_tokens`,
+  'overflow'     what the environment said is longer than an observation may be,
+                 or than what is left of T;
+  'max_turns'    on turns: none is left to answer in;
+  'max_images'   on images: what the environment said has one too many.
+
+What cannot be answered, or does not fit, is dropped. So the last token is
+always one that was sampled.
 """
 
 import collections
@@ -35,7 +43,8 @@ from mmr1.data import inserting
 from mmr1.data import processor as processor_lib
 from mmr1.sampling import stops
 
-LIMITS = ('max_turns', 'length', 'overflow')  # ends that nobody wanted
+# Ends that nobody wanted.
+LIMITS = ('length', 'turn_length', 'overflow', 'max_turns', 'max_images')
 FAILURES = ('env_error', 'timeout')  # of an environment, as errors
 
 
@@ -121,31 +130,56 @@ def together(fn: Callable[[Any], Any], items: Sequence[Any], workers: int,
   next, whether it ever returns or not.
   """
   result, began, waiting = {}, {}, collections.deque(items)
-  answers = queue.SimpleQueue()
+  answers, lock = queue.SimpleQueue(), threading.Lock()
 
-  def run(item):
+  def take():
+    with lock:
+      if not waiting:
+        return None
+      began[waiting[0]] = time.monotonic()
+      return waiting.popleft()
+
+  def run():
+    item = take()
+    while item is not None:
+      try:
+        answer = fn(item), None
+      except Exception as error:  # an environment may raise anything: told
+        answer = None, ('env_error', f'{type(error).__name__}: {error}')
+      with lock:
+        if began.pop(item, None) is None:
+          return  # came too late: another has taken this one's place
+      answers.put((item, answer))
+      item = take()
+
+  def start():
+    # Daemons: a step that never returns must not keep the process.
+    threading.Thread(target=run, daemon=True).start()
+  for _ in range(min(workers, len(items))):
+    start()
+  while len(result) < len(items):
+    with lock:
+      first = min(began.values(), default=time.monotonic())
     try:
-      answers.put((item, (fn(item), None)))
-    except Exception as error:  # an environment may raise anything: told
-      answers.put((item, (None, (
-          'env_error', f'{type(error).__name__}: {error}'))))
-  while waiting or began:
-    while waiting and len(began) < workers:
-      item = waiting.popleft()
-      began[item] = time.monotonic()
-      # Daemons: a step that never returns must not keep the process.
-      threading.Thread(target=run, args=(item,), daemon=True).start()
-    left = min(began.values()) + limit_s - time.monotonic()
-    try:
-      item, answer = answers.get(timeout=max(left, 0.0))
-      if began.pop(item, None) is not None:  # else it came too late
-        result[item] = answer
+      item, answer = answers.get(
+          timeout=max(first + limit_s - time.monotonic(), 0.0))
+      result[item] = answer
     except queue.Empty:
-      late = time.monotonic() - limit_s
-      for item in [item for item, start in began.items() if start <= late]:
-        del began[item]
+      for item in _late(began, lock, limit_s):
         result[item] = None, ('timeout', f'no result within {limit_s:g} s')
+        start()
   return result
+
+
+def _late(began: dict[Any, float], lock: threading.Lock,
+          limit_s: float) -> list[Any]:
+  """Takes those that began too long ago out of `began`."""
+  with lock:
+    before = time.monotonic() - limit_s
+    late = [item for item, start in began.items() if start <= before]
+    for item in late:
+      del began[item]
+  return late
 
 
 def table(processor: processor_lib.Processor,

@@ -94,7 +94,14 @@ def record(sample: records.Sample) -> dict[str, Any]:
           'form': sample.example.meta.get('form')}
 
 
-def pooled(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-  """Means of metrics over parts of a set, 0 where a part lacks one."""
-  return {name: float(np.mean([part.get(name, 0.0) for part in parts]))
+def pooled(parts: Sequence[Mapping[str, float]],
+           counts: Sequence[int]) -> dict[str, float]:
+  """Means of metrics over a set, from those of its parts.
+
+  Args:
+    parts: means over each part, 0 where one lacks a metric.
+    counts: episodes of each.
+  """
+  return {name: float(np.average(
+      [part.get(name, 0.0) for part in parts], weights=counts))
           for name in sorted({name for part in parts for name in part})}

@@ -66,6 +66,8 @@ class Arrays(NamedTuple):
   Fields:
     spoken: bool[N, G, T], tokens that were sampled or are an expert's.
     lengths: i64[N, G], how many; done: bool[N, G], ended by eos.
+    whole: i64[N, G], all tokens, those that were inserted included.
+    cut: bool[N, G], ended by the cap, or an episode by one of its limits.
     branch: i32[N], number of the view that the row was sampled from.
     expert: bool[N, G], traces of the data.
     baseline: f64[N], rewards of greedy completions; nan: not made.
@@ -75,6 +77,8 @@ class Arrays(NamedTuple):
   spoken: np.ndarray
   lengths: np.ndarray
   done: np.ndarray
+  whole: np.ndarray
+  cut: np.ndarray
   branch: np.ndarray
   expert: np.ndarray
   baseline: np.ndarray

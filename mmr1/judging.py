@@ -61,7 +61,8 @@ class Judging:
     # A trace that the data does not have is no sample.
     rewards = np.where((host.lengths == 0)[..., None], np.nan, rewards)
     facts = judged_lib.Arrays(
-        host.spoken, host.lengths, host.done, made.branch, host.expert,
+        host.spoken, host.lengths, host.done, host.whole,
+        self._cut(made), made.branch, host.expert,
         self._baseline(greedy, len(host.done), knobs, before), *_turns(made))
     advantage, extra = self._advantage(
         rewards, scored, facts, made.rollout, looks, knobs, [k, round_, 1])
@@ -77,6 +78,11 @@ class Judging:
     return judged_lib.Filled(made.rollout, looks, facts, judged_lib.Judged(
         made.samples, scored, rewards, advantage, keep, {**says, **counts},
         more, extra))
+
+  def _cut(self, made: asking.Made) -> np.ndarray:
+    """`judged.Arrays.cut`. The cap is on all tokens of a completion."""
+    full = made.host.whole >= self._section.max_new_tokens
+    return ~made.host.done & (full | (made.played is not None))
 
   def together(self, filled: judged_lib.Filled, knobs: Knobs,
                k: int) -> judged_lib.Filled:
@@ -140,12 +146,16 @@ def _turns(made: asking.Made) -> tuple[np.ndarray, np.ndarray]:
   return (spoken.astype(np.int8) - 1, np.zeros((*spoken.shape[:2], 1)))
 
 
-def report(filled: judged_lib.Filled, *, cap: int) -> dict[str, float]:
+def report(filled: judged_lib.Filled, *,
+           episodes: bool = False) -> dict[str, float]:
   """Metrics of what was used, by the field's names.
+
+  Lengths are of what was said: the tokens that train.
 
   Args:
     filled: a step's completions.
-    cap: tokens of a completion at most.
+    episodes: of an environment; then with the longest of all its tokens, which
+      is what the cap is on.
   """
   judged, facts = filled.judged, filled.arrays
   _, valid, values = columns_lib.split(judged.rewards)
@@ -158,15 +168,16 @@ def report(filled: judged_lib.Filled, *, cap: int) -> dict[str, float]:
   flat = {} if taught else {'group/zero_std_frac': columns_lib.flat(
       np, values, valid, 1).all(-1).mean()}
   own = (~facts.expert | taught) & (facts.lengths > 0)
-  lengths, done = facts.lengths[own], facts.done[own]
+  lengths = facts.lengths[own]
   handed = {f'advantage/{name}/mean': (
       x if x.shape[-1] == 1 else x[facts.spoken]).mean()
             for name, x in judged.extra.items()}
   # A wish that was not granted.
   short = {'select/short': 1} if judged.more else {}
+  longest = {'env/tokens_max': facts.whole[own].max()} if episodes else {}
   return {
       **judged.scored.metrics, **judged.counts, **reward, **flat, **handed,
-      **short,
+      **short, **longest,
       'response_length/mean': lengths.mean(),
       'response_length/max': lengths.max(),
-      'response_length/clip_frac': np.mean((lengths >= cap) & ~done)}
+      'response_length/clip_frac': facts.cut[own].mean()}

@@ -83,6 +83,10 @@ def is_message(error: Exception) -> bool:
   return owner in ('mmr1', 'configs') and not hasattr(error, '__notes__')
 
 
+# What goes wrong with flags.
+REFUSALS = (flags.Error, KeyError, AttributeError, OSError, TypeError)
+
+
 def parse(argv):
   """The flags; what is wrong with them in a line and not as a traceback."""
   try:
@@ -90,19 +94,24 @@ def parse(argv):
     if _CONFIG.value is not None:
       _CONFIG.value.lock()  # a file that cannot be read says so when used
     return rest
-  except flags.IllegalFlagValueError as error:
-    told = str(error).strip()
-    if 'Traceback' in told:  # of the config file; its last line is the reason
-      told = '--config: ' + told.splitlines()[-1].partition(': ')[2]
-  except (KeyError, AttributeError) as error:
-    key = re.search(r'\w+', str(error))[0]
-    near = re.search(r'Did you mean "\w+"', str(error))
+  except REFUSALS as error:
+    sys.exit(f'mmr1: {told(error, argv)}')
+
+
+def told(error: Exception, argv: list[str]) -> str:
+  """One of `REFUSALS`, raised by reading these arguments, in a sentence."""
+  said = str(error)
+  if isinstance(error, flags.IllegalFlagValueError):
+    said = said.strip()
+    if 'Traceback' in said:  # of the config file; its last line is the reason
+      said = '--config: ' + said.splitlines()[-1].partition(': ')[2]
+  elif isinstance(error, (KeyError, AttributeError)):
+    key = re.search(r'\w+', said)[0]
+    near = re.search(r'Did you mean "\w+"', said)
     given = [arg for arg in argv if f'.{key}' in arg.partition('=')[0]]
-    told = (f'{given[0] if given else "--config"}: there is no key {key!r}.'
+    said = (f'{given[0] if given else "--config"}: there is no key {key!r}.'
             + (f' {near[0]}?' if near else ''))
-  except (flags.Error, OSError, TypeError) as error:
-    told = str(error)
-  sys.exit(f'mmr1: {told}')
+  return said
 
 
 if __name__ == '__main__':

@@ -130,8 +130,8 @@ class Player:
     said = environments.together(
         lambda at: self._spoken(at, asked[at].why == 'eos'), list(asked),
         self.env.workers, self.env.limit_s)
-    result = {at: Outcome('length', None, 0.0, False, '', 0)
-              for at in stopped if at not in asked}
+    result = {at: Outcome(self._cut(at, one), None, 0.0, False, '', 0)
+              for at, one in stopped.items() if at not in asked}
     for at, (answer, problem) in said.items():
       if problem is not None:
         answer = self._complained(at, asked[at].why == 'eos', problem)
@@ -143,6 +143,12 @@ class Player:
     self._own[at].turns.append(records.Turn(
         'assistant', encode.decode(one.tokens, self._processor)))
     return one.why != 'length'
+
+  def _cut(self, at, one: chunks.Stopped) -> str:
+    """The cap that a turn ran into; the episode's, where it is both."""
+    whole = self.trajectories[at[0]][at[1]]
+    own = len(one.tokens) == self.env.turn_tokens
+    return 'turn_length' if own and len(whole) < self._length else 'length'
 
   def _spoken(self, at, closed: bool):
     """What the environment says, and that as tokens; on a thread."""
@@ -171,13 +177,16 @@ class Player:
     episode.state = state
     told = (said.reward, said.call is not None, said.error)
     if said.done:
+      last = episode.turns[-1]
+      episode.turns[-1] = dataclasses.replace(last, text=last.text + said.text)
       return Outcome(said.reason, None, *told, 0)
     if whole.turns == self.env.max_turns:
       return Outcome('max_turns', None, *told, 0)
+    if episode.images + len(said.images) > self.env.images:
+      return Outcome('max_images', None, *told, 0)
     size, patches = inserting.size(encoded)
     if (size > self.env.observation_tokens or patches > self.patches
-        or len(whole) + size + 1 > self._length
-        or episode.images + len(said.images) > self.env.images):
+        or len(whole) + size + 1 > self._length):
       return Outcome('overflow', None, *told, 0)
     episode.images += len(said.images)
     episode.turns.append(records.Turn(
@@ -226,6 +235,7 @@ class Player:
     """Of all hosts' episodes.
 
       'env/turns', 'env/calls', 'env/errors', 'env/images'   of an episode
+      'env/tokens'        of an episode, with what was inserted
       'env/answered_frac' episodes in which the environment spoke
       'env/<end>_frac'    how they ended
 
@@ -243,6 +253,7 @@ class Player:
     called = sum(any(one.kind == types.KIND_OBSERVATION) for one in played)
     return {
         'env/turns': sum(one.turns for one in played) / count,
+        'env/tokens': sum(map(len, played)) / count,
         'env/calls': calls / count,
         'env/errors': sum(bool(one.error) for one in self._outcomes) / count,
         'env/images': sum(one.images for one in self._outcomes) / count,

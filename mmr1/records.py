@@ -152,7 +152,9 @@ class Observation:
     role: who speaks, as the chat template knows it ('user', 'tool'); '': nobody
       does, the assistant's own turn goes on behind it.
     reward: of the assistant's turn.
-    done: the episode has ended; text and images are not read.
+    done: the episode has ended. The text is then no turn: it is put behind
+      what the assistant said last, where rewards read that, and made no tokens;
+      images are not read.
     reason: why, in a word ('answer').
     call: what the turn asked for, of any JSON-able form; None: nothing.
     error: why that failed, in a word; '': it did not. The text tells the model.

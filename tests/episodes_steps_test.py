@@ -1,10 +1,13 @@
 """Two steps of rl and of sft with an environment, through the stages (M18)."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from configs import common
+from mmr1 import environments
 from mmr1 import types
 from mmr1.stages import evaluate
 from mmr1.stages import sft
@@ -77,6 +80,23 @@ def test_metrics_and_samples_tell_of_episodes(made):
   assert metrics['env/turns'] == 1.5 and metrics['env/calls'] == .5
   assert metrics['env/images'] == .5 and metrics['env/errors'] == 0
   assert metrics['env/answer_frac'] == 1 and metrics['env/length_frac'] == 0
+  assert metrics['response_length/clip_frac'] == 0
+
+
+def test_what_is_cut_is_counted_by_its_limit(shrink, open_run, tmp_path):
+  """Under a cap with no room for a second picture: every other episode ends by
+  the limit, the cap is on all of its tokens, and clip_frac says so."""
+  one = runs.trainer(config(shrink, turns=4), open_run, tmp_path / 'run',
+                     max_new_tokens=64)
+  _, (step,) = runs.take(one, one.start.state, range(1))
+  metrics, kinds = step.metrics, step.block.completions.kind
+  whole = (kinds != types.KIND_PAD).sum(-1)
+  cut = sum(metrics[f'env/{end}_frac'] for end in environments.LIMITS)
+  assert metrics['response_length/clip_frac'] == pytest.approx(cut) and cut > 0
+  assert cut == pytest.approx(1 - metrics['env/answer_frac'])
+  assert metrics['env/tokens_max'] == whole.max() <= 64
+  assert metrics['env/tokens'] == whole.mean()
+  assert metrics['response_length/max'] < whole.max()
 
 
 def test_pictures_have_a_gradient_of_their_own(made):
@@ -100,14 +120,23 @@ def test_pictures_have_a_gradient_of_their_own(made):
 
 
 def test_evaluation_plays_too(shrink, open_run, tmp_path):
-  c = config(shrink, fails=2)
+  c = config(shrink, fails=2, spread=2)
   c.evaluation.env, c.evaluation.max_new_tokens = 'own', T
+  # Two batches, the last of one problem.
+  c.evaluation.examples, c.evaluation.prompts_per_batch = 5, 4
   ctx, _ = open_run(c, tmp_path / 'run')
   one = evaluate.Evaluation(ctx, ctx.config.evaluation)
   metrics = one(ctx.params('base'), 'base', 0)
   assert metrics['eval/env/turns'] >= 1 and 'eval/env/calls_sampled' in metrics
   rows = (ctx.path / 'eval' / 'base_0.jsonl').read_text()
   assert '"end": "' in rows and '"turns": [["assistant"' in rows
+  rows = [row for row in map(json.loads, rows.splitlines())
+          if row['decoding'] == 'sampled']
+  said = [sum(role == 'assistant' for role, _ in row['turns']) for row in rows]
+  assert len({*said}) > 1  # else any weights would do
+  assert metrics['eval/env/turns_sampled'] == pytest.approx(np.mean(said))
+  assert metrics['eval/truncated_frac_sampled'] == pytest.approx(sum(
+      metrics[f'eval/env/{end}_frac_sampled'] for end in environments.LIMITS))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ FLOORS = (
     ('stages',),
     # F5
     ('main', 'evaluate', 'runner', 'banner', 'plan', 'export', 'report', 'compare', 'replay',
-     'planning', 'tables', 'reporting'),
+     'planning', 'tables', 'reporting', 'results'),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # Packages of this floor never know each other.

@@ -37,7 +37,8 @@ def filled(tag, good, *, more=True):
                         'reward/error_frac': 0.1 * tag}, ())
   arrays = judged.Arrays(
       spoken=np.array(wide(G, T)) % 2 == 0, lengths=np.array(wide(G)),
-      done=np.array(wide(G)) > 0, branch=np.array(wide()),
+      done=np.array(wide(G)) > 0, whole=np.array(wide(G)),
+      cut=np.array(wide(G)) < 0, branch=np.array(wide()),
       expert=np.zeros((N, G), bool), baseline=np.array(wide()),
       turn=np.array(wide(G, T)), turn_rewards=np.array(wide(G, 1)))
   return judged.Filled(
@@ -53,7 +54,7 @@ def test_good_groups_take_the_places_of_dropped_ones():
   expected = [0, 10, 2, 12]
   for leaf in (two.rollout.logp[:, 0, 0], two.rollout.prompts.uid,
                two.rollout.completions.tokens[:, 1, 2],
-               two.looks['look'].logp[:, 0, 0], two.arrays.lengths[:, 0],
+               two.looks['look'].logp[:, 0, 0], two.arrays.lengths[:, 0], two.arrays.whole[:, 1],
                two.judged.rewards[:, 0, 0], two.judged.advantage[:, 1, 0],
                two.judged.scored.columns[:, 0, 0]):
     assert np.asarray(leaf).tolist() == expected

@@ -10,12 +10,14 @@ class Asking:
   """Answers every turn with words and, to every second one, a picture."""
   role = 'user'
 
-  def __init__(self, *, turns: int = 2, fails: int = 0, **kwargs):
-    """`turns`: after so many it ends; `fails`: one of so many samples of a
+  def __init__(self, *, turns: int = 2, spread: int = 1, fails: int = 0,
+               **kwargs):
+    """`turns`: after so many it ends, and up to `spread` - 1 more by the
+    number of the example; `fails`: one of so many samples of a
     group has an environment that breaks, 0: none; `kwargs`: of whatever
     it takes the place of."""
     del kwargs
-    self._turns, self._fails = turns, fails
+    self._turns, self._spread, self._fails = turns, spread, fails
 
   def reset(self, example, seed):
     return (example.uid, seed, 0)
@@ -25,7 +27,8 @@ class Asking:
     if self._fails and sample.slot % self._fails == 1:
       raise RuntimeError('it broke')
     state = uid, seed, n + 1
-    if n + 1 + (sample.slot % 2) >= self._turns:
+    turns = self._turns + uid % self._spread
+    if n + 1 + (sample.slot % 2) >= turns:
       return state, records.Observation(done=True, reward=float(n))
     rng = np.random.default_rng([uid, n])
     image = Image.fromarray(rng.integers(0, 256, (16, 32, 3), np.uint8))

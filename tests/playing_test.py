@@ -44,6 +44,8 @@ class World:
           reward=.5, call={'n': state['n']})
     if said == 'long':
       return state, records.Observation(text='a b c d ' * 30, call={})
+    if said == 'open':
+      return state, records.Observation(text='!', done=True)
     if said == 'bad':
       return state, records.Observation(text='no', call={}, error='invalid')
     return state, records.Observation(done=True, reward=1.0)
@@ -106,15 +108,49 @@ def test_limits_end_episodes_with_what_was_sampled(processor):
   assert one.ends == {(0, 1): 'overflow', (0, 3): 'length'}
   # A second picture is one too many; then the last turn.
   assert set(one.step(says(processor, 'bad', None, 'look'))) == {(0, 0)}
-  assert one.ends[0, 2] == 'overflow'
+  assert one.ends[0, 2] == 'max_images'
   assert not one.step(says(processor, 'bad')) and (
       one.ends[0, 0] == 'max_turns') and not one.done.any()
   for g in range(4):
     assert one.trajectories[0][g].kind[-1] == types.KIND_SAMPLED
-  assert one.metrics()['env/overflow_frac'] == .5
+  made = one.metrics()
+  for end in ('overflow', 'length', 'max_images', 'max_turns'):
+    assert made[f'env/{end}_frac'] == .25
+  assert made['env/answer_frac'] == made['env/turn_length_frac'] == 0
+  assert made['env/tokens'] == np.mean([
+      len(whole) for whole in one.trajectories[0]])
   tight = player(processor, length=20)
   assert not tight.step(says(processor, 'look')) and (
       tight.ends[0, 0] == 'overflow')
+
+
+def test_a_turn_and_an_episode_have_caps_of_their_own(processor):
+  """Of three tokens each: an episode that ran into both has ended by its own."""
+  for turn, length, end in (
+      (3, T, 'turn_length'), (None, 3, 'length'), (3, 3, 'length')):
+    one = player(processor, group=1, turn_tokens=turn, length=length)
+    one.step({(0, 0): chunks.Stopped(np.array([65, 66, 67]), 'length')})
+    assert one.ends == {(0, 0): end} and not one.done.any()
+
+
+def test_a_short_last_batch_of_an_evaluation_counts_as_many_as_it_has():
+  # Three episodes of one turn and one of five: 8 / 4; who lacks a name has 0.
+  made = episodes.pooled(
+      [{'env/turns': 1.0}, {'env/turns': 5.0, 'env/x_frac': 1.0}], [3, 1])
+  assert made == {'env/turns': 2.0, 'env/x_frac': .25}
+
+
+def test_what_an_end_says_is_read_and_made_no_tokens(processor):
+  one = player(processor, group=1)
+  assert one.step(says(processor, 'look')) and not one.step(
+      says(processor, 'open'))
+  sample, = one.told([records.Sample(
+      text='x', tokens=(), kinds=(), length=0, truncated=False,
+      example=records.Example(uid=7), uid=7, group=0, slot=0)])
+  assert sample.text == 'look\nopen!' and sample.turns[-1].text == 'open!'
+  whole = one.trajectories[0][0]
+  assert whole.kind[-1] == types.KIND_SAMPLED
+  assert whole.tokens[-1] == processor.eos_id
 
 
 def test_m13_an_environment_that_always_fails_stops_the_run(processor):

@@ -38,7 +38,7 @@ class Crop:
 
   def __init__(self, *, rule: str, form: str = 'tool', prompt: str = '',
                role: str = 'user', blank: bool = False, size: tuple = (),
-               lenient: bool = False):
+               lenient: bool = False, close: bool = False):
     """Makes the environment.
 
     Args:
@@ -52,6 +52,9 @@ class Crop:
       size: keywords of `rule` as pairs (name, value).
       lenient: what is no box, or one that the rule refuses, is passed over: the
         turn goes on without a word about it.
+      close: an `<answer>` that a turn opens and does not close is the end, and
+        read as if it were closed (the released environment of VLM-R3; its
+        paper says nothing of it). A turn that a cap cut stays as it is.
 
     Raises:
       ValueError: another form.
@@ -59,7 +62,7 @@ class Crop:
     if form not in FORMS:
       raise ValueError(f'crop: got form {form!r}; allowed are {FORMS}.')
     self.role, self._form, self._prompt = role, form, prompt
-    self._blank, self._lenient = blank, lenient
+    self._blank, self._lenient, self._close = blank, lenient, close
     self._rule: Callable[..., Image.Image] = resolve.function(
         rule, 'mmr1.papers')
     self._size = dict(size)
@@ -81,6 +84,8 @@ class Crop:
   def step(self, state: State, sample: records.Sample,
            ) -> tuple[State, records.Observation]:
     said = sample.turns[-1].text
+    if self._close and '<answer>' in said and '</answer>' not in said:
+      return state, records.Observation(text='</answer>', done=True)
     asked = called(said, self._form)
     if asked is None and self._lenient and said.rstrip().endswith('}'):
       return state, self._refused(said[-200:], 'the call is not JSON')

@@ -119,17 +119,15 @@ def rated(critique: str, real: frozenset[Error], alpha: float = 0.1) -> float:
 
 def ranked(
     critiques: Sequence[str], scores: Sequence[float],
-    declared: Sequence[int] | None = None, present: Sequence[int] | None = None,
 ) -> list[tuple[int, int]]:
   """(chosen, rejected) indices of every pair with a strictly higher score.
 
-  A critique without words, or with nothing but its heading, is in none; one
-  that declares more detections than are present is dropped (released code). Of
-  (1.1, .6, .6): (0, 1), (0, 2).
+  A critique without words, or with nothing but its heading, is in none. Of
+  (1.1, .6, .6): (0, 1), (0, 2). The release also drops one that declares more
+  detections than it lists; here a critique is its list.
   """
   kept = [i for i, said in enumerate(critiques)
-          if said.strip().removeprefix(HEAD.strip()).strip() and (
-              declared is None or declared[i] <= present[i])]
+          if said.strip().removeprefix(HEAD.strip()).strip()]
   return [(k, j) for k in kept for j in kept if scores[k] > scores[j]]
 
 

@@ -43,6 +43,11 @@ class Host(NamedTuple):
     """i64[N, G], spoken tokens of each completion."""
     return self.spoken.sum(-1)
 
+  @property
+  def whole(self) -> np.ndarray:
+    """i64[N, G], all its tokens, whoever they are of."""
+    return (self.kind != types.KIND_PAD).sum(-1)
+
 
 def to_host(rollout: types.Rollout) -> Host:
   """Copies what the host needs; the prompts stay where they are."""

@@ -169,7 +169,7 @@ class Evaluation:
     shape, result, group = (
         ctx.shape(section.instruction), [], self._counts[view])
     key = keys.step_key(section.seed, 0, 0, view=view)
-    played = []
+    played, counts = [], []
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
       prompts = ctx.policy.layout.spread(shape.collate(
@@ -185,8 +185,9 @@ class Evaluation:
       if player is not None:
         samples = player.of_all(samples)
         played.append(player.metrics())
+        counts.append(len(part))
       result += samples
-    self._played[view] = episodes.pooled(played)
+    self._played[view] = episodes.pooled(played, counts)
     return result
 
   def _grade(self, s: records.Sample) -> grades.Grade | grades.Scored:

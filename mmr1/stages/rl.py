@@ -218,7 +218,7 @@ class Trainer:
     rounds = {}
     if self._section.rounds > 1:
       rounds = {'select/rounds': filled.rounds}
-    return {**judging.report(filled, cap=self._section.max_new_tokens),
+    return {**judging.report(filled, episodes=self.plan.env is not None),
             **rounds, 'data/broken': self.rollouts.broken,
             'sampler/staleness': k - at}
 

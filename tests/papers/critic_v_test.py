@@ -51,11 +51,6 @@ def test_pairs_from_strict_order(critiques, scores, wanted):
   assert critic_v.ranked(critiques, scores) == wanted
 
 
-def test_who_declares_more_than_there_is_is_dropped():
-  assert critic_v.ranked('abc', (1, 2, 3), declared=(1, 4, 2),
-                         present=(1, 3, 2)) == [(2, 0)]
-
-
 def test_dpo_of_the_card():
   # -40 (reference -42) and -55 (-54): margin 3.
   scores, block = preference_test.pair([-40, -55], [-42, -54])

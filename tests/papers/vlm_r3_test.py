@@ -158,6 +158,30 @@ def test_what_is_no_box_is_passed_over(opened):
     assert found.error == 'invalid' and found.role == ''
 
 
+@pytest.mark.parametrize('arg', [None, 'released', 'qwen2_5_vl_7b',
+                                 'qwen2_5_vl_7b,released'])
+def test_an_answer_that_is_opened_is_closed_in_the_code_alone(arg):
+  """By itself, or behind a box inside it, which would be cropped; what is
+  closed, and who answers nothing, is as it was."""
+  c = resolve.finalise(runs.config('vlm_r3', arg))
+  released = 'released' in (arg or '')
+  assert c.environments.region.kwargs.close == released
+  env = environments.environment(c, 'region').fn
+  example = records.Example(uid=0, images=(Image.new('RGB', (64, 64)),))
+
+  def told(said):
+    return env.step(env.reset(example, 0), dataclasses.replace(
+        sample(said), example=example, turns=(
+            records.Turn('assistant', said),)))[1]
+  opened, boxed = told('so</think><answer>7'), told(f'<answer>7 {BOX}')
+  assert opened.done and opened.reason == (
+      'answer' if released else 'no_answer')
+  assert boxed.done == released
+  assert opened.text == (released and '</answer>' or '')
+  for said in ('so</think><answer>7</answer>', 'nothing'):
+    assert told(said).done and not told(said).text
+
+
 def test_configs_at_scale():
   for arg, lr, rows in ((None, 2e-7, 64), ('released', 2e-7, 192)):
     c = resolve.finalise(runs.config('vlm_r3', ','.join(

@@ -260,9 +260,10 @@ def report(rewards):
                        advantages.grpo(rewards), np.ones(shape, bool), {})
   filled = judged.Filled(None, {}, judged.Arrays(
       spoken=None, lengths=np.full(shape, 3), done=np.ones(shape, bool),
+      whole=np.full(shape, 3), cut=np.zeros(shape, bool),
       branch=None, expert=np.zeros(shape, bool), baseline=None, turn=None,
       turn_rewards=None), made)
-  return judging.report(filled, cap=8), made.advantage
+  return judging.report(filled), made.advantage
 
 
 def test_m24_m7_spread_is_judged_as_by_the_advantage():
