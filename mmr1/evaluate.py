@@ -49,7 +49,7 @@ for _name, _help in (
     ('step', "Of a run: a step, or 'best'."),
     ('judge', 'Function that stands for the judge model of a benchmark: '
               "'verdict.by_rules', 'my_package.judges:ask'."),
-    ('workdir', 'Default: runs/evaluate_<model>.')):
+    ('workdir', 'Default: runs/evaluate_<model>_<parser>.')):
   flags.DEFINE_string(_name, None, _help, flag_values=_FLAGS)
 flags.DEFINE_enum('parser', 'official', ['official', 'strict'],
                   "The benchmark's own rule, or the answer block alone.",
@@ -70,19 +70,20 @@ def main(argv: list[str]) -> None:
   if not main_lib.own_flags(_FLAGS, argv, __doc__, {
       'benchmark': 'name', 'path': 'file'}):
     return
+  names, paths = _FLAGS.benchmark, _FLAGS.path
+  if len(names) != len(paths):
+    sys.exit(f'mmr1: {len(names)} --benchmark and {len(paths)} --path; each '
+             'needs the other.')
   console = rich_console.Console(highlight=False)
   try:
     bad = evaluate(
-        _CONFIG.value, list(zip(_FLAGS.benchmark, _FLAGS.path, strict=True)),
-        workdir=_FLAGS.workdir, checkpoint=_model(), console=console,
+        _CONFIG.value, list(zip(names, paths)), workdir=_FLAGS.workdir,
+        checkpoint=_model(), console=console,
         fresh=_FLAGS.fresh, quiet=_FLAGS.quiet,
         overrides=config_flags.get_override_values(_FLAGS['config']),
         parser=_FLAGS.parser, judge=_FLAGS.judge, examples=_FLAGS.examples,
         samples_per_problem=_FLAGS.samples, at_k=tuple(_FLAGS.k))
   except ValueError as error:
-    if str(error).startswith('zip()'):
-      sys.exit(f'mmr1: {len(_FLAGS.benchmark)} --benchmark and '
-               f'{len(_FLAGS.path)} --path; each needs the other.')
     if not main_lib.is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
@@ -155,7 +156,7 @@ def evaluate(
   if checkpoint:
     config.model.path = checkpoint
   stages = prepare(config, good, section)
-  workdir = workdir or 'runs/evaluate_' + epath.Path(config.model.path).name
+  workdir = workdir or default_workdir(config.model.path, **section)
   files = [epath.Path(workdir) / 'eval' / f'{stage}_0.json'
            for stage in stages]
   try:
@@ -165,6 +166,13 @@ def evaluate(
       show(json.loads(file.read_text()), console)
       console.print(f'  {file}, {file.name}l\n', soft_wrap=True)
   return bad
+
+
+def default_workdir(model: str, *, parser: str, **_: Any) -> str:
+  """'runs/forkme/export/grpo_30' -> 'runs/evaluate_forkme_grpo_30_strict'."""
+  path = epath.Path(model)
+  run = [path.parent.parent.name] if path.parent.name == 'export' else []
+  return 'runs/' + '_'.join(['evaluate', *run, path.name, parser])
 
 
 def prepare(config: config_dict.ConfigDict, wanted: list[tuple[str, str]],

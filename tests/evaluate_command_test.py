@@ -90,6 +90,26 @@ def test_none_left_and_what_is_a_run(files, ran, tiny_folder):
   assert not evaluate.is_run('nowhere')
 
 
+def test_the_default_folder_names_the_model_and_the_parser():
+  assert evaluate.default_workdir('a/qwen', parser='official', k=1) == (
+      'runs/evaluate_qwen_official')
+  assert evaluate.default_workdir('/r/forkme/export/grpo_3', parser='strict'
+                                  ) == 'runs/evaluate_forkme_grpo_3_strict'
+
+
+@pytest.mark.parametrize('given, told', [
+    (['--benchmark=mmmu', '--benchmark=ai2d', '--path=x'],
+     '2 --benchmark and 1 --path'),
+    ([], '--benchmark=<name> and --path=<file> are needed'),
+    (['--benchmark=mmmu', '--path=x', '--step=3'], 'got --checkpoint=None'),
+    (['--benchmark=mmmu', '--path=x', '--parser=loose'], 'parser'),
+])
+def test_m22_a_wrong_command_is_a_line(given, told):
+  evaluate._FLAGS.unparse_flags()
+  with pytest.raises(SystemExit, match=told):
+    evaluate.main(['evaluate', *given])
+
+
 def test_benchmarks_in_and_out_of_domain_every_k_steps(
     shrink, files, tmp_path):
   """As VLM-R1 follows RefCOCO and LISA while RL goes on."""

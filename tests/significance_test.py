@@ -93,10 +93,16 @@ def test_two_files_are_compared(tmp_path):
   told = compare.compare(first, second)
   # 2 against 1: 2 (1 + 3) / 8 = 1.
   assert 'only the first 2, only the second 1' in told and 'p = 1' in told
+  assert 'second  0.3333, -0.3333 (-1.0000 to +1.0000)' in told
   with pytest.raises(ValueError, match='1 and 0 problems'):
     compare.compare(first, write('c', [(1, True), (2, True)]))
   with pytest.raises(ValueError, match='no such file'):
     compare.compare(first, str(tmp_path / 'none'))
+  # Of several samples the means, .5 and 1; the test is of the first.
+  one, two = write('e', [(1, True), (1, False)]), write('f', [(1, True)] * 2)
+  told = compare.compare(one, two)
+  assert 'first   0.5000' in told and '1.0000, +0.5000 (+0.5000' in told
+  assert '1 problems: both right 1' in told
   (tmp_path / 'd').write_text('{half')
   with pytest.raises(ValueError, match='d:1'):
     compare.compare(first, str(tmp_path / 'd'))
