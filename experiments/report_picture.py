@@ -23,7 +23,7 @@ _OUT = flags.DEFINE_string(
 _CHROMIUM = flags.DEFINE_string(
     'chromium', '/usr/bin/chromium', 'The browser.')
 
-_WIDTH = 1240
+_WIDTH = 1400
 _COLOURS = 96  # of the picture: a page has few
 
 
