@@ -56,7 +56,8 @@ def written(path):
     return [line for line in lines if line.strip().startswith('python')]
   fenced = ''.join(body for _, body in FENCE.findall(text))
   inline = re.findall(r'`([^`]+)`', FENCE.sub('', text), re.S)
-  return [*fenced.replace('\\\n', ' ').splitlines(),
+  indented = ''.join(re.findall(r'^ {4}python.*\n', text, re.M))
+  return [*(fenced + indented).replace('\\\n', ' ').splitlines(),
           *(' '.join(span.split()) for span in inline)]
 
 
@@ -154,7 +155,8 @@ def test_configs_of_commands_resolve(command, monkeypatch):
   # Files that a reader would name are not here; nor are models.
   for name in ('mmr1.stages.sft.datasets.open_expert',
                'mmr1.rl_checks.datasets.open_expert',
-               'mmr1.stages.reward_model.mixtures.open_pairs'):
+               'mmr1.stages.reward_model.mixtures.open_pairs',
+               'mmr1.grades.benchmarks.files'):
     monkeypatch.setattr(name, lambda *_, **__: None)
   config, overrides = configured(command.args, monkeypatch)
   final = resolve.finalise(config, overrides)
