@@ -73,6 +73,7 @@ def _tiny(c, options):
   """
   del options  # a small run has both parts
   common.small_digits(c)
+  c.model.layers = 'scan'  # compiles faster
   c.model.scalars = ('reward',)
   c.evaluation.examples = 128
   world = dict(
@@ -90,8 +91,8 @@ def _tiny(c, options):
       **world, 'kinds': ('slip', 'answer')})  # arithmetic alone
   c.reward_model.update(dict(
       init='base', mixture=('seen', 'both', 'told'),
-      weights=(2.0, 1.0, 1.0), steps=90,
-      pairs_per_step=24, max_new_tokens=48, examples=256))
+      weights=(2.0, 1.0, 1.0), steps=50,
+      pairs_per_step=24, max_new_tokens=48, examples=128))
   c.reward_model.optimizer.update(dict(
       lr=3e-4, b2=0.98, warmup_steps=10, lr_decay='cosine',
       freeze=('visual/.*',)))
@@ -99,7 +100,7 @@ def _tiny(c, options):
   c.second = common.overlay(c.reward_model)
   c.judges.model = common.reward_model.judge('voter', 'second')
   c.rl.optimizer.freeze = ('scalars/.*',)
-  c.basereward = common.overlay(c.rl, init='cold_start', steps=20)
+  c.basereward = common.overlay(c.rl, init='cold_start', steps=16)
   c.stages = (*common.cold_start(
       c, steps=24, size=768, max_new_tokens=64,
       engine='mmr1.papers.basereward:sloppy', count=(2, 3), wrong=0.4,

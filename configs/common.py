@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from configs import detect
 from configs import environments
+from configs import evaluation
 from configs import flow
 from configs import merging
 from configs import preference
@@ -22,6 +23,7 @@ ConfigDict = config_dict.ConfigDict
 placeholder = config_dict.placeholder
 overlay = resolve.overlay
 environment = environments.environment
+benchmark = evaluation.benchmark
 
 # After it the embedded model thinks and answers in tags.
 TAGS = 'Think first, then answer, in tags.'
@@ -71,6 +73,7 @@ def _sampler() -> ConfigDict:
       cache_chunk=placeholder(int),
       shrink=False,  # the last completions go on in half, a quarter of the rows
       layers=placeholder(str),  # while decoding; None: as model.layers
+      entropy=True,  # with that of every token, for the samples files
       # Parts of heads and MLP while sampling: each device then has so much less
       # of the weights, and more prompts. None: mesh.tensor.
       tensor=placeholder(int),
@@ -240,6 +243,8 @@ def _rl() -> ConfigDict:
       reference='init',
       # Where it waits between its passes: 'device' or 'host'.
       reference_memory='device',
+      # Rows of the samples file, of a step, that have numbers of each token.
+      samples_tokens=4,
       # Rewards, sections of `rewards`, by name.
       rewards=('result',),
       combine=dict(fn='combine.weighted_sum', kwargs=dict()),
@@ -270,29 +275,6 @@ def _rl() -> ConfigDict:
       **_sockets(),
       **_training(),
   ))
-
-
-def _evaluation() -> dict:
-  return dict(
-      env=placeholder(str),  # as of the stages that train
-      examples=512, prompts_per_batch=256,
-      max_new_tokens=96,
-      # Sampled accuracy; greedy is always reported.
-      temperature=1.0, top_k=0, top_p=1.0,
-      # 'strict': only the answer block counts. 'lenient': documented order of
-      # fall-backs in mmr1/text.py.
-      parser='lenient',
-      instruction=placeholder(str),  # of its prompts; None: data.instruction
-      # Name and file of a benchmark (mmr1/data/benchmarks.py) in place of the
-      # run's data; parser 'official' or 'strict'; who judges, see grades.py.
-      benchmark=placeholder(str), benchmark_path=placeholder(str),
-      judge=placeholder(str),
-      seed=1234,
-      # Sections of `evaluations`, which say what is otherwise there, and
-      # (metrics, those of the base) -> more of them.
-      also=(),
-      summary=dict(fn=placeholder(str), kwargs=dict()),
-  )
 
 
 def _collect() -> ConfigDict:
@@ -437,8 +419,8 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.stall_s = 1800.0
   c.evaluate_base = True
   # The evaluation of the base and after (and during) every training stage.
-  c.evaluation = ConfigDict(_evaluation())
-  c.evaluations = ConfigDict()  # name: dict(instruction=..., parser=...)
+  c.evaluation = ConfigDict(evaluation.section())
+  c.evaluations = ConfigDict()  # name: dict(parser=...); benchmark(c, ...)
   c.tensorboard = True
   c.report = True  # <workdir>/report.html, made again during the run
   c.model, c.mesh = _model(), _mesh()
@@ -456,8 +438,8 @@ def get_base(arg: str | None = None) -> ConfigDict:
   c.preference = preference.section(_training())
   c.reward_model = reward_model.stage(_training())
   c.evaluate = ConfigDict(dict(
-      kind='evaluate', init='previous', **_evaluation()))
-  c.collect, c.refine = _collect(), refine.section(_evaluation())
+      kind='evaluate', init='previous', **evaluation.section()))
+  c.collect, c.refine = _collect(), refine.section(evaluation.section())
   c.merge = merging.stage()
   for family in (detect, flow):
     family.add(c, _optimizer())

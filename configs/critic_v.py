@@ -52,6 +52,7 @@ def get_config(arg: str | None = None):
 
 def _tiny(c):
   """Rows of digits that a reasoner misreads; all numbers [ours]."""
+  c.model.layers = 'scan'  # compiles faster
   c.data.mixture, c.data.weights = ('reading',), (1.0,)
   c.tasks.reading.max_digits = 3
   c.data.instruction = ''
@@ -65,17 +66,17 @@ def _tiny(c):
       c.collect, engine='critic_v.lessons', size=1024, kwargs=dict(
           misread={'3': 8, '5': 6, '9': 4}, recall=0.7, false=0.2))
   c.reasoner = common.overlay(
-      c.sft, data='lessons', steps=80, max_new_tokens=16)
+      c.sft, data='lessons', steps=56, max_new_tokens=16)
   c.starts = common.overlay(
       c.collect, engine='critic_v.starts', size=2048, kwargs=dict(
           recall=0.6, false=0.3, clean=0.2, most=5))
-  c.critic_start = common.overlay(c.sft, data='starts', steps=120)
+  c.critic_start = common.overlay(c.sft, data='starts', steps=72)
   c.pairs = common.overlay(
       c.collect, engine='critic_v.pairs', init='critic_start', size=384,
       kwargs=dict(recalls=(0.9, 0.6, 0.3), falses=(0.05, 0.2, 0.4),
                   temperatures=(), max_new_tokens=64, most=5, alpha=0.1))
   c.critic = common.overlay(
-      c.preference, init='critic_start', data='pairs', steps=32,
+      c.preference, init='critic_start', data='pairs', steps=24,
       pairs_per_step=16, max_new_tokens=64,
       optimizer=dict(lr=5e-4, warmup_steps=5, lr_decay='cosine'))
   c.refine.examples, c.refine.prompts_per_batch = 128, 128

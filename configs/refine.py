@@ -26,5 +26,5 @@ def section(evaluation: dict) -> config_dict.ConfigDict:
       **{key: value for key, value in evaluation.items()
          if key not in ('temperature', 'top_k', 'top_p', 'seed', 'also',
                         'benchmark', 'benchmark_path', 'judge',
-                        'summary')},
+                        'samples_per_problem', 'at_k', 'summary')},
   ))

@@ -123,14 +123,14 @@ ARMS = {
              'eval/accuracy_sampled')),
     # Where does it zoom?
     'chain_of_focus': Paper(
-        {'chain_of_focus': ('', ())},
+        {'chain_of_focus': ('', ('--config.cold_start.steps=90',))},
         ('reward/zoomed_small/mean', 'reward/zoomed_large/mean',
          'reward/result/mean'), steps=24, ends=(
              'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
              'eval/accuracy', 'eval/accuracy_sampled')),
     # Regions, and right answers with them.
     'vlm_r3': Paper(
-        {'vlm_r3': ('', ())},
+        {'vlm_r3': ('', ('--config.cold_start.steps=60',))},
         ('env/calls', 'reward/zoomed/mean', 'reward/region/mean',
          'reward/result/mean'), steps=24, ends=(
              'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
@@ -144,7 +144,8 @@ ARMS = {
          'reward/outcome/mean')),
     # What voters say, as sigma(score), and what is true.
     'basereward': Paper(
-        {'hybrid': ('', ())},
+        {'hybrid': ('', ('--config.reward_model.steps=90',
+                         '--config.reward_model.examples=256'))},
         ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
          'judge/model/std'), ends=(
              'voter:eval/pair_accuracy', 'second:eval/pair_accuracy',
@@ -152,8 +153,10 @@ ARMS = {
              'eval/accuracy_sampled')),
     # The critic before and after DPO, and what its critiques do to answers.
     'critic_v': Paper(
-        {'critic_v': ('', ())},
-        ('loss', 'rewards/margins', 'rewards/accuracies', 'grad_norm'), steps=32,
+        {'critic_v': ('', (
+            '--config.reasoner.steps=80', '--config.starts.size=4096',
+            '--config.critic_start.steps=400', '--config.pairs.size=768'))},
+        ('loss', 'rewards/margins', 'rewards/accuracies', 'grad_norm'), steps=64,
         stage='critic', ends=(
             'critic_v:eval/round_0/accuracy', 'untrained:eval/accuracy',
             'critic_v:eval/accuracy', 'untrained:eval/critic/jaccard',

@@ -4,8 +4,9 @@
 
 Runs the tests that compare a family with `transformers` (torch, float32, eager
 attention) on small random checkpoints with the real structure of the family,
-and makes a table of what they measured: results/parity.json, and the rows
-between the markers of README.md. Needs requirements-test.txt.
+and makes tables of what they measured: results/parity.json, and the rows
+between the markers of README.md (some columns) and docs/models.md (all). Needs
+requirements-test.txt.
 """
 
 import collections
@@ -23,8 +24,7 @@ from absl import flags
 
 _OUT = flags.DEFINE_string(
     'out', 'experiments/results/parity.json', 'File for the figures.')
-_README = flags.DEFINE_string(
-    'readme', 'README.md', "File with the table's markers.")
+_ROOT = flags.DEFINE_string('root', '.', 'Folder of the two pages.')
 
 TESTS = ('tests/models', 'tests/data', 'tests/stages/families_test.py')
 BEGIN, END = '<!-- PARITY TABLE -->', '<!-- /PARITY TABLE -->'
@@ -34,6 +34,10 @@ COLUMNS = {
     'logits/images': 'three images', 'logits/video': 'video', 'bf16': 'bf16',
     'positions': 'positions', 'pixels': 'pixels', 'greedy': 'greedy',
     'gradient': 'gradient', 'export': 'export'}
+PAGES = {  # {page: its columns}
+    'README.md': ('logits/text', 'logits/image', 'logits/video', 'gradient',
+                  'greedy'),
+    'docs/models.md': tuple(COLUMNS)}
 
 
 def measure() -> dict[str, dict[str, float]]:
@@ -69,14 +73,26 @@ def cell(what: str, value: float | None) -> str:
   return '0' if value == 0 else f'{value:.1e}'
 
 
-def table(families: dict[str, dict[str, float]]) -> str:
+def table(families: dict[str, dict[str, float]],
+          columns: tuple[str, ...] = tuple(COLUMNS)) -> str:
   """Markdown, a row per family."""
-  lines = ['| `model_type` | ' + ' | '.join(COLUMNS.values()) + ' |',
-           '|---' * (1 + len(COLUMNS)) + '|']
+  lines = ['| `model_type` | ' + ' | '.join(
+      COLUMNS[what] for what in columns) + ' |',
+           '|---' * (1 + len(columns)) + '|']
   lines += [f'| `{family}` | ' + ' | '.join(
-      cell(what, figures.get(what)) for what in COLUMNS) + ' |'
+      cell(what, figures.get(what)) for what in columns) + ' |'
             for family, figures in families.items()]
   return '\n'.join(lines)
+
+
+def write(families: dict[str, dict[str, float]], root: pathlib.Path) -> None:
+  """Puts the tables between the markers of the pages."""
+  for name, columns in PAGES.items():
+    page = root / name
+    before, rest = page.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(
+        f'{before}{BEGIN}\n{table(families, columns)}\n{END}{after}')
 
 
 def main(_) -> None:
@@ -87,11 +103,7 @@ def main(_) -> None:
                 for name in ('jax', 'flax', 'torch', 'transformers')},
       python=platform.python_version(), machine=platform.machine())
   pathlib.Path(_OUT.value).write_text(json.dumps(result, indent=2) + '\n')
-  readme = pathlib.Path(_README.value)
-  before, rest = readme.read_text().split(BEGIN)
-  _, after = rest.split(END)
-  readme.write_text(
-      f'{before}{BEGIN}\n{table(families)}\n{END}{after}')
+  write(families, pathlib.Path(_ROOT.value))
   print(table(families))
 
 

@@ -2,7 +2,7 @@
 
 
 def run(config, workdir, **kwargs):
-  """Runs a config's stages; see `mmr1.runner.run`."""
+  """Runs a config's stages; see `mmr1.results.run`."""
   # Imported late: reward and data workers import mmr1 and must stay off jax.
-  from mmr1 import runner
-  return runner.run(config, workdir, **kwargs)
+  from mmr1 import results
+  return results.run(config, workdir, **kwargs)

@@ -130,31 +130,56 @@ def together(fn: Callable[[Any], Any], items: Sequence[Any], workers: int,
   next, whether it ever returns or not.
   """
   result, began, waiting = {}, {}, collections.deque(items)
-  answers = queue.SimpleQueue()
+  answers, lock = queue.SimpleQueue(), threading.Lock()
 
-  def run(item):
+  def take():
+    with lock:
+      if not waiting:
+        return None
+      began[waiting[0]] = time.monotonic()
+      return waiting.popleft()
+
+  def run():
+    item = take()
+    while item is not None:
+      try:
+        answer = fn(item), None
+      except Exception as error:  # an environment may raise anything: told
+        answer = None, ('env_error', f'{type(error).__name__}: {error}')
+      with lock:
+        if began.pop(item, None) is None:
+          return  # came too late: another has taken this one's place
+      answers.put((item, answer))
+      item = take()
+
+  def start():
+    # Daemons: a step that never returns must not keep the process.
+    threading.Thread(target=run, daemon=True).start()
+  for _ in range(min(workers, len(items))):
+    start()
+  while len(result) < len(items):
+    with lock:
+      first = min(began.values(), default=time.monotonic())
     try:
-      answers.put((item, (fn(item), None)))
-    except Exception as error:  # an environment may raise anything: told
-      answers.put((item, (None, (
-          'env_error', f'{type(error).__name__}: {error}'))))
-  while waiting or began:
-    while waiting and len(began) < workers:
-      item = waiting.popleft()
-      began[item] = time.monotonic()
-      # Daemons: a step that never returns must not keep the process.
-      threading.Thread(target=run, args=(item,), daemon=True).start()
-    left = min(began.values()) + limit_s - time.monotonic()
-    try:
-      item, answer = answers.get(timeout=max(left, 0.0))
-      if began.pop(item, None) is not None:  # else it came too late
-        result[item] = answer
+      item, answer = answers.get(
+          timeout=max(first + limit_s - time.monotonic(), 0.0))
+      result[item] = answer
     except queue.Empty:
-      late = time.monotonic() - limit_s
-      for item in [item for item, start in began.items() if start <= late]:
-        del began[item]
+      for item in _late(began, lock, limit_s):
         result[item] = None, ('timeout', f'no result within {limit_s:g} s')
+        start()
   return result
+
+
+def _late(began: dict[Any, float], lock: threading.Lock,
+          limit_s: float) -> list[Any]:
+  """Takes those that began too long ago out of `began`."""
+  with lock:
+    before = time.monotonic() - limit_s
+    late = [item for item, start in began.items() if start <= before]
+    for item in late:
+      del began[item]
+  return late
 
 
 def table(processor: processor_lib.Processor,

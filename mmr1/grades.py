@@ -1,7 +1,7 @@
 """Whether answers are right, and how often, for evaluations."""
 
 from collections.abc import Sequence
-import math
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from mmr1.rewards import official
 from mmr1.rewards import pool
 
 PARSERS = ('strict', 'lenient')
+_MOST = 10  # values of a label that are metrics
 
 
 class Grade(NamedTuple):
@@ -36,8 +37,26 @@ class Scored(NamedTuple):
   by: str
 
 
+def ks(section: Any) -> tuple[int, ...]:
+  """The k of pass@k and so on; () with one sample of a problem."""
+  if section.samples_per_problem == 1:
+    return ()
+  return section.at_k or (section.samples_per_problem,)
+
+
 def check(section: Any) -> None:
-  """Refuses a parser that does not exist or fit, and half a benchmark."""
+  """Refuses a parser that does not exist or fit, half a benchmark, one that is
+  not there, and a k of more samples than there are."""
+  count = section.samples_per_problem
+  if count < 1:
+    raise ValueError(f'{section.where}.samples_per_problem: got {count}; '
+                     'allowed: at least 1.')
+  wrong = [k for k in section.at_k if not 1 <= k <= count]
+  if wrong or (section.at_k and count == 1):
+    raise ValueError(
+        f'{section.where}.at_k: got {section.at_k} with samples_per_problem='
+        f'{count}; allowed are 1 to samples_per_problem, which must be above '
+        '1.')
   allowed = PARSERS if section.benchmark is None else ('strict', 'official')
   if section.parser not in allowed:
     raise ValueError(f'{section.where}.parser: got {section.parser!r} with '
@@ -51,6 +70,8 @@ def check(section: Any) -> None:
     raise ValueError(
         f'{section.where}.benchmark: got {section.benchmark!r}. '
         f'{resolve.nearest(section.benchmark, benchmarks.NAMES)}')
+  if section.benchmark is not None:
+    benchmarks.files(section.benchmark_path)
   if section.judge is not None:
     if section.parser != 'official':
       raise ValueError(f'{section.where}.judge: got {section.judge!r}; only '
@@ -85,36 +106,38 @@ def grade(said: str, example: records.Example, *, parser: str,
     return Grade(extracted, False, str(error))
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-  """95% interval of a proportion (Wilson 1927, eq. for the score interval).
-
-  For 8 of 10: centre (.8 + .192) / 1.384 = .717, half width .226.
-  """
-  p, z2 = correct / n, z * z
-  centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-  half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-  return max(0.0, centre - half), min(1.0, centre + half)  # of rounding
+def scores(marks: Sequence[Grade | Scored], count: int) -> list[list[float]]:
+  """Of each problem the scores of its `count` samples; right is 1."""
+  flat = [mark.score if isinstance(mark, Scored) else float(mark.right)
+          for mark in marks]
+  return [flat[i:i + count] for i in range(0, len(flat), count)]
 
 
 def summary(
     grades: Sequence[Grade | Scored],
     samples: Sequence[records.Sample],
     suffix: str,
+    count: int = 1,
 ) -> dict[str, float]:
-  """Metrics of one way of decoding; `suffix` is '' (greedy) or '_sampled'."""
-  n, correct = len(grades), sum(grade.right for grade in grades)
-  low, high = wilson(correct, n)
-  accuracy, more = correct / n, {}
-  if n and isinstance(grades[0], Scored):
-    scores = [grade.score for grade in grades]
-    accuracy = float(np.mean(scores))
-    low, high = significance.bootstrap(scores, seed=0)
+  """Metrics of one way of decoding.
+
+  Args:
+    grades, samples: `count` of each problem, problem after problem.
+    suffix: '' (greedy) or '_sampled'.
+    count: samples of a problem. Of several the interval is that of their mean
+      per problem, since they are not independent.
+  """
+  means, more = [float(np.mean(x)) for x in scores(grades, count)], {}
+  scored = bool(grades) and isinstance(grades[0], Scored)
+  low, high = significance.interval(means) if scored or count > 1 else (
+      significance.wilson(sum(grade.right for grade in grades), len(grades)))
+  if scored:
     more = {f'eval/{by}_frac{suffix}': float(
         np.mean([grade.by == by for grade in grades]))
             for by in ('chance', 'judge', 'unjudged')}
   return {
       **more,
-      f'eval/accuracy{suffix}': accuracy,
+      f'eval/accuracy{suffix}': float(np.mean(means)),
       f'eval/accuracy{suffix}_low': low,
       f'eval/accuracy{suffix}_high': high,
       f'eval/response_length{suffix}': float(
@@ -125,5 +148,56 @@ def summary(
           np.mean([grade.extracted is None for grade in grades])),
       f'eval/unchecked_frac{suffix}': float(
           np.mean([bool(grade.error) for grade in grades])),
-      'eval/n': n,
+      'eval/n': len(means),
   }
+
+
+def several(
+    grades: Sequence[Grade | Scored], samples: Sequence[records.Sample],
+    count: int, ks: Sequence[int]) -> dict[str, float]:
+  """pass@k, maj@k and mean@k with their intervals, of `count` samples of each
+  problem, problem after problem; draws by chance have no vote."""
+  answers = [None if mark.extracted is None or (
+      isinstance(mark, Scored) and mark.by == 'chance') else
+             answer.canonical(mark.extracted, s.example)
+             for mark, s in zip(grades, samples)]
+  votes = [answers[i:i + count] for i in range(0, len(answers), count)]
+  metrics = {}
+  for k in ks:
+    found = significance.at_k(scores(grades, count), votes, k)
+    for name, values in (('pass', found.passed), ('maj', found.majority),
+                         ('mean', found.mean)):
+      key = f'eval/{name}_at_{k}'
+      low, high = significance.interval(values)
+      metrics |= {key: float(np.mean(values)), f'{key}_low': low,
+                  f'{key}_high': high}
+  return metrics
+
+
+def by_label(
+    grades: Sequence[Grade | Scored], samples: Sequence[records.Sample],
+) -> dict[str, dict[str, dict[str, float]]]:
+  """{label: {its value: n, accuracy, low, high}} of the examples' labels, in
+  the order of the reader of their rows."""
+  found: dict[str, dict[str, list[float]]] = {}
+  for (score,), s in zip(scores(grades, 1), samples):
+    for label, value in s.example.meta.get('labels', {}).items():
+      found.setdefault(label, {}).setdefault(value, []).append(score)
+  def told(values):
+    low, high = significance.interval(values)
+    return {'n': len(values), 'accuracy': float(np.mean(values)), 'low': low,
+            'high': high}
+  return {label: {value: told(values[value]) for value in sorted(values)}
+          for label, values in found.items()}
+
+
+def first_label(groups: dict[str, dict[str, dict[str, float]]],
+                ) -> dict[str, float]:
+  """Metrics of the first label's values, if there are few of them: 'Text
+  Dominant' is eval/text_dominant/accuracy."""
+  metrics, first = {}, next(iter(groups.values()), {})
+  for value, one in (first if len(first) <= _MOST else {}).items():
+    name = re.sub(r'[^a-z0-9]+', '_', value.lower()).strip('_')
+    metrics |= {f'eval/{name}/accuracy': one['accuracy'],
+                f'eval/{name}/n': one['n']}
+  return metrics

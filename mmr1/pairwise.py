@@ -14,9 +14,9 @@ import numpy as np
 from mmr1 import arrays
 from mmr1 import asking
 from mmr1 import context
-from mmr1 import grades
 from mmr1 import records
 from mmr1 import scoring
+from mmr1 import significance
 from mmr1 import types
 from mmr1 import workdir as workdir_lib
 from mmr1.data import encode
@@ -185,7 +185,7 @@ def summary(said: np.ndarray, examples: Sequence[records.Example],
   s = said[:, :2]
   right = won(s[:, 0], s[:, 1], ties)
   n = len(right)
-  low, high = grades.wilson(right.sum(), n)
+  low, high = significance.wilson(right.sum(), n)
   samples: dict[str, list[float]] = {}
   sources_: dict[str, list[float]] = {}
   for example, one in zip(examples, right):

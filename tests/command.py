@@ -120,6 +120,12 @@ def _main(argv, moment):
   app.run(main.main, argv=argv, flags_parser=main.parse)
 
 
+def own_code(argv):
+  """The command with modules of the current folder, as `python -m` has them."""
+  sys.path.insert(0, os.getcwd())
+  _main(argv, None)
+
+
 def export(argv):
   """`python -m mmr1.export`, and which devices it took."""
   from mmr1 import export as command

@@ -213,13 +213,20 @@ def _stage(stage: records.Stage, rows: dict[tuple[str, str], Any],
       'mfu': stage.useful / (step * rate) if step else 0.0}
 
 
+def needs(program: records.Program,
+          held: dict[str, int]) -> tuple[dict[str, int], int]:
+  """Bytes on one device: ({argument: bytes}, what is in memory beside them).
+  Temporaries, which a compiler knows, come on top."""
+  arguments = {name: shapes.bytes_on_one(tree)
+               for name, tree in program.arguments.items()}
+  return arguments, sum(held.get(name, 0) for name in program.resident
+                        if name not in arguments)
+
+
 def _program(program: records.Program, held: dict[str, int],
              topology: chips.Topology, job: dict[str, Any]) -> dict[str, Any]:
   """One row of the plan."""
-  arguments = {name: shapes.bytes_on_one(tree)
-               for name, tree in program.arguments.items()}
-  beside = sum(held.get(name, 0) for name in program.resident
-               if name not in arguments)
+  arguments, beside = needs(program, held)
   row: dict[str, Any] = {
       'arguments_by_formula': arguments, 'beside': beside,
       'flops_by_formula': sum(program.forward.values()) / topology.count,

@@ -124,6 +124,21 @@ def match(
   return text.normalise_answer(gold) == text.normalise_answer(answer)
 
 
+def canonical(answer: str, example: records.Example) -> str:
+  """One form of answers that are surely equal, for votes: the letter of a
+  choice, the value of a number, else the normalised text."""
+  type_ = kind(example)
+  if type_ == 'choice':
+    letter = choice.pick(answer, example.meta.get('choices'))
+    if letter is not None:
+      return letter
+  elif type_ in ('number', 'math'):
+    value = text.parse_number(answer)
+    if value is not None:
+      return str(value)
+  return text.normalise_answer(answer)
+
+
 def correct(
     sample: records.Sample,
     knobs: Mapping[str, float],

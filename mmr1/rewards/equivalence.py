@@ -73,3 +73,19 @@ def _near(gold, answer) -> bool:
   difference = abs(sympy.N(gold - answer, 30))
   scale = abs(sympy.N(gold, 30))
   return bool(difference <= scale * sympy.Rational(1, 10**6))
+
+
+def rounded_equal(gold: str, answer: str, digits: int = 2) -> bool:
+  r"""True when both are numbers that are equal once rounded, as MathVision
+  compares them: '\frac{1}{3}' and '0.333', but not 'x' and 'x'."""
+  _bound_process()
+  values = [_value(one) for one in (gold, answer)]
+  return None not in values and (
+      round(values[0], digits) == round(values[1], digits))
+
+
+def _value(expression: str) -> float | None:
+  for found in _parse(expression):
+    if isinstance(found, sympy.Expr) and found.is_real:
+      return float(sympy.N(found))
+  return None

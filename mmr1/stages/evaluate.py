@@ -2,7 +2,8 @@
 
 The same prompts and the same noise are used for every evaluation of a run, so
 that two of them differ by the parameters alone. Each leaves a card and one
-record per sample in `eval/` (M19).
+record per sample in `eval/` (M19). Of `samples_per_problem` samples, which
+share their prompt, come pass@k, maj@k and mean@k.
 
 `also` names sections of `evaluations`, each what is to be otherwise there
 (another instruction, another parser): their metrics are 'eval/<name>/accuracy'
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from mmr1 import context
 from mmr1 import environments
 from mmr1 import episodes
+from mmr1 import evaluation_records
 from mmr1.data import benchmarks
 from mmr1.data import datasets
 from mmr1.data import pipeline
@@ -27,14 +29,12 @@ from mmr1 import evaluations
 from mmr1 import grades
 from mmr1 import records
 from mmr1.rewards import answer
-from mmr1.rewards import official
 from mmr1.sampling import keys
 from mmr1.sampling import read
 from mmr1.sampling import sample
-from mmr1 import text
-from mmr1 import workdir as workdir_lib
 
 _GREEDY, _SAMPLED = 0, 1  # views of the key law
+_NAMES = ('greedy', 'sampled')
 
 
 def check(section: Any) -> None:
@@ -86,6 +86,8 @@ class Evaluation:
     self._played: dict[int, dict[str, float]] = {}
     self._pairs: list[pipeline.Pair] = []
     self._broken: list[records.Broken] = []
+    self._pictures = evaluation_records.Pictures(ctx.path)
+    self._counts = (1, section.samples_per_problem)
     self._knobs = [
         sample.knobs(temperature=0.0, max_new_tokens=section.max_new_tokens),
         _sampling(section)]
@@ -108,20 +110,31 @@ class Evaluation:
       self, params: Any, stage: str, step: int, file: str) -> dict[str, float]:
     if not self._pairs:
       self._open()
-    greedy = self._samples(params, _GREEDY)
-    sampled = self._samples(params, _SAMPLED)
-    graded = [[self._grade(s) for s in part] for part in (greedy, sampled)]
-    errors = [grade.error for part in graded for grade in part if grade.error]
+    graded = {}
+    for view, decoding in enumerate(_NAMES):
+      samples = self._samples(params, view)
+      graded[decoding] = samples, [self._grade(s) for s in samples]
+    errors = [grade.error for _, part in graded.values() for grade in part
+              if grade.error]
     if errors:
       self._ctx.logger.warn(
           f'evaluation of {stage}: {len(errors)} answers could not be checked '
           f'and count as wrong; the first: {errors[0]}')
-    metrics = grades.summary(graded[0], greedy, '')
-    metrics |= grades.summary(graded[1], sampled, '_sampled')
+    groups = grades.by_label(graded['greedy'][1], graded['greedy'][0])
+    metrics = grades.first_label(groups)
     for view, suffix in ((_GREEDY, ''), (_SAMPLED, '_sampled')):
+      samples, marks = graded[_NAMES[view]]
+      metrics |= grades.summary(marks, samples, suffix, self._counts[view])
       metrics |= {f'eval/{name}{suffix}': x
                   for name, x in self._played.get(view, {}).items()}
-    self._write(stage, step, file, metrics, (greedy, sampled), graded)
+    samples, marks = graded['sampled']
+    metrics |= grades.several(
+        marks, samples, self._counts[_SAMPLED], grades.ks(self._section))
+    if not jax.process_index():  # all hosts have the same
+      evaluation_records.write(
+          self._ctx.path / 'eval' / file,
+          self._card(stage, step, metrics, graded, groups),
+          evaluation_records.rows(graded, self._pictures))
     return metrics
 
   def _open(self) -> None:
@@ -153,19 +166,23 @@ class Evaluation:
     section, ctx = self._section, self._ctx
     params = ctx.sampler.publish(params)
     size = min(section.prompts_per_batch, len(self._pairs))
-    shape, result = ctx.shape(section.instruction), []
+    shape, result, group = (
+        ctx.shape(section.instruction), [], self._counts[view])
     key = keys.step_key(section.seed, 0, 0, view=view)
     played, counts = [], []
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
+      ctx.logger.screen.doing(
+          f'evaluation {"greedy" if view == _GREEDY else "sampled"} {start}/'
+          f'{len(self._pairs)}')
       prompts = ctx.policy.layout.spread(shape.collate(
           [encoded for _, encoded in part], pad_rows=size - len(part)))
       examples = [example for example, _ in part]
       player = episodes.begin(
-          self._env, ctx, dict(enumerate(examples)), prompts, group=1,
+          self._env, ctx, dict(enumerate(examples)), prompts, group=group,
           length=section.max_new_tokens)
       rollout = ctx.sampler(
-          params, prompts, key, self._knobs[view], jnp.int32(0), group=1,
+          params, prompts, key, self._knobs[view], jnp.int32(0), group=group,
           length=section.max_new_tokens, player=player)
       samples = read.read(read.to_host(rollout), examples, ctx.processor)
       if player is not None:
@@ -185,62 +202,21 @@ class Evaluation:
     return grades.grade(s.text, s.example, parser=section.parser,
                         prefilled=self._prefilled)
 
-  def _write(self, stage, step, file, metrics, parts, graded) -> None:
-    if jax.process_index():
-      return  # all hosts have the same
+  def _card(self, stage, step, metrics, graded, groups) -> dict[str, Any]:
     section, ctx = self._section, self._ctx
-    samples = parts[_GREEDY]
-    asked = hashlib.sha256(json.dumps([s.uid for s in samples]).encode())
+    asked = hashlib.sha256(json.dumps(
+        [s.uid for s in graded['greedy'][0]]).encode())
     for _, encoded in self._pairs:  # instruction and chat template included
       asked.update(encoded.tokens.tobytes())
-    card = {
-        'stage': stage, 'step': step, 'n': len(samples),
-        'broken': len(self._broken), 'subset': self._subset(),
+    return {
+        'stage': stage, 'step': step, 'n': len(self._pairs),
+        **evaluation_records.counts(graded, self._broken, groups),
+        'subset': evaluation_records.subset(section, ctx.config),
         'prompt_hash': asked.hexdigest()[:16],
-        **self._rules(),
-        'pixels': ctx.processor.pixels,
-        'sampling': section.as_dict(), 'interval': 'Wilson, 95%' if (
-            section.benchmark is None) else 'bootstrap over examples, 95%',
-        'metrics': metrics}
-    rows = [{'uid': s.uid, 'source': s.example.source, 'decoding': name,
-             'text': s.text, 'extracted': grade.extracted,
-             'gold': s.example.answer, 'correct': grade.right,
-             **({'score': grade.score, 'by': grade.by}
-                if isinstance(grade, grades.Scored) else {}),
-             'error': grade.error, 'length': s.length,
-             'truncated': s.truncated, **episodes.record(s)}
-            for name, part, marks in zip(('greedy', 'sampled'), parts, graded)
-            for s, grade in zip(part, marks)]
-    base = ctx.path / 'eval' / file
-    workdir_lib.write_whole(
-        base.parent / f'{base.name}.json', json.dumps(card, indent=2) + '\n')
-    workdir_lib.write_whole(
-        base.parent / f'{base.name}.jsonl',
-        ''.join(json.dumps(row) + '\n' for row in rows))
-
-  def _rules(self) -> dict[str, Any]:
-    section = self._section
-    rules = {'parser': f'mmr1.text.extract_answer {section.parser}, version '
-                       f'{text.PARSER_VERSION}',
-             'matcher': 'mmr1.rewards.answer.match', 'judge': section.judge}
-    if section.benchmark is not None:
-      rules['matcher'] = (f'mmr1.rewards.official.{section.parser}, version '
-                          f'{official.VERSION}')
-      if section.parser == 'official':
-        rules['parser'] = rules['matcher']
-    return rules
-
-  def _subset(self) -> dict[str, Any]:
-    """Which problems: the first usable ones of what."""
-    data, section = self._ctx.config.data, self._section
-    if section.benchmark is not None:
-      return {'benchmark': section.benchmark, 'file': section.benchmark_path}
-    if data.path is None:
-      return {'split': 'eval', 'mixture': list(data.mixture),
-              'weights': list(data.weights), 'seed': self._ctx.config.seed}
-    if data.eval_path is not None:
-      return {'file': data.eval_path}
-    return {'file': data.path, 'one of every': data.holdout}
+        **evaluation_records.rules(section), 'pixels': ctx.processor.pixels,
+        'sampling': section.as_dict(),
+        'samples_per_problem': section.samples_per_problem,
+        'ks': list(grades.ks(section)), 'metrics': metrics}
 
 
 def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from mmr1 import refining
 from mmr1 import resolve
 from mmr1.rewards import answer as answer_lib
 from mmr1.sampling import several
+from mmr1 import significance
 from mmr1 import text
 from mmr1 import workdir as workdir_lib
 
@@ -160,7 +161,7 @@ def summary(
   """
   right = np.asarray([[mark.right for mark in row] for row in marks])
   n = right.shape[1]
-  low, high = grades.wilson(int(right[-1].sum()), n)
+  low, high = significance.wilson(int(right[-1].sum()), n)
   found = {
       'eval/accuracy': right[-1].mean(), 'eval/accuracy_low': low,
       'eval/accuracy_high': high, 'eval/n': n,

@@ -11,6 +11,7 @@ from mmr1 import grades
 from mmr1 import log
 from mmr1 import records
 from mmr1 import resolve
+from mmr1 import significance
 from mmr1 import text
 from mmr1.rewards import pool
 from mmr1.stages import evaluate
@@ -28,18 +29,18 @@ from mmr1.stages import evaluate
 ])
 def test_wilson_by_hand(correct, n, low, high):
   np.testing.assert_allclose(
-      grades.wilson(correct, n), (low, high), atol=1e-5)
+      significance.wilson(correct, n), (low, high), atol=1e-5)
 
 
 def test_wilson_stays_between_0_and_1_and_covers():
   for n in range(1, 200):  # rounding once gave -5.6e-17 for 0 of 2
-    assert 0.0 <= grades.wilson(0, n)[0] < 1e-15
-    assert 1.0 - 1e-15 < grades.wilson(n, n)[1] <= 1.0
+    assert 0.0 <= significance.wilson(0, n)[0] < 1e-15
+    assert 1.0 - 1e-15 < significance.wilson(n, n)[1] <= 1.0
   # Of 4000 draws of 50 at p = .3, 95% intervals hold p; 3 sigma are 1%, and
   # for this n and p the exact coverage is 95.7%.
   draws = np.random.default_rng(0).binomial(50, 0.3, 4000)
   held = [low <= 0.3 <= high for low, high in (
-      grades.wilson(int(k), 50) for k in draws)]
+      significance.wilson(int(k), 50) for k in draws)]
   assert 0.94 < np.mean(held) < 0.97
 
 
@@ -61,7 +62,7 @@ def test_summary_by_hand():
   assert result['eval/unparsed_frac_sampled'] == 0.25
   assert result['eval/unchecked_frac_sampled'] == 0.25
   assert result['eval/n'] == 4
-  assert result['eval/accuracy_sampled_low'] == grades.wilson(2, 4)[0]
+  assert result['eval/accuracy_sampled_low'] == significance.wilson(2, 4)[0]
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_m19_the_same_parameters_the_same_metrics_and_a_card(
   for view in ('', '_sampled'):
     n, low = first['eval/n'], first[f'eval/accuracy{view}_low']
     correct = round(first[f'eval/accuracy{view}'] * n)
-    assert low == grades.wilson(correct, n)[0]
+    assert low == significance.wilson(correct, n)[0]
   cards = [json.loads((tmp_path / 'run' / 'eval' / name).read_text())
            for name in ('base_0.json', 'x_3.json')]
   assert cards[0]['stage'] == 'base' and cards[1]['step'] == 3
