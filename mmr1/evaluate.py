@@ -26,8 +26,8 @@ from ml_collections import config_flags
 from rich import console as rich_console
 from rich import table as rich_table
 
+from mmr1 import command_line
 from mmr1.data import benchmarks
-from mmr1 import main as main_lib
 from mmr1 import release
 from mmr1 import resolve
 from mmr1 import runner
@@ -67,7 +67,7 @@ flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
-  if not main_lib.own_flags(_FLAGS, argv, __doc__, {
+  if not command_line.own_flags(_FLAGS, argv, __doc__, {
       'benchmark': 'name', 'path': 'file'}):
     return
   names, paths = _FLAGS.benchmark, _FLAGS.path
@@ -84,9 +84,11 @@ def main(argv: list[str]) -> None:
         parser=_FLAGS.parser, judge=_FLAGS.judge, examples=_FLAGS.examples,
         samples_per_problem=_FLAGS.samples, at_k=tuple(_FLAGS.k))
   except ValueError as error:
-    if not main_lib.is_message(error):
+    if not command_line.is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
+  except KeyboardInterrupt as error:
+    command_line.interrupted(str(error))
   if bad:
     sys.exit(1)
 
