@@ -14,7 +14,7 @@ import sys
 from absl import flags
 from etils import epath
 
-from mmr1 import main as main_lib
+from mmr1 import command_line
 from mmr1 import significance
 
 _FLAGS = flags.FlagValues()
@@ -73,7 +73,7 @@ def compare(first: str, second: str, decoding: str = 'greedy') -> str:
 
 
 def main(argv: list[str]) -> None:
-  if not main_lib.own_flags(_FLAGS, argv, __doc__, {
+  if not command_line.own_flags(_FLAGS, argv, __doc__, {
       'first': 'records', 'second': 'records'}):
     return
   try:

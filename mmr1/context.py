@@ -31,10 +31,11 @@ MODELS = lineage_lib.MODELS
 
 
 class Preempted(SystemExit):
-  """The state is saved; the process leaves with exit code 0 (M16)."""
+  """The state is saved; the process leaves with exit code 0 (M16), or with
+  `guard.Interrupt.code`."""
 
-  def __init__(self):
-    super().__init__(0)
+  def __init__(self, code: int = 0):
+    super().__init__(code)
 
 
 @dataclasses.dataclass
@@ -152,7 +153,17 @@ class Context:
     self.logger.note(
         f'{self.interrupt.signal}: state saved, stopping. The same command '
         'goes on from here.')
-    raise Preempted()
+    raise Preempted(self.interrupt.code)
+
+  def unsaved(self) -> str:
+    """Where the same command goes on if the run ends now, in words."""
+    stage = next((name for name in self.order
+                  if self.checkpoints.done(name) is None), None)
+    if stage is None:
+      return 'all stages are done'
+    steps = self.checkpoints.steps(stage)
+    return (f'{stage} goes on from step {steps[-1]}, the last that was saved'
+            if steps else f'{stage} begins anew; stages before it are done')
 
 
 def open_model(

@@ -14,7 +14,7 @@ import sys
 from absl import flags
 import jax
 
-from mmr1 import main as main_lib
+from mmr1 import command_line
 from mmr1 import release
 
 # Of its own: a process may import several commands with flags of one name.
@@ -38,7 +38,7 @@ flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
-  if not main_lib.own_flags(_FLAGS, argv, __doc__, {
+  if not command_line.own_flags(_FLAGS, argv, __doc__, {
       'workdir': 'run', 'out': 'folder'}):
     return
   if _FLAGS.base and not _FLAGS.adapter:
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         _FLAGS.workdir, _FLAGS.out, base=_FLAGS.base, **kw) if _FLAGS.adapter
           else release.export(_FLAGS.workdir, _FLAGS.out, **kw))
   except ValueError as error:
-    if not main_lib.is_message(error):
+    if not command_line.is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
 

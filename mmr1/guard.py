@@ -1,5 +1,6 @@
 """Preemption: SIGTERM and SIGINT become a flag that the loop looks at."""
 
+from collections.abc import Callable
 import signal
 import threading
 import warnings
@@ -12,8 +13,9 @@ import numpy as np
 class Interrupt:
   """Context manager; `requested` turns True when the process is asked to stop.
 
-  The loop finishes its step, saves its state and leaves with exit code 0. A
-  second SIGINT (Ctrl-C) raises KeyboardInterrupt at once. Signal handlers
+  The loop finishes its step, saves its state and leaves, with exit code 130
+  after SIGINT (Ctrl-C) and 0 otherwise. A second SIGINT raises
+  KeyboardInterrupt at once. Signal handlers
   exist only on the main thread: elsewhere (a notebook's worker) this warns and
   never requests anything. Old handlers come back on exit.
 
@@ -22,7 +24,9 @@ class Interrupt:
     signal: its name, or None.
   """
 
-  def __init__(self):
+  def __init__(self, tell: Callable[[str], None] = lambda text: None):
+    """`tell` prints a line for a person, when the signal comes."""
+    self._tell = tell
     self.requested = False
     self.signal = None
     self._old = {}
@@ -47,8 +51,18 @@ class Interrupt:
     del frame
     if self.requested and number == signal.SIGINT:
       raise KeyboardInterrupt
-    self.requested = True
+    first, self.requested = not self.requested, True
     self.signal = signal.Signals(number).name
+    if first:
+      self._tell(f'{self.signal}: stopping once this step or evaluation is done '
+                 'and saved' + (' (Ctrl-C again: at once).' if number ==
+                                signal.SIGINT else '.'))
+
+  @property
+  def code(self) -> int:
+    """Of the exit: 130 after Ctrl-C, as shells have it; 0 for a preemption, of
+    which nothing is lost."""
+    return 130 if self.signal == 'SIGINT' else 0
 
   def agreed(self) -> bool:
     """`requested` on any host: all hosts then stop after the same step.

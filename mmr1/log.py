@@ -21,10 +21,9 @@ from etils import epath
 import jax
 import numpy as np
 from rich import console as rich_console
-from rich import table as rich_table
 import tensorboardX
 
-from mmr1 import progress
+from mmr1 import console as console_lib
 from mmr1 import thumbnails
 from mmr1 import workdir as workdir_lib
 
@@ -41,6 +40,7 @@ class Logger:
       quiet: bool = False,
       tensorboard: bool = True,
       console: rich_console.Console | None = None,
+      screen: console_lib.Console | None = None,
   ):
     """Opens the logs of `workdir`, a local path or gs://.
 
@@ -49,13 +49,13 @@ class Logger:
       quiet: nothing on the console but warnings and failures.
       tensorboard: write events as well.
       console: where to print; the default is stdout.
+      screen: the console of the run, in place of `quiet` and `console`.
     """
     self._active = jax.process_index() == 0
     self._remote = epath.Path(workdir)
-    self._console = console or rich_console.Console(highlight=False)
-    self._quiet = quiet
+    self.screen = screen or console_lib.Console(quiet=quiet, out=console)
+    self.screen.active = self._active
     self._tensorboard = tensorboard
-    self._line = progress.Line(self._console)
     self._events: dict[str, tensorboardX.SummaryWriter] = {}
     self._purge: dict[str, int] = {}
     self._shown: set[str] = set()
@@ -94,7 +94,7 @@ class Logger:
     self._try('metrics.jsonl', lambda: self._append('metrics.jsonl', [row]))
     if self._tensorboard:
       self._try('tensorboard', lambda: self._event(stage, step, numbers))
-    self._try('progress', lambda: self._line.update(stage, step, numbers))
+    self._try('progress', lambda: self.screen.row(stage, step, numbers))
 
   def samples(
       self, stage: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -135,22 +135,19 @@ class Logger:
 
   def start(self, stage: str, total: int, step: int = 0) -> None:
     """Opens the progress line of a stage with `total` steps."""
-    if self._active and not self._quiet:
-      self._try('progress', lambda: self._line.start(stage, total, step))
+    self._try('progress', lambda: self.screen.steps(stage, total, step))
 
   def stop(self) -> None:
     """Closes the progress line."""
-    self._try('progress', self._line.stop)
+    self._try('progress', self.screen.stopped)
 
   def note(self, text: str) -> None:
     """Prints a line for a person."""
-    if self._active and not self._quiet:
-      self._try('console', lambda: self._line.print(text))
+    self._try('console', lambda: self.screen.note(text))
 
   def warn(self, text: str) -> None:
     """Prints a warning, also when quiet."""
-    if self._active:
-      self._try('console', lambda: self._line.print(f'WARNING: {text}'))
+    self._try('console', lambda: self.screen.warn(text))
 
   def table(
       self,
@@ -159,18 +156,7 @@ class Logger:
       title: str = '',
   ) -> None:
     """Prints a table; numbers are aligned to the right."""
-    if not self._active or self._quiet:
-      return
-    def show():
-      table = rich_table.Table(title=title or None)
-      for i, name in enumerate(columns):
-        text = any(isinstance(row[i], str) and not row[i][:1].isdigit()
-                   for row in rows)
-        table.add_column(name, justify='left' if text else 'right')
-      for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-      self._line.print(table)
-    self._try('console', show)
+    self._try('console', lambda: self.screen.table(rows, columns, title))
 
   # Files.
 
@@ -205,7 +191,7 @@ class Logger:
       message = (f'WARNING: logging failed ({sink}): {type(error).__name__}: '
                  f'{error}. The run goes on; see {_ERRORS}.')
       try:
-        self._console.print(message, markup=False)
+        self.screen.print(message)
       except Exception:
         self.errors += 1  # no console either; the count is what remains
 
@@ -289,7 +275,3 @@ def _strict(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return str(value)
   return value
-
-
-def _cell(value: Any) -> str:
-  return f'{value:.3f}' if isinstance(value, float) else str(value)

@@ -8,8 +8,9 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from mmr1 import command_line
+from mmr1 import console
 from mmr1 import resolve
-from mmr1 import runner
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with an optional argument after a colon.')
@@ -18,7 +19,11 @@ _WORKDIR = flags.DEFINE_string(
 _FRESH = flags.DEFINE_bool('fresh', False, 'Start over in this workdir.')
 _PROFILE = flags.DEFINE_string(
     'profile', None, 'Steps to trace: <stage>:<first>-<last>.')
-_QUIET = flags.DEFINE_bool('quiet', False, 'No progress on the console.')
+_QUIET = flags.DEFINE_bool(
+    'quiet', False, 'Prints the path of the run at its end, and what is wrong.')
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Shows what would be run, scores the right answers, and '
+    'trains nothing.')
 
 
 def main(argv):
@@ -29,58 +34,36 @@ def main(argv):
     sys.exit('mmr1: --config=configs/<paper>.py is missing.')
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
-  from configs import common
+  workdir = _WORKDIR.value or resolve.default_workdir(path)
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+  screen = console.Console(quiet=_QUIET.value, out=console.open_out(
+      sys.stderr if _QUIET.value else None))
   try:
+    screen.begin('start')
+    screen.doing('loading jax')  # seconds, in which something is to be seen
+    from configs import common
+    defaults = common.get_base(_CONFIG.value.scale)
+    if _DRY_RUN.value:
+      from mmr1 import dry_run
+      sys.exit(dry_run.show(
+          _CONFIG.value, workdir, screen, overrides=overrides,
+          defaults=defaults))
+    from mmr1 import runner
     runner.run(
-        _CONFIG.value, _WORKDIR.value or resolve.default_workdir(path),
-        fresh=_FRESH.value, quiet=_QUIET.value, overrides=overrides,
-        profile=_PROFILE.value,
-        defaults=common.get_base(_CONFIG.value.scale))
+        _CONFIG.value, workdir, fresh=_FRESH.value, overrides=overrides,
+        profile=_PROFILE.value, defaults=defaults, screen=screen)
+  except KeyboardInterrupt as error:
+    screen.close()
+    command_line.interrupted(str(error))
   except (ValueError, FloatingPointError) as error:
-    if not is_message(error):
+    if not command_line.is_message(error):
       raise
+    screen.close()
     sys.exit(f'mmr1: {error}')
-
-
-def own_flags(
-    own: flags.FlagValues, argv: list[str], about: str,
-    needed: dict[str, str]) -> bool:
-  """Reads the flags of a command beside this one.
-
-  Args:
-    own: its flags, `help` among them.
-    argv: its arguments.
-    about: what help prints before the flags.
-    needed: flags that must be given, and what stands for their values.
-
-  Returns:
-    False if help was asked for and given. A wrong argument ends the process.
-  """
-  try:
-    rest = own(argv)[1:]
-  except flags.Error as error:
-    sys.exit(f'mmr1: {error}')
-  if own.help:
-    print(f'{about}{own.get_help()}')
-    return False
-  if rest:
-    sys.exit(f'mmr1: unknown argument {rest[0]!r}.')
-  if not all(own[name].value for name in needed):
-    asked = ' and '.join(f'--{name}=<{x}>' for name, x in needed.items())
-    sys.exit(f'mmr1: {asked} are needed.')
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
-  return True
-
-
-def is_message(error: Exception) -> bool:
-  """True if mmr1 raised it for the user; others need their traceback."""
-  trace = error.__traceback__
-  while trace.tb_next:
-    trace = trace.tb_next
-  owner = trace.tb_frame.f_globals.get('__name__', '').partition('.')[0]
-  # jax leaves its frames out, and a note that says so.
-  return owner in ('mmr1', 'configs') and not hasattr(error, '__notes__')
+  finally:
+    screen.close()
+  if _QUIET.value and screen.active:
+    print(workdir)
 
 
 # What goes wrong with flags.

@@ -34,7 +34,7 @@ from ml_collections import config_flags
 from rich import console as rich_console
 from rich import table as rich_table
 
-from mmr1 import main as main_lib
+from mmr1 import command_line
 from mmr1 import resolve
 from mmr1.planning import chips
 from mmr1.planning import estimate
@@ -70,6 +70,8 @@ def show(made: dict[str, Any], console: rich_console.Console) -> None:
       f'{mesh or "of one"}')
   for name, stage in made['stages'].items():
     _show_stage(name, stage, console)
+  for name, why in made['unplanned'].items():
+    console.print(f'  {name}: {why}')
   console.print(
       ('Fits' if made['fits'] else 'Does not fit')
       + f': at the fullest {made["spare"]:.0%} of a chip is left'
@@ -132,7 +134,7 @@ def _keep(argv: list[str], made: dict[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-  if not main_lib.own_flags(_FLAGS, argv, __doc__, {
+  if not command_line.own_flags(_FLAGS, argv, __doc__, {
       'config': 'file', 'topology': 'v5p:4x4x4'}):
     return
   console = rich_console.Console(highlight=False, width=160)
@@ -150,7 +152,7 @@ def main(argv: list[str]) -> None:
   except ValueError as error:
     if isinstance(error, search.NoneWillDo):
       _keep(argv, {'fits': False, 'refused': error.refused})
-    if not main_lib.is_message(error):
+    if not command_line.is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
   show(tried[-1], console)

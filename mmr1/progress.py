@@ -1,86 +1,165 @@
-"""The console line of a running stage.
+"""What is known of a piece of work while it goes on, in words.
 
-On a terminal one live line; elsewhere (a file, a notebook's log) a plain line
-at the first and last step and every few seconds in between.
+A piece of work is a stage, the evaluation of the base, or what comes before
+them: its steps, how fast they are, and the number that says how it goes.
 """
 
+import collections
+from collections.abc import Mapping
 import time
-from typing import Any
 
-from rich import console as rich_console
-from rich import progress as rich_progress
-
-_PLAIN_EVERY_S = 10.0
-_LIVE_EVERY_S = 0.25
 # The first of these that a row has is shown, with its label.
-_SHOWN = (('reward/mean', 'reward'), ('loss', 'loss'),
-          ('eval/accuracy_sampled', 'accuracy'))
+MAIN = (('reward/mean', 'reward'), ('accuracy', 'accuracy'),
+        ('rewards/accuracies', 'accuracy'), ('loss', 'loss'))
+# Of what a stage ends with; a bound stands beside what it bounds.
+_ENDS = (('eval/accuracy', 'greedy'), ('eval/accuracy_sampled', 'sampled'),
+         ('eval/pair_accuracy', 'pairs right'), ('eval/reward', 'reward'),
+         ('eval/ap', 'AP'))
+_RECENT = 32  # steps whose pace is that of those to come
+_COMPILES_S = 1.0  # programs that are ready sooner are not spoken of
+_GAP_S = 0.5  # between tracing a program, lowering and compiling it
 
 
-class Line:
-  """Progress of one stage at a time."""
+def shown(numbers: Mapping[str, float]) -> str:
+  """'reward 0.431', of the row's main number; '' if it has none."""
+  return next((f'{label} {numbers[key]:.3f}' for key, label in MAIN
+               if key in numbers), '')
 
-  def __init__(self, console: rich_console.Console):
-    self._console = console
-    self._bar: rich_progress.Progress | None = None
-    self._stage = None
-    self._total = 0
 
-  def start(self, stage: str, total: int, step: int) -> None:
-    """Opens the line of a stage of `total` steps, `step` of them done."""
-    self.stop()
-    self._stage, self._total = stage, total
-    self._steady, self._shown_at = None, 0.0
-    if self._console.is_terminal:
-      self._bar = rich_progress.Progress(
-          rich_progress.TextColumn('{task.description}'),
-          rich_progress.BarColumn(),
-          rich_progress.MofNCompleteColumn(),
-          rich_progress.TextColumn('{task.fields[note]}'),
-          console=self._console, auto_refresh=False)
-      self._task = self._bar.add_task(
-          stage, total=total, completed=step, note='compiling')
-      self._bar.start()
-      self._bar.refresh()
+def ended(record: Mapping[str, object]) -> str:
+  """What a stage's marker says of its end: 'greedy 0.912 (0.88-0.94), ...'.
 
-  def update(self, stage: str, step: int, numbers: dict[str, float]) -> None:
-    """Shows a step; rows of other stages are not progress."""
-    if stage != self._stage:
-      return
-    now = time.monotonic()
-    edge = step >= self._total or self._shown_at == 0.0
-    every = _LIVE_EVERY_S if self._bar else _PLAIN_EVERY_S
-    if not edge and now - self._shown_at < every:
-      return
-    self._shown_at = now
-    note = self._note(step, numbers, now)
-    if self._bar:
-      self._bar.update(self._task, completed=step, note=note)
-      self._bar.refresh()
-    else:
-      self._console.print(
-          f'{stage} {step}/{self._total} {note}', markup=False,
-          highlight=False, soft_wrap=True)
+  Args:
+    record: from `checkpoint.Checkpoints.done`: 'eval' where it was evaluated,
+      'kept' of a data set.
+  """
+  if 'kept' in record:
+    return f'{record["kept"]} examples kept'
+  metrics = record.get('eval') or {}
+  return ', '.join(f'{label} {interval(metrics, key)}'
+                   for key, label in _ENDS if key in metrics)
 
-  def _note(self, step: int, numbers: dict[str, float], now: float) -> str:
-    parts = [f'{label} {numbers[key]:.3f}'
-             for key, label in _SHOWN if key in numbers][:1]
-    if self._steady is None:
-      self._steady = step, now  # what came before was mostly compiling
-    first, began = self._steady
-    if step > first:
-      left = (now - began) / (step - first) * max(0, self._total - step)
-      parts.append(f'{int(left) // 60}:{int(left) % 60:02d} left')
+
+def interval(metrics: Mapping[str, float], name: str) -> str:
+  """'0.912 (0.88-0.94)'; without bounds '0.912'."""
+  if f'{name}_low' not in metrics:
+    return f'{metrics[name]:.3f}'
+  return (f'{metrics[name]:.3f} ({metrics[f"{name}_low"]:.2f}-'
+          f'{metrics[f"{name}_high"]:.2f})')
+
+
+def clock(seconds: float) -> str:
+  """'0:07', '12:34', '1:02:03'."""
+  minutes, rest = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (f'{hours}:{minutes:02d}:{rest:02d}' if hours
+          else f'{minutes}:{rest:02d}')
+
+
+class Work:
+  """One piece of work.
+
+  Attributes:
+    name: of the stage.
+    title: name and what goes in front of it: '2/4 think_short'.
+    kind: of the stage; '' where there is none.
+    total, step: steps, and how many are done; total 0: it has none.
+    main: its main number so far, in words.
+    phase, since: what is being done, and from when on (`time.monotonic`).
+    began: when the work began.
+  """
+
+  def __init__(self, name: str, kind: str = '', place: str = ''):
+    """`place`: which of how many, '2/4'."""
+    self.name, self.kind = name, kind
+    self.title = f'{place} {name}'.strip()
+    self.total = self.step = 0
+    self.main, self.phase = '', ''
+    self.began = self.since = time.monotonic()
+    self._marks: collections.deque[tuple[int, float]] = collections.deque(
+        maxlen=_RECENT)
+
+  def steps(self, total: int, step: int) -> None:
+    """It has so many steps, `step` of them done."""
+    self.total, self.step = total, step
+    self._marks.clear()
+
+  def row(self, step: int, numbers: Mapping[str, float]) -> None:
+    """A step's metrics are there."""
+    self.step = step
+    self.main = shown(numbers) or self.main
+    # What came before the first was mostly compiling: nothing is made of it.
+    self._marks.append((step, time.monotonic()))
+
+  def doing(self, phase: str) -> None:
+    """A phase begins: 'sample', or 'think_short: sample'."""
+    self.phase = phase.removeprefix(f'{self.name}: ')
+    self.since = time.monotonic()
+
+  @property
+  def count(self) -> str:
+    """' 12/40', '' of work without steps."""
+    return f' {self.step}/{self.total}' if self.total else ''
+
+  @property
+  def pace(self) -> float | None:
+    """Seconds a step; None: nothing is known yet."""
+    if len(self._marks) < 2 or self._marks[-1][0] <= self._marks[0][0]:
+      return None
+    (first, began), (last, now) = self._marks[0], self._marks[-1]
+    return (now - began) / (last - first)
+
+  def said(self) -> str:
+    """'reward 0.431, 1:05 left, 2.1 s a step', as far as it is known."""
+    parts = [self.main] if self.main else []
+    if self.pace is not None:
+      left = self.pace * max(0, self.total - self.step)
+      parts += [f'{clock(left)} left', f'{self.pace:.2g} s a step'
+                if self.pace < 10 else f'{self.pace:.0f} s a step']
     return ', '.join(parts)
 
-  def print(self, what: Any) -> None:
-    """Prints text or a table above the line."""
-    self._console.print(what, markup=False, highlight=False,
-                        soft_wrap=isinstance(what, str))
+  def ending(self, result: str) -> str:
+    """The line that stays: 'done in 1:05, 40 steps, ..., `result`'."""
+    parts = [f'done in {clock(time.monotonic() - self.began)}']
+    if self.total:
+      parts.append(f'{self.total} steps')
+      parts += [self.main] if self.main else []
+    return ', '.join(parts + ([result] if result else []))
 
-  def stop(self) -> None:
-    """Leaves the line as it is and closes it."""
-    if self._bar:
-      self._bar.refresh()
-      self._bar.stop()
-    self._bar = self._stage = None
+
+class Compiling:
+  """The program that jax traces, lowers or compiles.
+
+  Attributes:
+    name: of the last one.
+    told: True if somebody was told of it.
+  """
+
+  def __init__(self):
+    self.name, self.told = '', False
+    self._began = self._ended = 0.0
+    self._busy = False
+
+  def begin(self, name: str) -> None:
+    """A part of the work on a program begins."""
+    now = time.monotonic()
+    if name != self.name or not self._busy and now - self._ended > _GAP_S:
+      self.name, self.told, self._began = name, False, now
+    self._busy = True
+
+  def end(self) -> None:
+    """That part is done."""
+    self._busy, self._ended = False, time.monotonic()
+
+  @property
+  def seconds(self) -> float | None:
+    """How long it has taken so far; None: nothing that takes long goes on."""
+    taken = time.monotonic() - self._began
+    return taken if self._busy and taken >= _COMPILES_S else None
+
+  @property
+  def took(self) -> float | None:
+    """How long a program took that was told of, once it is there."""
+    if self._busy or not self.told or time.monotonic() - self._ended < _GAP_S:
+      return None
+    return self._ended - self._began

@@ -28,7 +28,7 @@ from mmr1.data import datasets
 from mmr1 import guard
 from mmr1 import log
 from mmr1 import loop
-from mmr1 import main as main_lib
+from mmr1 import command_line
 from mmr1 import profiling
 from mmr1 import recording
 from mmr1 import release
@@ -56,14 +56,14 @@ flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
-  if not main_lib.own_flags(_FLAGS, argv, __doc__, {
+  if not command_line.own_flags(_FLAGS, argv, __doc__, {
       'workdir': 'run', 'rollout': 'file'}):
     return
   try:
     replay(_FLAGS.workdir, _FLAGS.rollout, step=_FLAGS.step,
            repeat=_FLAGS.repeat, profile=_FLAGS.profile, model=_FLAGS.model)
   except ValueError as error:
-    if not main_lib.is_message(error):
+    if not command_line.is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
 

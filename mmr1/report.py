@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from mmr1 import main as main_lib
+from mmr1 import command_line
 from mmr1.reporting import page
 
 # Of its own: a process may import several commands with flags of one name.
@@ -25,12 +25,12 @@ flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
 
 def main(argv: list[str]) -> None:
-  if not main_lib.own_flags(_FLAGS, argv, __doc__, {'workdir': 'run'}):
+  if not command_line.own_flags(_FLAGS, argv, __doc__, {'workdir': 'run'}):
     return
   try:
     path = page.write(_FLAGS.workdir, _FLAGS.out)
   except ValueError as error:
-    if not main_lib.is_message(error):
+    if not command_line.is_message(error):
       raise
     sys.exit(f'mmr1: {error}')
   except OSError as error:

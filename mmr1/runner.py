@@ -1,10 +1,10 @@
 """`mmr1.run(config, workdir)`: the stages of a config, in order, resumable."""
 
 from collections.abc import Iterable
+import contextlib
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 from typing import Any
@@ -17,6 +17,8 @@ from mmr1 import banner
 from mmr1 import batch
 from mmr1 import checkpoint
 from mmr1 import compiles
+from mmr1 import config_checks
+from mmr1 import console
 from mmr1 import context
 from mmr1.data import datasets
 from mmr1 import guard
@@ -26,6 +28,7 @@ from mmr1 import log
 from mmr1 import mesh
 from mmr1 import parents
 from mmr1 import profiling
+from mmr1 import progress
 from mmr1.reporting import live
 from mmr1 import resolve
 from mmr1 import rl_setup
@@ -51,6 +54,7 @@ def run(
     overrides: Iterable[str] = (),
     defaults: config_dict.ConfigDict | None = None,
     profile: str | None = None,
+    screen: console.Console | None = None,
 ) -> dict[str, dict[str, float]]:
   """Runs every stage that is not done yet.
 
@@ -64,6 +68,7 @@ def run(
     defaults: the base the config was made from; changed keys that nothing
       reads are then an error.
     profile: steps to trace into <workdir>/profile, see `profiling.Profile`.
+    screen: where to print; None: stdout.
 
   Returns:
     {stage: evaluation metrics}, the base first.
@@ -72,6 +77,7 @@ def run(
     ValueError: the config cannot work; says which key and what is allowed.
   """
   started = time.time()
+  screen = screen or console.Console(quiet=quiet)
   final = resolve.finalise(config, overrides)
   # Plans hold arrays, and jax takes its devices with the first of them.
   hosts.start()
@@ -80,9 +86,10 @@ def run(
   modules, plans = plan(final)
   traced = profiling.Profile(
       profile, final, workdir_lib.absolute(workdir) / 'profile')
-  with guard.Interrupt() as interrupt:
+  with guard.Interrupt(screen.note) as interrupt, contextlib.closing(screen):
+    screen.begin('start')
     ctx = open_run(
-        final, workdir, fresh=fresh, quiet=quiet, interrupt=interrupt,
+        final, workdir, fresh=fresh, interrupt=interrupt, screen=screen,
         overrides=overrides, defaults=defaults)
     ctx.profile, page = traced, None
     try:
@@ -91,14 +98,14 @@ def run(
         ctx.logger.flushed = page.refresh
       ctx.logger.note(banner.of(ctx))
       results = _stages(ctx, final, modules, plans)
-      _finish(ctx, results, time.time() - started)
-      if page is not None:
-        page.finish()
+      _finish(ctx, results, page, time.time() - started)
     except jax.errors.JaxRuntimeError as error:
       gone = hosts.lost(error)
       if gone is None:
         raise
       raise gone from error
+    except KeyboardInterrupt:
+      raise KeyboardInterrupt(ctx.unsaved()) from None
     finally:
       ctx.logger.flushed = None
       ctx.close()
@@ -125,12 +132,15 @@ def plan(config: resolve.Section) -> tuple[dict[str, Any], dict[str, Any]]:
   for name in set(config.stages) & set(RESERVED):
     raise ValueError(f'stages: {name!r} has a meaning of its own in `init` and '
                      '`reference`; choose another name.')
-  modules, plans = {}, {}
-  for name in config.stages:
-    section = config[name]
-    modules[name] = importlib.import_module(f'mmr1.stages.{section.kind}')
-    plans[name] = modules[name].setup(section, name, config)
-  return modules, plans
+  made = {name: plan_stage(config, name) for name in config.stages}
+  return ({name: module for name, (module, _) in made.items()},
+          {name: one for name, (_, one) in made.items()})
+
+
+def plan_stage(config: resolve.Section, name: str) -> tuple[Any, Any]:
+  """(the module of a stage's kind, what its setup makes of the section)."""
+  module = importlib.import_module(f'mmr1.stages.{config[name].kind}')
+  return module, module.setup(config[name], name, config)
 
 
 def set_up_jax(config: resolve.Section) -> None:
@@ -151,17 +161,21 @@ def open_run(
     quiet: bool = False,
     overrides: Iterable[str] = (),
     defaults: config_dict.ConfigDict | None = None,
+    screen: console.Console | None = None,
 ) -> context.Context:
   """Opens data, model and, when nothing is wrong with them, the workdir.
 
   Args:
     config: resolved and planned.
-    workdir, fresh, quiet, overrides, defaults: as in `run`.
+    workdir, fresh, quiet, overrides, defaults, screen: as in `run`.
     interrupt: asks the run to stop.
 
   Raises:
     ValueError: as `run`.
   """
+  screen = screen or console.Console(quiet=quiet)
+  screen.cache = config.cache_dir
+  screen.doing('opening data and model')
   processor = datasets.open_processor(config.model, config.data)
   rl_setup.check_prefilled(
       config, datasets.shape(config.data, processor).prefilled)
@@ -176,13 +190,13 @@ def open_run(
       config.model, datasets.model_path(config.model.path), processor, layout)
   evaluate.check_all(config.evaluation, config)
   publish.make(config.sampler, policy)
-  _check_lengths(config, policy)
+  config_checks.lengths(config, policy)
   training.check_overrides(config, overrides)
   context.check_folders(config, base)
   parents.check(config)
   training.check_parameters(config, base)
-  _check_data_keys(config, overrides)
-  _read_everything_else(config)
+  config_checks.data_keys(config, overrides)
+  config_checks.read_the_rest(config)
   if defaults is not None:
     resolve.changed_but_unread(
         config, defaults, libraries=resolve.LIBRARIES, overrides=overrides)
@@ -192,55 +206,20 @@ def open_run(
   ctx = context.Context(
       config=config, path=folder.path,
       logger=log.Logger(
-          folder.path, quiet=quiet, tensorboard=config.tensorboard),
+          folder.path, screen=screen, tensorboard=config.tensorboard),
       checkpoints=checkpoint.Checkpoints(
           folder.path, keep=keep, background=True),
-      interrupt=interrupt, compiles=compiles.CompileCounter(),
+      interrupt=interrupt, compiles=compiles.CompileCounter(screen.compiling),
       processor=processor, policy=policy, base=base, order=config.stages)
   ctx.watchdog = watchdog.Watchdog(
       config.stall_s, folder.path, ctx.logger.warn if jax.process_index() == 0
-      else lambda text: print(f'WARNING: {text}', file=sys.stderr, flush=True))
+      else lambda text: print(f'WARNING: {text}', file=sys.stderr, flush=True),
+      heard=screen.doing)
   ctx.evaluate = evaluate.Evaluation(ctx, config.evaluation)
   if folder.moved:
     ctx.logger.note('goes on elsewhere, where sums may round otherwise: '
                     + ', '.join(folder.moved))
   return ctx
-
-
-def _check_lengths(config, policy) -> None:
-  """Prompts and completions must fit the positions of the model."""
-  limit = policy.module.config.max_positions
-  for name in ('evaluation', *config.stages):
-    if 'max_new_tokens' not in config[name]:
-      continue
-    prompt, length = config.data.prompt_tokens, config[name].max_new_tokens
-    if prompt + length > limit:
-      raise ValueError(
-          f'{name}.max_new_tokens: got {length}; with data.prompt_tokens='
-          f'{prompt} that is more than the {limit} positions of the model '
-          '(max_position_embeddings in its config.json).')
-
-
-def _check_data_keys(config, overrides) -> None:
-  """Refuses a `data` key from the command line that nothing looks at.
-
-  A key that the config file sets may be idle: a paper names its worlds, and a
-  file replaces them.
-  """
-  idle = sorted({*overrides} & {*config.data.unread()})
-  if idle:
-    other = 'without data.path' if config.data.path is None else (
-        'with data.path' if config.data.eval_path is None
-        else 'with data.path and data.eval_path')
-    raise ValueError(f'--config.{idle[0]} has no effect {other}.')
-
-
-def _read_everything_else(config) -> None:
-  """Keys that are used later than set-up's end, or only in some runs."""
-  config.name, config.scale, config.seed, config.evaluate_base
-  config.tensorboard, config.report
-  config.evaluation.as_dict()
-  config.data.as_dict()
 
 
 def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
@@ -249,16 +228,21 @@ def _stages(ctx, config, modules, plans) -> dict[str, dict[str, float]]:
   if config.evaluate_base:
     results[_BASE] = _evaluate_base(ctx)
     _stop_if_asked(ctx)
-  for name in config.stages:
-    section = config[name]
+  screen = ctx.logger.screen
+  for number, name in enumerate(config.stages, 1):
+    section, place = config[name], f'{number}/{len(config.stages)}'
     if section.kind == 'collect':
       ctx.files[name] = collect.path_of(ctx.path, name)
-    if ctx.checkpoints.done(name) is None:
-      ctx.logger.note(f'[{name}] {section.kind}')
+    record = ctx.checkpoints.done(name)
+    if record is None:
+      screen.begin(name, section.kind, place)
       modules[name].run(ctx, name, section, plans[name])
+      record = ctx.checkpoints.done(name)
+      screen.end(progress.ended(record))
+    else:
+      screen.note(f'{place} {name} was done before: {progress.ended(record)}')
     if section.kind in context.POLICIES:
       ctx.models.append(name)
-    record = ctx.checkpoints.done(name)
     if 'eval' in record:
       results[name] = record['eval']
     _stop_if_asked(ctx)
@@ -274,7 +258,7 @@ def _stop_if_asked(ctx) -> None:
 def _evaluate_base(ctx) -> dict[str, float]:
   done = ctx.checkpoints.done(_BASE)
   if done is None:
-    ctx.logger.note('[base] evaluating; the first call compiles')
+    ctx.logger.screen.begin(_BASE, 'evaluation of the model as it is')
     ctx.watchdog.begin('base: evaluation')
     result = dict(ctx.evaluate(ctx.base_params(), _BASE, 0))
     ctx.logger.truncate(_BASE, -1)
@@ -282,17 +266,19 @@ def _evaluate_base(ctx) -> dict[str, float]:
     ctx.logger.flush()  # before DONE: a marker promises the row
     ctx.checkpoints.finish(_BASE, {'eval': result})
     done = ctx.checkpoints.done(_BASE)
+    ctx.logger.screen.end(progress.ended(done))
   return done['eval']
 
 
-def _finish(ctx, results, seconds: float) -> None:
-  """The tables, memory and time; a run-level DONE."""
-  for rows, columns, title in tables.of(results):
-    ctx.logger.table(rows, columns, title)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  ctx.logger.note(
-      f'{seconds:.0f} s, {peak:.1f} GiB of memory at most; everything is in '
-      f'{ctx.path}')
+def _finish(ctx, results, page, seconds: float) -> None:
+  """A run-level DONE, the last page, and what a person is told."""
   if jax.process_index() == 0:
     workdir_lib.write_whole(
         epath.Path(ctx.path) / 'FINISHED', json.dumps(results, indent=2) + '\n')
+  ctx.logger.flush()
+  if page is not None:
+    ctx.logger.screen.begin('report')
+    ctx.logger.screen.doing('writing')
+    page.finish()
+  ctx.logger.screen.close()
+  tables.end(ctx.logger, ctx.path, results, ctx.config.stages, seconds)

@@ -25,13 +25,15 @@ class Watchdog:
   """
 
   def __init__(self, limit_s: float = 0.0, path: Any = None,
-               say: Callable[[str], None] = print):
+               say: Callable[[str], None] = print,
+               heard: Callable[[str], None] = lambda what: None):
     """Starts to watch.
 
     Args:
       limit_s: seconds that one phase may take; 0: nothing is watched.
       path: the workdir; where threads stand goes to stalls/ there.
       say: prints a warning.
+      heard: told each phase that begins, as `begin` is.
 
     Raises:
       ValueError: a limit below 0.
@@ -41,7 +43,7 @@ class Watchdog:
                        'to watch nothing.')
     self.step: int | None = None
     self.prompts: Sequence[int] = ()
-    self._limit, self._path, self._say = limit_s, path, say
+    self._limit, self._path, self._say, self._heard = limit_s, path, say, heard
     self._what = ''
     self._began, self._told = time.monotonic(), False
     self._end = threading.Event()
@@ -56,6 +58,8 @@ class Watchdog:
     """
     self._what = what
     self._began, self._told = time.monotonic(), False
+    if what:
+      self._heard(what)
 
   def close(self) -> None:
     """Watches no longer."""

@@ -10,6 +10,7 @@ from mmr1 import hosts
 from mmr1 import resolve
 
 
+DRY_RUN = 'dry_run'  # what a dry run leaves; a run may begin beside it
 # Where a run runs, not what it computes: a run may go on elsewhere. Results are
 # then those of the other devices, equal in rounding and not to the last bit.
 _PLACE = ('mesh.', 'cpu_devices:', 'cache_dir:', 'stall_s:')
@@ -62,7 +63,8 @@ class Workdir:
       raise ValueError(f'workdir: {self.path} is a file. Choose a folder.')
     ours = file.exists()
     if not ours and self.path.exists() and any(
-        entry.name != _temporary(file).name for entry in self.path.iterdir()):
+        entry.name not in (_temporary(file).name, DRY_RUN)
+        for entry in self.path.iterdir()):
       raise ValueError(
           f'workdir: {self.path} has files but no config.json: not a run of '
           'mmr1. Choose another --workdir.')

@@ -19,20 +19,20 @@ FLOORS = (
      'select', 'hooks', 'views', 'envs', 'flows', 'merging'),
     # F2
     ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
-     'checkpoint', 'stored', 'workdir', 'log', 'progress', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
+     'checkpoint', 'stored', 'workdir', 'log', 'progress', 'console', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
      'environments', 'playing', 'episodes', 'sample_rows', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
      'evaluations', 'evaluation_records', 'grades', 'refining', 'pairwise', 'scoring', 'significance', 'judge_models',
      'score_judges', 'generator', 'flow_objectives', 'flow_setup',
-     'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing'),
+     'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing', 'config_checks', 'gold', 'first_samples'),
     # F3
     ('papers',),
     # F4
     ('stages',),
     # F5
-    ('main', 'evaluate', 'runner', 'banner', 'plan', 'export', 'report',
+    ('main', 'command_line', 'dry_run', 'evaluate', 'runner', 'banner', 'plan', 'export', 'report',
      'compare', 'replay', 'planning', 'tables', 'reporting', 'results'),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

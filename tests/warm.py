@@ -7,6 +7,7 @@ import pathlib
 
 from configs import common  # pylint: disable=unused-import
 from mmr1 import main  # pylint: disable=unused-import
+from mmr1 import runner  # pylint: disable=unused-import
 from mmr1.data import processor
 from mmr1.papers import vision_r1_bridge  # pylint: disable=unused-import
 from mmr1.stages import rl  # pylint: disable=unused-import

@@ -233,6 +233,16 @@ def _expand(path: str) -> list[str]:
   return [path]
 
 
+def exists(path: str) -> bool:
+  """Whether a path names a file, or files by '*'; of TFDS nobody knows."""
+  if path.startswith('tfds:'):
+    return True
+  try:
+    return bool(_expand(path))
+  except ValueError:
+    return False
+
+
 @contextlib.contextmanager
 def _open_parquet(name: str):
   import pyarrow  # only users of parquet pay for it

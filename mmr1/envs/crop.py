@@ -165,3 +165,4 @@ def zoomed(sample: records.Sample, knobs: Mapping[str, float], *,
 
 
 zoomed.range = (0.0, 1.0)
+zoomed.no_gold = 'earned by looking closer; the answer is given at once here'

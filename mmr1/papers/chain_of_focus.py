@@ -109,6 +109,7 @@ def overlap(
 
 
 overlap.range = (0.0, 1.0)
+overlap.perfect = 1.0
 
 
 def tool(sample: records.Sample, knobs: Mapping[str, float], *,
@@ -124,6 +125,7 @@ def tool(sample: records.Sample, knobs: Mapping[str, float], *,
 
 
 tool.range = (0.0, 1.0)
+tool.no_gold = crop.zoomed.no_gold
 
 
 def _answered(said: str) -> str:

@@ -97,6 +97,7 @@ def consistent(
 
 
 consistent.range = (0.0, 1.0)
+consistent.no_gold = 'logged: what was reasoned, not what is right'
 
 
 def two_styles(

@@ -70,6 +70,7 @@ def self_critic(
 
 
 self_critic.range = (0.0, 1.0)
+self_critic.no_gold = 'pays phrases, which a right answer need not have'
 
 
 def image_revisit(
@@ -80,6 +81,7 @@ def image_revisit(
 
 
 image_revisit.range = (0.0, 1.0)
+image_revisit.no_gold = self_critic.no_gold
 
 
 def repetition(

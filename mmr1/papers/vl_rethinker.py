@@ -105,6 +105,7 @@ def outcome(
 
 
 outcome.range = (-0.1, 1.1)
+outcome.perfect = 1.0  # without doubts; after one or two it is 1.1
 
 
 def waited(sample: records.Sample, knobs: Mapping[str, float]) -> float:
@@ -115,6 +116,7 @@ def waited(sample: records.Sample, knobs: Mapping[str, float]) -> float:
 
 
 waited.range = (0.0, 100.0)
+waited.no_gold = 'counts doubts: none is better than another'
 
 # -------------------------------------------------------- forced rethinking
 

@@ -83,6 +83,7 @@ def regions(sample: records.Sample, knobs: Mapping[str, float], *,
 
 
 regions.range = (0.0, 0.5)
+regions.no_gold = crop.zoomed.no_gold
 
 
 def length(sample: records.Sample, knobs: Mapping[str, float], *,
@@ -102,6 +103,7 @@ def length(sample: records.Sample, knobs: Mapping[str, float], *,
 
 
 length.range = (0.0, 0.25)
+length.no_gold = 'grows with the length of the text'
 
 
 def answered(sample: records.Sample, knobs: Mapping[str, float]) -> float:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mmr1.reporting import reading
 
-_ABSENT = '(absent)'
+ABSENT = '(absent)'
 
 
 class Row(NamedTuple):
@@ -64,7 +64,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[Row]:
   trees = [{key: shown(value) for key, value in flat(one).items()}
            for one in configs]
   keys = dict.fromkeys(key for tree in trees for key in tree)
-  rows = [Row(key, tuple(tree.get(key, _ABSENT) for tree in trees))
+  rows = [Row(key, tuple(tree.get(key, ABSENT) for tree in trees))
           for key in sorted(keys)]
   # Of {} beside what has keys, the keys say it.
   above = {key.rpartition('.')[0] for key in keys}

@@ -36,6 +36,7 @@ def overlong(
 
 
 overlong.range = (-1.0, 0.0)
+overlong.no_gold = 'a penalty on length'
 
 
 def rising(
@@ -63,3 +64,4 @@ def rising(
 
 
 rising.range = (0.0, 1.0)
+rising.no_gold = 'grows with the length of the text'

@@ -4,7 +4,8 @@ A reward is `(Sample, knobs, **kwargs) -> float or None`, or, with an attribute
 `group = True`, `([Sample] of one group, knobs, **kwargs) -> [float or None]`.
 It declares its range as an attribute, `fn.range = (0.0, 1.0)`, and is a pure
 function that may be called from several threads. `fn.perfect`, if there is such
-an attribute, is what a right and well-formed completion earns (`mmr1.handover`).
+an attribute, is what a right and well-formed completion earns (`mmr1.handover`,
+`mmr1.gold`); `fn.no_gold` says why there is no such number.
 
 What can happen to a call, and what it leaves in the columns:
   a float in the range      the float

@@ -72,6 +72,7 @@ def responses(
       _ROWS, len(fitting))
   for start in range(0, len(fitting), size):
     part = fitting[start:start + size]
+    ctx.logger.screen.doing(f'responses, {start} of {len(fitting)} problems')
     made = _batch(ctx, published, [item for _, item in part], shape, size,
                   knobs, count, max_new_tokens, draw)
     for i, (row, _) in enumerate(part):

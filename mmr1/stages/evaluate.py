@@ -172,6 +172,9 @@ class Evaluation:
     played, counts = [], []
     for start in range(0, len(self._pairs), size):
       part = self._pairs[start:start + size]
+      ctx.logger.screen.doing(
+          f'evaluation {"greedy" if view == _GREEDY else "sampled"} {start}/'
+          f'{len(self._pairs)}')
       prompts = ctx.policy.layout.spread(shape.collate(
           [encoded for _, encoded in part], pad_rows=size - len(part)))
       examples = [example for example, _ in part]
