@@ -73,6 +73,7 @@ def _sampler() -> ConfigDict:
       cache_chunk=placeholder(int),
       shrink=False,  # the last completions go on in half, a quarter of the rows
       layers=placeholder(str),  # while decoding; None: as model.layers
+      entropy=True,  # with that of every token, for the samples files
       # Parts of heads and MLP while sampling: each device then has so much less
       # of the weights, and more prompts. None: mesh.tensor.
       tensor=placeholder(int),
@@ -242,6 +243,8 @@ def _rl() -> ConfigDict:
       reference='init',
       # Where it waits between its passes: 'device' or 'host'.
       reference_memory='device',
+      # Rows of the samples file, of a step, that have numbers of each token.
+      samples_tokens=4,
       # Rewards, sections of `rewards`, by name.
       rewards=('result',),
       combine=dict(fn='combine.weighted_sum', kwargs=dict()),

@@ -127,4 +127,6 @@ def attached(rollout: types.Rollout, tokens: jax.Array,
               prompts.next_position, tokens.shape))),
       logp=joined(rollout.logp, zeros),
       behaviour=joined(rollout.behaviour, zeros),
+      entropy=None if rollout.entropy is None else joined(
+          rollout.entropy, zeros),
       done=joined(rollout.done, jnp.ones(tokens.shape[:2])))

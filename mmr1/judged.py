@@ -45,20 +45,6 @@ class Judged(NamedTuple):
     """bool[N], groups of which something is kept."""
     return self.keep.any(1)
 
-  def rows(self, groups: int) -> list[dict[str, Any]]:
-    """Of the samples file: the first groups with their images, rewards and
-    advantages."""
-    count = groups * self.keep.shape[1]
-    return [{
-        'prompt': s.example.question, 'images': list(s.example.images),
-        'answer': s.example.answer, 'completion': s.text,
-        'length': s.length, 'truncated': s.truncated, 'uid': s.uid,
-        'group': s.group, 'slot': s.slot,
-        'rewards': dict(zip(self.scored.names, map(
-            float, self.scored.columns[s.group, s.slot]))),
-        'advantage': float(self.advantage[s.group, s.slot, 0])}
-            for s in self.samples[:count] if s.tokens]
-
 
 class Arrays(NamedTuple):
   """A rollout's arrays on the host: bool, int [N, G, ...].

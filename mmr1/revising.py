@@ -170,7 +170,7 @@ def _merged(made: asking.Made, before: score_lib.Scored, again: asking.Made,
             says: Mapping[str, float]) -> asking.Made:
   """`made` with the completions `keep` of `again`."""
   old, new = made.rollout, again.rollout
-  fields = ('completions', 'logp', 'behaviour', 'done')
+  fields = ('completions', 'logp', 'behaviour', 'done', 'entropy')
   chosen = _chosen(keep, *({name: getattr(x, name) for name in fields}
                            for x in (new, old)))
   host = read_lib.Host(

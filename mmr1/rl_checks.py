@@ -26,6 +26,10 @@ def check(section: Any, stage: str, config: Any) -> None:
     ValueError: names the key, what was got and what is allowed.
   """
   _check_shapes(section, stage)
+  if section.samples_tokens < 0:
+    raise ValueError(
+        f'{stage}.samples_tokens: got {section.samples_tokens}; allowed: 0 '
+        '(none) or more.')
   _check_staleness(section, stage)
   _check_advantage(section, stage, config)
   _check_rollouts(section, stage)

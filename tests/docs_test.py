@@ -56,7 +56,8 @@ def written(path):
     return [line for line in lines if line.strip().startswith('python')]
   fenced = ''.join(body for _, body in FENCE.findall(text))
   inline = re.findall(r'`([^`]+)`', FENCE.sub('', text), re.S)
-  return [*fenced.replace('\\\n', ' ').splitlines(),
+  indented = ''.join(re.findall(r'^ {4}python.*\n', text, re.M))
+  return [*(fenced + indented).replace('\\\n', ' ').splitlines(),
           *(' '.join(span.split()) for span in inline)]
 
 
@@ -127,11 +128,11 @@ def test_commands_name_modules_and_flags():
       flag, equals, _ = arg.removeprefix('--').partition('=')
       known = flag.partition('.')[0].removeprefix('no')
       if arg.startswith('--') and not (
-          {flag, known} & words(module) and (equals or 'bool' in
-                                             path.read_text())):
+          {flag, known, f'--{known}.'} & words(module)
+          and (equals or 'bool' in path.read_text())):
         wrong.append(f'{page}: {module} has no flag {arg}')
-      if not arg.startswith('--'):
-        wrong.append(f'{page}: {module}: {arg!r} is no flag')
+      if not arg.startswith('--') and not (ROOT / arg).is_file():
+        wrong.append(f'{page}: {module}: {arg!r} is neither flag nor file')
   assert not wrong, '\n'.join(wrong)
 
 
@@ -154,7 +155,8 @@ def test_configs_of_commands_resolve(command, monkeypatch):
   # Files that a reader would name are not here; nor are models.
   for name in ('mmr1.stages.sft.datasets.open_expert',
                'mmr1.rl_checks.datasets.open_expert',
-               'mmr1.stages.reward_model.mixtures.open_pairs'):
+               'mmr1.stages.reward_model.mixtures.open_pairs',
+               'mmr1.grades.benchmarks.files'):
     monkeypatch.setattr(name, lambda *_, **__: None)
   config, overrides = configured(command.args, monkeypatch)
   final = resolve.finalise(config, overrides)
@@ -209,6 +211,12 @@ def test_links_lead_somewhere(path):
     elif anchor and anchor not in anchors(target):
       wrong.append(f'{link}: no such heading')
   assert not wrong, '\n'.join(wrong)
+
+
+def test_the_index_has_every_page():
+  docs = ROOT / 'docs'
+  assert {docs / link.partition('#')[0] for link in links(docs / 'README.md')
+          } >= {*docs.glob('*.md')} - {docs / 'README.md'}
 
 
 # Tables.
@@ -426,6 +434,16 @@ def test_the_environment_of_the_page(run):
   assert all(row['env/turns'] >= 1 and row['env/errors'] == 0
              for row in rows_)
   assert all(-1 <= row['reward/prompt/mean'] <= 0 for row in rows_)
+
+
+def test_the_data_of_the_page(run, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  exec(examples('data.md')['make_data.py'], {})
+  assert len((tmp_path / 'dots' / 'mine.jsonl').read_text().splitlines()) == 200
+  rows_ = run('data.md', ROOT / 'configs' / 'forkme.py', 'grpo', 'grpo',
+              '--config.data.path=dots/mine.jsonl',
+              '--config.grpo.max_new_tokens=8')
+  assert len(rows_) == 2 and rows_[-1]['data/broken'] == 0
 
 
 def snippets():

@@ -23,7 +23,7 @@ FLOORS = (
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',
-     'environments', 'playing', 'episodes', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
+     'environments', 'playing', 'episodes', 'sample_rows', 'average', 'weighing', 'judged', 'judging', 'revising', 'experience', 'probing', 'asking', 'rl_checks', 'judges',
      'evaluations', 'evaluation_records', 'grades', 'refining', 'pairwise', 'scoring', 'significance', 'judge_models',
      'score_judges', 'generator', 'flow_objectives', 'flow_setup',
      'flow_update', 'detect_setup', 'picture_judges', 'parents', 'fusing', 'config_checks', 'gold', 'first_samples'),

@@ -2,16 +2,19 @@
 
   python -m experiments.bench.report --out=/tmp/long [--steps=2000]
 
-Writes a synthetic run (a row of metrics a step, groups of 8 samples with
-pictures, 20,000 samples for 2,000 steps), makes its page and says how large it
-is and how long that took. With --chromium=<path> and playwright it opens the
-page, headless, and says when all of it was ready.
+Writes a synthetic run (a row of metrics a step, groups of 5 samples with
+pictures, 20,000 samples for 2,000 steps, of every tenth step 4 with numbers of
+tokens, three evaluations of 500 problems with 5 answers each), makes its page
+and says how large it is and how long that took. With --chromium=<path> and
+playwright it opens the page, headless, and says when the samples could be used,
+and when the curves in sight were drawn too.
 """
 
 import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -27,6 +30,7 @@ _CHROMIUM = flags.DEFINE_string('chromium', None, 'The browser.')
 _WORDS = ('the', 'picture', 'shows', 'a', 'triangle', 'with', 'sides', 'angle',
           'so', 'we', 'add', 'both', 'and', 'get', 'wait', 'check', 'again')
 _METRICS = 60
+_PROBLEMS = 500
 
 
 def write(path: pathlib.Path, steps: int, rng: np.random.Generator) -> None:
@@ -57,12 +61,39 @@ def write(path: pathlib.Path, steps: int, rng: np.random.Generator) -> None:
               'images': [name], 'answer': '7', 'length': 160,
               'completion': f'<think>{said}</think><answer>7</answer>',
               'truncated': False, 'uid': 2 * k + group, 'group': group,
-              'slot': slot, 'advantage': float(rng.normal()),
-              'rewards': {'result': value, 'format': 1.0}}) + '\n')
+              'slot': slot, 'advantage': float(rng.normal()), 'reward': value,
+              'rewards': {'result': value, 'format': 1.0},
+              **({'tokens': tokens(said.split(), rng)}
+                 if slot < 2 and k % 10 == 0 else {})}) + '\n')
+  (path / 'eval').mkdir(exist_ok=True)
+  for k in (0, steps // 2, steps):
+    (path / 'eval' / f'grpo_{k}.jsonl').write_text(''.join(
+        json.dumps(record(uid, sample, rng)) + '\n'
+        for uid in range(_PROBLEMS) for sample in range(-1, 4)))
 
 
-def opened(file: pathlib.Path, chromium: str) -> float:
-  """Seconds until curves and samples are there."""
+def tokens(said: list[str], rng: np.random.Generator) -> dict[str, Any]:
+  """Numbers of each, of three digits."""
+  def numbers():
+    return [float(f'{x:.3g}') for x in rng.exponential(size=len(said))]
+  return {'text': [f' {x}' for x in said], 'kind': 's' * len(said),
+          'entropy': numbers(), 'logp': numbers()}
+
+
+def record(uid: int, sample: int, rng: np.random.Generator) -> dict[str, Any]:
+  """Of an evaluation; sample -1: greedy."""
+  right = bool(rng.random() < 0.5)
+  return {
+      'uid': uid, 'prompt': '<image>How large is it?',
+      'images': [f'{uid + 2:016x}.png'], 'source': f'file:{uid}',
+      'decoding': 'greedy' if sample < 0 else 'sampled',
+      'sample': max(0, sample), 'text': ' '.join(rng.choice(_WORDS, 150)),
+      'extracted': '7', 'gold': '7' if right else '8', 'correct': right,
+      'error': '', 'length': 150, 'truncated': False}
+
+
+def opened(file: pathlib.Path, chromium: str) -> tuple[float, float]:
+  """Seconds until the samples are there, and until the curves are too."""
   from playwright import sync_api  # only of those who measure this
   with sync_api.sync_playwright() as play:
     browser = play.chromium.launch(
@@ -71,8 +102,9 @@ def opened(file: pathlib.Path, chromium: str) -> float:
     tab.goto(f'file://{file.resolve()}')
     tab.wait_for_selector('body[data-ready=yes]')
     seconds = time.perf_counter() - began
+    samples = tab.evaluate('performance.getEntriesByName("samples")[0].startTime')
     browser.close()
-  return seconds
+  return samples / 1000, seconds
 
 
 def main(argv):
@@ -86,7 +118,8 @@ def main(argv):
         f'{time.perf_counter() - began:.1f} s')
   if _CHROMIUM.value:
     times = [opened(file, _CHROMIUM.value) for _ in range(3)]
-    print('ready after ' + ', '.join(f'{x:.2f}' for x in times) + ' s')
+    for name, seconds in zip(('samples', 'all in sight'), zip(*times)):
+      print(f'{name} after ' + ', '.join(f'{x:.2f}' for x in seconds) + ' s')
 
 
 if __name__ == '__main__':

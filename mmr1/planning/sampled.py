@@ -55,11 +55,11 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
   if decoder.module.config.layers != 'scan':
     read = jax.eval_shape(decoder.module.for_decode, published)
     read = shapes_lib.placed(read, jax.tree.map(lambda _: layout.whole, read))
-  knobs = rows.Knobs(
-      temperature=Struct((), jnp.float32), top_k=Struct((), jnp.int32),
-      top_p=Struct((), jnp.float32), max_new_tokens=Struct((), jnp.int32),
-      sharpness=Struct((), jnp.float32))
-  device = programs.Device(decoder, read, asked, knobs, t, schedule.whole)
+  f32, i32 = Struct((), jnp.float32), Struct((), jnp.int32)
+  knobs = rows.Knobs(temperature=f32, top_k=i32, top_p=f32, max_new_tokens=i32,
+                     sharpness=f32)
+  device = programs.Device(decoder, read, asked, knobs, t, schedule.whole,
+                           entropy=decoding.entropy)
   if section.env is not None:
     device = _answered(device, config, section.env, make, schedule)
   kept = jax.eval_shape(lambda a: dataclasses.replace(

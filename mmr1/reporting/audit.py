@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmr1.reporting import entries
 from mmr1.reporting import reading
 from mmr1.reporting import samples as samples_lib
 
@@ -80,7 +81,7 @@ def audit(run: reading.Run, rows: Sequence[Mapping[str, Any]]) -> Audit:
 
 
 def _or_nan(value: Any) -> float:
-  found = samples_lib.number(value)
+  found = entries.number(value)
   return np.nan if found is None else found
 
 
@@ -192,7 +193,7 @@ def _from_metrics(run: reading.Run) -> list[str]:
     for name, what in (('reward/error_frac', 'failed'),
                        ('reward/timeout_frac', 'ran out of time')):
       worst = max((_or_nan(row.get(name)) for row in rows
-                   if samples_lib.number(row.get(name)) is not None),
+                   if entries.number(row.get(name)) is not None),
                   default=0.0)
       if worst > 0:
         advice.append(f'{stage}: up to {worst:.1%} of the reward calls of a '
@@ -211,7 +212,7 @@ def _from_metrics(run: reading.Run) -> list[str]:
 def _ends(rows: Sequence[Mapping[str, Any]],
           name: str) -> tuple[float, float] | None:
   """Means of the first and of the last quarter of a metric."""
-  values = [x for x in (samples_lib.number(row.get(name)) for row in rows)
+  values = [x for x in (entries.number(row.get(name)) for row in rows)
             if x is not None]
   if len(values) < 2:
     return None

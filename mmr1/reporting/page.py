@@ -6,29 +6,45 @@ the two that it was made with, and the network.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import functools
 import gzip
 import hashlib
 from importlib import resources
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 import jinja2
 
 from mmr1.reporting import audit
 from mmr1.reporting import curves
+from mmr1.reporting import entries
 from mmr1.reporting import pictures
+from mmr1.reporting import problems
 from mmr1.reporting import reading
 from mmr1.reporting import samples
 from mmr1.reporting import scores
 from mmr1.reporting import settings
+from mmr1.reporting import tokens
 
 NAME = 'report.html'
-# Characters; with the curves and the plotting library below 30 MB.
-SAMPLES, PICTURES = 12_000_000, 10_000_000
-_SCRIPTS = ('page.js', 'curves.js', 'spans.js', 'samples.js')
+_SCRIPTS = ('page.js', 'curves.js', 'sketch.js', 'spans.js', 'training.js',
+            'problems.js', 'samples.js', 'detail.js')
+
+
+class Budget(NamedTuple):
+  """Characters; with the curves and the plotting library below 30 MB.
+
+  Fields:
+    samples, tokens: of training stages.
+    problems: of evaluations.
+    pictures: of all.
+  """
+  samples: int = 11_000_000
+  tokens: int = 2_500_000
+  problems: int = 4_500_000
+  pictures: int = 7_500_000
 
 
 @functools.cache
@@ -100,35 +116,60 @@ def _name(runs: list[reading.Run]) -> None:
       run.name = f'{run.path.parent.name}/{run.path.name}'
 
 
-def build(runs: Sequence[reading.Run], *, sample_budget: int = SAMPLES,
-          picture_budget: int = PICTURES) -> str:
+def build(runs: Sequence[reading.Run], budget: Budget = Budget()) -> str:
   """The page of some runs. Their notes grow by what it has to leave out."""
   series = [curves.series(run) for run in runs]
-  found = samples.collect(runs, sample_budget)
-  images: dict[str, str] = {}
-  for run, rows in zip(runs, found.rows):
-    new = [name for name in samples.thumbnails(rows) if name not in images]
-    images |= pictures.collect(run, new, picture_budget // len(runs))
-  parts, where = pictures.chunks(images)
+  found = samples.collect(runs, budget.samples, budget.tokens)
+  asked = problems.collect(runs, budget.problems)
+  parts, where = pictures.chunks(_images(runs, found, asked, budget.pictures))
   plotly, plotly_hash = _plotly()
   head = {
       'runs': [{'name': run.name, **one._asdict()}
                for run, one in zip(runs, series)],
       'charts': curves.charts([one.columns for one in series]),
-      'index': found.index, 'rewards': found.rewards, 'images': where}
+      'images': where, 'samples': len(found.index['run']),
+      'tokensInChunk': tokens.CHUNK,
+      'problems': [{'name': one.name, 'evaluations': one.evaluations,
+                    'count': len(one.index['at'])} for one in asked]}
   script = '\n'.join(map(_asset, _SCRIPTS))
   views = [_view(run, one, rows)
            for run, one, rows in zip(runs, series, found.rows)]
+  data = {'head': entries.packed(head), 'samples': entries.packed(
+      {'index': found.index, 'rewards': found.rewards})}
+  data |= _named('samples', found.chunks) | _named('tokens', found.tokens)
+  for k, one in enumerate(asked):
+    data[f'problems-{k}'] = entries.packed(one.index)
+    data |= _named(f'problems-{k}', one.chunks)
+  data |= _named('pictures', map(entries.packed, parts))
   return _template().render(
       title=', '.join(run.name for run in runs), views=views,
       compare=len(runs) > 1, tables=scores.tables(list(runs)),
+      parts=scores.groups(runs),
       between=settings.differing([run.config for run in runs])
       if len(runs) > 1 else (),
-      made=time.strftime('%Y-%m-%d %H:%M:%S %Z'), count=len(found.index['run']),
+      made=time.strftime('%Y-%m-%d %H:%M:%S %Z'),
+      count=head['samples'] + sum(one['count'] for one in head['problems']),
       css=_asset('page.css'), script=script,
-      policy=f'{_hash(script)} {plotly_hash}', plotly=plotly,
-      head=samples.packed(head), chunks=found.chunks,
-      pictures=[samples.packed(part) for part in parts])
+      policy=f'{_hash(script)} {plotly_hash}', plotly=plotly, data=data)
+
+
+def _named(name: str, chunks: Iterable[str]) -> dict[str, str]:
+  return {f'{name}-chunk-{i}': chunk for i, chunk in enumerate(chunks)}
+
+
+def _images(runs: Sequence[reading.Run], found: samples.Samples,
+            asked: Sequence[problems.Problems], budget: int) -> dict[str, str]:
+  """{name: data URI}; those of samples first."""
+  images: dict[str, str] = {}
+  for i, run in enumerate(runs):
+    rows = [*found.rows[i]]
+    for one in asked:
+      mine = {k for k, e in enumerate(one.evaluations) if e['run'] == i}
+      rows += [row for row, k in zip(one.rows, one.index['evaluation'])
+               if k in mine]
+    new = [name for name in entries.thumbnails(rows) if name not in images]
+    images |= pictures.collect(run, new, budget // len(runs))
+  return images
 
 
 def _view(run: reading.Run, series: curves.Series,

@@ -7,13 +7,23 @@ have lost files: its report says so and shows the rest.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import json
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from mmr1 import resolve
 
 _SHOWN = 3  # lines named in a note; the rest are counted
+
+
+class Evaluation(NamedTuple):
+  """One evaluation: its stage and step, which problems ('': the run's own), and
+  a row per completion."""
+  stage: str
+  step: int
+  name: str
+  rows: list[dict[str, Any]]
 
 
 @dataclasses.dataclass
@@ -27,6 +37,7 @@ class Run:
     rows: of metrics.jsonl, one per stage and step, in order of time.
     samples: rows of samples/*.jsonl.
     cards: of eval/*.json, with their file's name under 'file'.
+    evaluations: of eval/*.jsonl.
     finished: the run has ended.
     notes: what is missing or broken, a sentence each.
   """
@@ -36,6 +47,7 @@ class Run:
   rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   samples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   cards: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  evaluations: list[Evaluation] = dataclasses.field(default_factory=list)
   finished: bool = False
   notes: list[str] = dataclasses.field(default_factory=list)
 
@@ -78,6 +90,7 @@ def read(path: Any) -> Run:
   run.rows = _merged(_metrics(run))
   run.samples = _samples(run)
   run.cards = _cards(run)
+  run.evaluations = _evaluations(run)
   planned = {'base', *run.planned}
   unknown = [name for name in run.stages if name not in planned]
   if unknown and run.config:
@@ -205,3 +218,36 @@ def _cards(run: Run) -> list[dict[str, Any]]:
     if isinstance(card, dict):
       cards.append({**card, 'file': file.name})
   return cards
+
+
+def _evaluations(run: Run) -> list[Evaluation]:
+  """In the order of stages; what a file is of, its name says."""
+  folder, found = run.path / 'eval', []
+  if not folder.is_dir():
+    return []
+  for file in sorted(folder.iterdir()):
+    named = _named(run, file.name)
+    if named is None:
+      continue
+    rows = list(lines(file, run.notes, f'eval/{file.name}'))
+    if rows:
+      found.append(Evaluation(*named, rows))
+  order = {name: i for i, name in enumerate(['base', *run.planned])}
+  return sorted(found, key=lambda e: (
+      order.get(e.stage, len(order)), e.stage, e.step))
+
+
+def _named(run: Run, file: str) -> tuple[str, int, str] | None:
+  """Stage, step and problems of <stage>_<step>[_<name>].jsonl. Stages may have
+  numbers in their own names: those that are known come first."""
+  for stage in sorted({'base', *run.planned}, key=len, reverse=True):
+    found = re.fullmatch(
+        rf'({re.escape(stage)})_(\d+)(?:_(.+))?\.jsonl', file)
+    if found:
+      break
+  else:
+    found = re.fullmatch(r'(.+?)_(\d+)(?:_(.+))?\.jsonl', file)
+  if found is None:
+    return None
+  stage, step, name = found.groups()
+  return stage, int(step), name or ''

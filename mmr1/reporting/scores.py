@@ -1,10 +1,10 @@
 """The table of a run's evaluations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmr1.reporting import entries
 from mmr1.reporting import reading
-from mmr1.reporting import samples as samples_lib
 
 _FIRST = ('accuracy', 'accuracy_sampled', 'n', 'response_length',
           'response_length_sampled', 'unparsed_frac', 'unparsed_frac_sampled',
@@ -28,7 +28,7 @@ def tables(runs: list[reading.Run]) -> list[Table]:
   found: dict[tuple[str, ...], list[tuple[str, str, int, dict]]] = {}
   for run in runs:
     for row in run.rows:
-      made = {key.removeprefix('eval/'): samples_lib.number(value)
+      made = {key.removeprefix('eval/'): entries.number(value)
               for key, value in row.items() if key.startswith('eval/')}
       if made:
         kind = (('accuracy',) if 'accuracy' in made
@@ -63,9 +63,42 @@ def cards(run: reading.Run) -> list[dict[str, Any]]:
   seen: dict[str, dict[str, Any]] = {}
   for card in run.cards:
     about = {key: card.get(key) for key in (
-        'n', 'broken', 'prompt_hash', 'parser', 'matcher', 'judge', 'pixels',
-        'interval', 'subset', 'sampling') if key in card}
+        'n', 'samples_per_problem', 'ks', 'broken', 'broken_rows',
+        'prompt_hash', 'parser', 'matcher', 'judge', 'pixels', 'interval',
+        'subset', 'sampling') if key in card}
     entry = seen.setdefault(repr(sorted(about.items(), key=str)),
                             {'about': about, 'files': []})
     entry['files'].append(card['file'])
   return list(seen.values())
+
+
+def groups(runs: Sequence[reading.Run]) -> list[tuple[str, Table]]:
+  """Accuracies of the parts that benchmarks name, a table for each label:
+  (label, table), whose columns are the label's values."""
+  found: dict[str, list[tuple[reading.Run, dict, dict]]] = {}
+  for run in runs:
+    for card in run.cards:
+      parts = card.get('groups')
+      for label, values in (parts.items() if isinstance(parts, dict) else ()):
+        if isinstance(values, dict):
+          found.setdefault(str(label), []).append((run, card, values))
+  return [(label, _grouped(rows)) for label, rows in found.items()]
+
+
+def _grouped(rows: Sequence[tuple[reading.Run, dict, dict]]) -> Table:
+  columns = [*dict.fromkeys(name for *_, values in rows for name in values)]
+  return Table(columns, [
+      (run.name, str(card.get('stage', '')), card.get('step', 0),
+       [_part(values.get(name)) for name in columns])
+      for run, card, values in rows])
+
+
+def _part(found: Any) -> str:
+  """Of one value of a label: '0.500 (0.30-0.70), n 12'."""
+  if not isinstance(found, dict):
+    return ''
+  text = _cell({key: entries.number(found.get(key)) if key == 'accuracy' else
+                entries.number(found.get(key.removeprefix('accuracy_')))
+                for key in ('accuracy', 'accuracy_low', 'accuracy_high')},
+               'accuracy')
+  return f'{text}, n {found.get("n", "?")}' if text else ''

@@ -188,8 +188,8 @@ class Device(programs.Device):
   def warm_up(self, schedule: schedule_lib.Schedule) -> None:
     """Also what observations run."""
     leaves = jax.tree.leaves((self.params, self.asked))
-    key = (self.policy, self.length, schedule.shapes, self.player.chunk,
-           self.player.patches, *((x.shape, x.dtype) for x in leaves))
+    key = (self.policy, self.length, self.entropy, schedule.shapes,
+           self.player.chunk, self.player.patches, *((x.shape, x.dtype) for x in leaves))
     if key in _warm:
       return
     super().warm_up(schedule)

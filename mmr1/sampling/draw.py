@@ -49,6 +49,14 @@ def _pick(weight: Array, uniform: Array) -> Array:
   return jnp.minimum(first, last)
 
 
+def entropy(logits: Array) -> Array:
+  """f32[...] in nats, of softmax(logits f32[..., V]); -inf is a word that never
+  comes."""
+  logp = jax.nn.log_softmax(logits, axis=-1)
+  return -jnp.sum(
+      jnp.where(jnp.isfinite(logp), jnp.exp(logp) * logp, 0.0), -1)
+
+
 def largest(x: Array) -> Array:
   """i32[...], first index of the largest of x [..., V]; a valid id for nan.
 

@@ -54,7 +54,7 @@ class Seen(NamedTuple):
 
 @flax.struct.dataclass
 class Kept:
-  """What stays on the device: `cache` and `found` of `rows.State`."""
+  """What stays on the device, of `rows.State`."""
   cache: cache_lib.Cache
   found: rows.Found
 
@@ -68,6 +68,7 @@ class Device:
     length: T.
     whole: each prompt is a shard of its own, see `Schedule.whole`.
     spare: tokens that the cache has beside those of a layout.
+    entropy: as in `schedule.Decoding`.
   """
   policy: forward.Policy
   params: Any
@@ -76,20 +77,20 @@ class Device:
   length: int
   whole: bool
   spare: int = 0
+  entropy: bool = False
 
   def begin(self, layout: schedule_lib.Layout) -> Kept:
     """Room for the samples."""
     shards, count = self.by_shards(layout.task).shape
+    size = layout.size + self.spare
     return begin(self.policy, self.asked, shards=shards, count=count,
-                  length=self.length, size=layout.size + self.spare)
+                 length=self.length, size=size, entropy=self.entropy)
 
   def go_on(self, kept: Kept, layout: schedule_lib.Layout, *,
             spare: bool = False) -> Kept:
-    """`kept` in the rows and the cache of a layout.
-
-    Each array is given up as soon as there is a new one, so that there is no
-    room needed for two caches; `spare`: they are left.
-    """
+    """`kept` in the rows and the cache of a layout; each array is given up as
+    soon as there is a new one, for there may be no room for two caches.
+    `spare`: they are left."""
     cache = kept.cache
 
     def instead(move):
@@ -106,8 +107,7 @@ class Device:
 
   def _moves(self, cache: cache_lib.Cache, layout: schedule_lib.Layout,
              ) -> list[Callable[[Array, int], Array]]:
-    """Programs of (array, axis of its tokens) that bring a cache into a layout,
-    one after the other."""
+    """Programs of (array, axis of its tokens) that bring it into a layout."""
     moves, count = [], jax.tree.leaves(cache)[0].shape[-4]
     if not self.whole and layout.task.shape[1] != count:
       moves.append(lambda x, axis: _regroup(self.policy, x, layout.source))
@@ -121,13 +121,8 @@ class Device:
   def decode(
       self, kept: Kept, layout: schedule_lib.Layout, seen: Seen,
   ) -> tuple[Kept, Seen]:
-    """Seats who is new and decodes until the host is needed.
-
-    Args:
-      kept: from `go_on`; it is used up.
-      layout: who sits where.
-      seen: from the decode before.
-    """
+    """Seats who is new and decodes until the host is needed; `kept`, from
+    `go_on`, is used up, `seen` is of the decode before."""
     kept, seen = decode(*self.arguments(kept, layout, seen), spare=self.spare)
     return kept, self.seen(seen, layout)
 
@@ -172,7 +167,7 @@ class Device:
     if len(schedule.shapes) == 1:
       return  # the call itself runs all there are
     leaves, tree = jax.tree.flatten((self.params, self.asked))
-    key = (self.policy, self.length, schedule.shapes, tree, *(
+    key = (self.policy, self.length, self.entropy, schedule.shapes, tree, *(
         (x.shape, x.dtype, x.sharding) for x in map(jnp.asarray, leaves)))
     if key in _warm:
       return
@@ -201,17 +196,17 @@ def decoder_of(policy: forward.Policy, layers: str | None) -> forward.Policy:
 
 def ask(
     policy: forward.Policy, params: Any, prompts: types.Prompts, key: Array,
-    knobs: rows.Knobs, *, group: int, length: int, whole: bool,
-    layers: str | None, given: given_lib.Given | None = None) -> Device:
-  """Reads the prompts; `layers` as in `schedule.Decoding`, `given` on the
-  host."""
-  decoder = decoder_of(policy, layers)
+    knobs: rows.Knobs, *, group: int, length: int, whole: bool, decoding:
+    schedule_lib.Decoding, given: given_lib.Given | None = None) -> Device:
+  """Reads the prompts; `given` on the host."""
+  decoder = decoder_of(policy, decoding.layers)
   asked = prefill(policy, decoder, params, prompts, key, group=group)
   if given is not None:
     asked = asked.replace(given=policy.layout.spread(given))
   if decoder.module.config.layers != 'scan':  # scanned ones are read as is
     params = _rearranged(decoder, params)
-  return Device(decoder, params, asked, knobs, length, whole)
+  return Device(decoder, params, asked, knobs, length, whole,
+                entropy=decoding.entropy)
 
 
 @functools.partial(jax.jit, static_argnames=('policy', 'decoder', 'group'))
@@ -250,10 +245,11 @@ def _rearranged(policy, params):
 
 
 @functools.partial(
-    jax.jit, static_argnames=('policy', 'shards', 'count', 'length', 'size'))
-def begin(policy, asked, *, shards, count, length, size):
+    jax.jit, static_argnames=(
+        'policy', 'shards', 'count', 'length', 'size', 'entropy'))
+def begin(policy, asked, *, shards, count, length, size, entropy=False):
   state = rows.begin(
-      policy, shards, count, asked.keys.size // shards, length, size)
+      policy, shards, count, asked.keys.size // shards, length, size, entropy)
   return spread(policy, Kept(state.cache, state.found))
 
 

@@ -82,8 +82,8 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
   """The sampler that the section `sampler` of a config describes.
 
   Args:
-    section: rows, cache_chunk, shrink, layers as in `sample.Decoding`; dtype:
-      of the weights and activations that sample, None: the trainer's compute
+    section: rows, cache_chunk, shrink, layers, entropy as in
+      `sample.Decoding`; dtype: of the weights and activations that sample, None: the trainer's compute
       dtype; tensor: parts that each of them is in, None: as in training.
     policy: that trains.
 
@@ -109,7 +109,8 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
       trains=policy.layout,
       decoding=sample.Decoding(
           rows=section.rows, cache_chunk=section.cache_chunk,
-          shrink=section.shrink, layers=section.layers))
+          shrink=section.shrink, layers=section.layers,
+          entropy=section.entropy))
 
 
 @functools.partial(jax.jit, static_argnames=('dtype', 'where'))

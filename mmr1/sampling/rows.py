@@ -91,12 +91,14 @@ class Found:
   Fields:
     tokens: i32[D, M, T]. logp, behaviour: f32[D, M, T].
     length: i32[D, M]. done: bool[D, M], ended by eos.
+    entropy: f32[D, M, T] | None, see `types.Rollout`.
   """
   tokens: Array
   logp: Array
   behaviour: Array
   length: Array
   done: Array
+  entropy: Array | None = None
 
 
 @flax.struct.dataclass
@@ -131,8 +133,8 @@ def ask(
 
 def begin(
     policy: forward.Policy, shards: int, rows: int, samples: int, length: int,
-    size: int) -> State:
-  """A state in which nobody sits."""
+    size: int, entropy: bool = False) -> State:
+  """A state in which nobody sits; `entropy`: there will be that of tokens."""
   shape = (shards, samples, length)
   zeros = jnp.zeros(shape, jnp.float32)
   return State(
@@ -142,7 +144,7 @@ def begin(
       found=Found(
           tokens=jnp.full(shape, policy.pad_id, jnp.int32), logp=zeros,
           behaviour=zeros, length=jnp.zeros(shape[:2], jnp.int32),
-          done=jnp.zeros(shape[:2], bool)))
+          done=jnp.zeros(shape[:2], bool), entropy=zeros if entropy else None))
 
 
 def seat(
@@ -269,12 +271,13 @@ def _draw(
       live=going, token=token, matched=matched,
       found=_write(
           state.found, jnp.where(live, seating.task, nobody), age, ended,
-          token, logp_of(logits), logp_of(truncated)))
+          token, logp_of(logits), logp_of(truncated),
+          None if state.found.entropy is None else draw_lib.entropy(logits)))
 
 
 def _write(
     found: Found, task: Array, age: Array, ended: Array, token: Array,
-    logp: Array, behaviour: Array) -> Found:
+    logp: Array, behaviour: Array, entropy: Array | None) -> Found:
   """Token `age` of the samples `task`; one past the last sample is nobody."""
   def put(array, value):
     return jax.vmap(
@@ -287,4 +290,5 @@ def _write(
   return Found(
       tokens=put(found.tokens, token), logp=put(found.logp, logp),
       behaviour=put(found.behaviour, behaviour),
+      entropy=None if entropy is None else put(found.entropy, entropy),
       length=mark(found.length, age + 1), done=mark(found.done, ended))

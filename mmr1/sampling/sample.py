@@ -94,7 +94,7 @@ def sample(
   schedule = schedule_lib.Schedule(real, group, length, decoding)
   device = programs.ask(
       policy, params, prompts, key, knobs, group=group, length=length,
-      whole=schedule.whole, layers=decoding.layers, given=given)
+      whole=schedule.whole, decoding=decoding, given=given)
   device.warm_up(schedule)
   layout = schedule.layout
   state, seen = device.begin(layout), programs.Seen.nothing(layout)
@@ -123,7 +123,7 @@ def _rollout(
           tokens=found.tokens, kind=kind.astype(jnp.int8),
           positions=text_positions(prompts.next_position, shape)),
       logp=found.logp, behaviour=found.behaviour, done=found.done,
-      version=version)
+      version=version, entropy=found.entropy)
 
 
 def text_positions(next_position: Array, shape: tuple[int, ...]) -> Array:

@@ -26,8 +26,7 @@ class Decoding:
   """How completions are decoded; what comes out does not depend on it.
 
   Fields:
-    rows: completions decoded at a time; the others wait for a row that ends.
-      None: all of them at once.
+    rows: completions decoded at a time, the others wait; None: all at once.
     cache_chunk: tokens of the first cache. A full one is doubled, up to the
       cap, so that cost follows the length reached; each size is one more
       program, and there is room for the last one in the first call already.
@@ -38,6 +37,7 @@ class Decoding:
     layers: 'scan' or 'unrolled' in the decoding loop; None: as the model has
       them. A scan copies every layer's weights out of their stack for every
       token; unrolled they are copied once, and are there twice.
+    entropy: with the entropy of the distribution of each token.
 
   Raises:
     ValueError: a number below 1, another word.
@@ -46,6 +46,7 @@ class Decoding:
   cache_chunk: int | None = None
   shrink: bool = False
   layers: str | None = None
+  entropy: bool = False
 
   def __post_init__(self):
     if self.layers not in (None, 'scan', 'unrolled'):
@@ -147,8 +148,7 @@ class Schedule:
         self._chunk, cap)
     halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
     # Each once, from the most down.
-    self._counts = list(dict.fromkeys(-(-self._rows // 2**h)
-                                      for h in halvings))
+    self._counts = [*dict.fromkeys(-(-self._rows // 2**h) for h in halvings)]
     self.shapes = tuple(
         Shape(count, self._readable(count), size)
         for size in self._sizes for count in self._counts)

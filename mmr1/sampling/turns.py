@@ -53,11 +53,12 @@ def sample(
   first = min(length, player.turn_tokens)
   asked = programs.ask(
       policy, params, prompts, key, knobs, group=group, length=length,
-      whole=schedule.whole, layers=decoding.layers)
+      whole=schedule.whole, decoding=decoding)
   stops = None if player.stops is None else jnp.asarray(player.stops)
   device = chunks.Device(
       asked.policy, asked.params, asked.asked.replace(stops=stops), knobs,
-      length, schedule.whole, spare=player.chunk, player=player,
+      length, schedule.whole, spare=player.chunk, entropy=decoding.entropy,
+      player=player,
       limit=np.full((shards, count + 1), first, np.int32),
       shift=np.zeros((shards, count + 1), np.int32))
   device.warm_up(schedule)
@@ -71,11 +72,12 @@ def sample(
     layout = schedule.after(seen.t, sits, start)
   completions = policy.layout.spread(trajectories.collate(
       player.trajectories, length, player.room, policy.pad_id, player.codec))
-  logp, behaviour = _grouped(
-      (kept.found.logp, kept.found.behaviour), group=group)
+  logp, behaviour, entropy = _grouped(
+      (kept.found.logp, kept.found.behaviour, kept.found.entropy), group=group)
   return types.Rollout(
       prompts=prompts, completions=completions, logp=logp, behaviour=behaviour,
-      done=policy.layout.spread(player.done), version=version + 0)
+      done=policy.layout.spread(player.done), version=version + 0,
+      entropy=entropy)
 
 
 @functools.partial(jax.jit, static_argnames='group')

@@ -77,7 +77,7 @@ def run(
   ctx.logger.truncate(stage, -1)
   ctx.logger.write(stage, 0, metrics)
   ctx.logger.samples(stage, 0, [
-      {'prompt': e.question, 'images': list(e.images), 'answer': e.answer,
+      {'prompt': e.asked, 'images': list(e.images), 'answer': e.answer,
        **_said(e)} for e in made[:16]])
   ctx.logger.flush()  # before DONE: a marker promises the rows
   ctx.checkpoints.finish(stage, {'counts': counts, 'kept': len(made)})

@@ -183,7 +183,8 @@ class Trainer:
     return loop.Step(
         state, metrics, batch, lambda: [
             {'prompt': e.question, 'images': list(e.images),
-             'boxes': e.meta['boxes'], 'classes': e.meta['classes']}
+             'size': list(e.images[0].size), 'boxes': e.meta['boxes'],
+             'classes': e.meta['classes']}
             for e in examples[:4]], times=self.clock.take())
 
   @phases.phase('update', ready=lambda result: result[1])

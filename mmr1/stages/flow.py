@@ -243,13 +243,17 @@ class Trainer:
 
   def _samples(self, examples, round_, columns) -> list[dict[str, Any]]:
     """Rows for the samples file."""
-    images = arrays.fetch(round_.x0)
-    return [{
-        'prompt': example.question,
-        'images': [*example.images, *map(
-            picture_judges.picture, images[i][:8]), example.meta['target']],
-        **{name: column[i].tolist() for name, column in columns.items()}}
-            for i, example in enumerate(examples[:4])]
+    images, rows = arrays.fetch(round_.x0), []
+    for i, example in enumerate(examples[:4]):
+      made = [*map(picture_judges.picture, images[i][:8])]
+      says = [', '.join(f'{name} {x[i][j]:.3g}' for name, x in columns.items())
+              for j in range(len(made))]
+      rows.append({
+          'prompt': example.question,
+          'images': [*example.images, *made, example.meta['target']],
+          'captions': [*['given'] * len(example.images), *says, 'target'],
+          **{name: column[i].tolist() for name, column in columns.items()}})
+    return rows
 
   def _examples_held_out(self) -> list[records.Example]:
     mixture = self.plan.world('eval', 0)

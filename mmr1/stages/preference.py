@@ -211,7 +211,7 @@ def _samples(taken: list[Pair]) -> list[dict[str, Any]]:
   rows = []
   for (example, _), *_ in (pair[0] for pair in taken[:2]):
     chosen, rejected = example.completions[:2]
-    shared = {'prompt': example.question, 'images': list(example.images),
+    shared = {'prompt': example.asked, 'images': list(example.images),
               'answer': example.answer}
     rows += [{**shared, 'side': 'chosen', 'completion': chosen},
              {**shared, 'side': 'rejected', 'completion': rejected}]

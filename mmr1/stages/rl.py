@@ -28,6 +28,7 @@ from mmr1 import rl_checks
 from mmr1 import rl_setup
 from mmr1 import revising
 from mmr1 import rollouts as rollouts_lib
+from mmr1 import sample_rows
 from mmr1 import training
 from mmr1 import types
 from mmr1.rewards import score as score_lib
@@ -35,6 +36,7 @@ from mmr1.rewards import score as score_lib
 setup = rl_setup.setup
 Knobs = Mapping[str, float]
 Looks = Mapping[str, types.Seen]
+_SHOWN = 2  # groups of a step in the samples file
 
 
 def learner(
@@ -141,7 +143,9 @@ class Trainer:
     self._last_metrics, self._before = metrics, knobs
     return loop.Step(
         state, metrics, used.batch,
-        functools.partial(filled.judged.rows, 2),
+        functools.partial(
+            sample_rows.rows, filled, _SHOWN, self._ctx.processor,
+            count=self._section.samples_tokens),
         given={'knobs': traced, 'rewards': filled.judged.scored.named()},
         tokens=int(filled.arrays.lengths.sum()), times=self.clock.take())
 

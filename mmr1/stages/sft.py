@@ -241,6 +241,6 @@ def run(
 
 def _samples(taken) -> list[dict[str, Any]]:
   """Rows for the samples file."""
-  return [{'prompt': example.question, 'images': list(example.images),
+  return [{'prompt': example.asked, 'images': list(example.images),
            'completion': example.completions[0], 'answer': example.answer}
           for (example, _), *_ in taken[:4]]

@@ -79,6 +79,26 @@ def test_m1_sampler_and_trainer_agree(params, batch, knobs):
     np.testing.assert_array_equal(rollout.behaviour, rollout.logp)
 
 
+def test_entropy_is_of_each_token_and_changes_nothing(params, batch):
+  """That of softmax(logits / T), 0 where nothing was sampled."""
+  kept = run(params, batch, temperature=0.7,
+             decoding=sample.Decoding(entropy=True))
+  plain = run(params, batch, temperature=0.7)
+  assert plain.entropy is None
+  for a, b in zip(jax.tree.leaves((kept.completions, kept.logp)),
+                  jax.tree.leaves((plain.completions, plain.logp))):
+    np.testing.assert_array_equal(a, b)
+  logits = np.asarray(small.logits(
+      small.policy(), params, batch, kept.completions, 0.7), np.float64)
+  p = np.exp(logits - logits.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  expected = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+  mask = sampled(kept)
+  np.testing.assert_allclose(
+      np.asarray(kept.entropy)[mask], expected[mask], atol=1e-4)
+  assert not np.asarray(kept.entropy)[~mask].any()
+
+
 def test_sharper_draws_keep_the_temperature_of_log_probs(params, batch):
   """Drawn at 1.2 / 3 = .4: `logp` is that of 1.2, `behaviour` that of .4."""
   rollout = run(params, batch, temperature=1.2, sharpness=3.0)

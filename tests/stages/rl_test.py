@@ -237,6 +237,15 @@ def test_m24_what_is_logged_is_what_was_used(trainer):
     tokens = block.completions.tokens[place][sampled]
     assert row['rewards']['one'] == float(tokens.sum() % 2 == 0)
     assert row['length'] == (block.completions.kind[place] == 1).sum()
+    assert row['reward'] == row['rewards']['one'] and row['kept'] == 1
+    if 'tokens' in row:
+      logp = block.extra['sampler_logp'][place][sampled]
+      assert row['tokens']['kind'] == 's' * row['length']
+      np.testing.assert_allclose(row['tokens']['logp'], logp, rtol=6e-3)
+      # Nothing but eos is certain here, and no advantage differs by token.
+      assert 0 < np.mean(row['tokens']['entropy'])
+      assert 'advantage' not in row['tokens']
+  assert sum('tokens' in row for row in rows) == 4
   grouped = np.reshape(rewards, (2, G))
   spread = grouped.std(1, ddof=1, keepdims=True)
   np.testing.assert_allclose(

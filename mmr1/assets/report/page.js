@@ -13,25 +13,28 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-function bytes(id) {
-  const raw = atob($(id).textContent);
+function bytes(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const raw = atob(text);
   const out = new Uint8Array(raw.length);
   for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
   return out;
 }
 
-async function unpacked(id) {
-  const stream = new Blob([bytes(id)]).stream().pipeThrough(
+async function unpacked(name) {
+  const holder = $(`data-${name}`);
+  const stream = new Blob([bytes(holder.textContent)]).stream().pipeThrough(
       new DecompressionStream('gzip'));
+  holder.remove();  // it is not read again
   return new Response(stream).text();
 }
 
 const kept = new Map();
 
-// A part of the data, unpacked once.
-function part(id) {
-  if (!kept.has(id)) kept.set(id, unpacked(id).then(JSON.parse));
-  return kept.get(id);
+// A part of the data, unpacked when it is first asked for.
+function part(name) {
+  if (!kept.has(name)) kept.set(name, unpacked(name).then(JSON.parse));
+  return kept.get(name);
 }
 
 function dark() {
@@ -85,13 +88,17 @@ function short(x) {
   return Number.isInteger(x) ? String(x) : String(Number(x.toPrecision(3)));
 }
 
-addEventListener('DOMContentLoaded', async () => {
+async function start() {
   try {
-    const head = await part('head-data');
-    if (head.index.run.length) startSamples(head);
-    await startCurves(head);
+    const head = await part('head');
+    if ($('list')) await startBrowser(head);
+    performance.mark('samples');
+    startCurves(head);
+    performance.mark('curves');
     document.body.dataset.ready = 'yes';
   } catch (error) {
     broken(error);
   }
-});
+}
+
+addEventListener('DOMContentLoaded', start);
