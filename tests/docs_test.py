@@ -453,7 +453,7 @@ def snippets():
         yield pytest.param(body, id=f'{page.name}-{i}')
 
 
-@pytest.mark.parametrize('body', snippets())
+@pytest.mark.parametrize('body', [*snippets()])
 def test_pieces_of_configs_are_config_code(body):
   """Pieces that set keys of `c` do so on a config of a run."""
   import configs.common
