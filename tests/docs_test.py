@@ -356,7 +356,8 @@ def literals():
 
 METRIC = re.compile(
     r'(reward|group|response_length|eval|update|data|sampler|time|compile|ratio'
-    r'|clip_frac|select|replay|env|judge|term|view|pack|revise|knob)/[a-z_/<>]+')
+    r'|clip_frac|select|replay|env|judge|term|view|pack|revise|knob)'
+    r'/[a-z_/<>]+')
 
 
 def test_metrics_of_pages_are_made():
