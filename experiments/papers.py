@@ -144,8 +144,7 @@ ARMS = {
          'reward/outcome/mean')),
     # What voters say, as sigma(score), and what is true.
     'basereward': Paper(
-        {'hybrid': ('', ('--config.reward_model.steps=90',
-                         '--config.reward_model.examples=256'))},
+        {'hybrid': ('', ('--config.reward_model.steps=90',))},
         ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
          'judge/model/std'), ends=(
              'voter:eval/pair_accuracy', 'second:eval/pair_accuracy',

@@ -18,7 +18,7 @@ says nothing else), or cut by a limit:
   'length'       on tokens: the episode ran into T,
   'turn_length'  a turn into `turn_tokens`,
   'overflow'     what the environment said is longer than an observation may be,
-                 or than what is left of T;
+                 or would leave nothing of T to answer with;
   'max_turns'    on turns: none is left to answer in;
   'max_images'   on images: what the environment said has one too many.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mmr1.flows import solvers
 from mmr1.losses import flow
+from mmr1.losses import ratio
 from mmr1.losses import surrogate
 from mmr1.sampling import keys as keys_lib
 
@@ -142,14 +143,14 @@ def flow_grpo(*, solver: solvers.Solver, clip_range: float = 1e-4,
     at, there, old = point.given
     move = lambda v: solver(point.x, v, at, point.x)
     now = move(said.now)
-    ratio = solvers.log_prob(there, now, 3) - old
+    log_ratio = ratio.bound(solvers.log_prob(there, now, 3) - old, None)
     a = jnp.clip(round_.advantage, -clip, clip)
     policy, low, high = (x[..., 0] for x in surrogate.clip(
-        ratio[..., None], a[..., None], old[..., None],
-        jnp.ones((*ratio.shape, 1), bool),
+        log_ratio[..., None], a[..., None], old[..., None],
+        jnp.ones((*log_ratio.shape, 1), bool),
         eps_low=clip_range, eps_high=clip_range))
     metrics = {'loss/policy': policy, 'clip_frac/low': low,
-               'clip_frac/high': high, 'ratio/mean': jnp.exp(ratio)}
+               'clip_frac/high': high, 'ratio/mean': jnp.exp(log_ratio)}
     if not kl:
       return policy, metrics
     away = flow.gaussian_kl(now.mean, move(said.reference).mean, now.std)

@@ -70,6 +70,8 @@ def show(made: dict[str, Any], console: rich_console.Console) -> None:
       f'{mesh or "of one"}')
   for name, stage in made['stages'].items():
     _show_stage(name, stage, console)
+  for name, why in made['unplanned'].items():
+    console.print(f'  {name}: {why}')
   console.print(
       ('Fits' if made['fits'] else 'Does not fit')
       + f': at the fullest {made["spare"]:.0%} of a chip is left'

@@ -122,6 +122,40 @@ def test_m27_hosts_change_nothing_of_a_paper(slug, shell, flags,
   assert_close(rows(two / 'run'), rows(one / 'run'))
 
 
+@pytest.mark.slow
+def test_m27_hosts_change_nothing_of_an_environment_with_pictures(
+    shell, flags, tmp_path):
+  """Pictures that came to one host's episodes are on all: two processes with a
+  device each, and one with two."""
+  ends = tuple('aeinorst0123456789')
+  argv = ('chain_of_focus', '--workdir=run', *flags,
+          "--config.stages=('chain_of_focus',)",
+          '--config.rl.prompts_per_step=4', '--config.rl.samples_per_prompt=4',
+          '--config.rl.max_new_tokens=128', '--config.rl.optimizer.lr=1e-2',
+          '--config.rl.samples_every=1', '--config.chain_of_focus.steps=2',
+          '--config.rewards.result.fn=tests.own:even',
+          '--config.environments.zoom.fn=tests.own_env:Asking',
+          f'--config.environments.zoom.stop={ends}',
+          '--config.environments.zoom.turn_tokens=16')
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  one.mkdir(), two.mkdir()
+  alone_ = shell.run(*argv, '--config.cpu_devices=2', cwd=one)
+  results = shell.hosts(*[(*argv, '--config.cpu_devices=1')] * 2, cwd=two)
+  assert [r.code for r in (alone_, *results)] == [0, 0, 0], (
+      alone_.err + results[1].err)[-3000:]
+  assert_close(rows(two / 'run'), rows(one / 'run'))
+  assert texts(two / 'run') == texts(one / 'run')
+  steps = [row for row in rows(two / 'run') if 'loss' in row]
+  assert len(steps) == 2 and all(row['env/images'] > 0 for row in steps)
+  said = [[(row['step'], row['completion'], row['length'], row['advantage'])
+           for row in log.read_rows(path / 'run/samples/chain_of_focus.jsonl')]
+          for path in (one, two)]
+  assert len(said[0]) > 2 and [row[:3] for row in said[0]] == [
+      row[:3] for row in said[1]]
+  np.testing.assert_allclose(*[[row[3] for row in part] for part in said],
+                             rtol=1e-5, atol=1e-5)
+
+
 def test_a_host_with_another_config_is_told_what_differs(run, shell, flags,
                                                          tmp_path):
   argv = ('vision_r1', '--workdir=run', *flags, *SHRUNK,

@@ -1,5 +1,6 @@
 """Episodes on the host: limits, failures, what rewards see."""
 
+import dataclasses
 import threading
 import time
 
@@ -44,6 +45,10 @@ class World:
           reward=.5, call={'n': state['n']})
     if said == 'long':
       return state, records.Observation(text='a b c d ' * 30, call={})
+    if said == 'change':
+      sample.text = 'another'
+    if said == 'meta':
+      sample.example.meta['answer_type'] = 'another'
     if said == 'open':
       return state, records.Observation(text='!', done=True)
     if said == 'bad':
@@ -113,6 +118,9 @@ def test_limits_end_episodes_with_what_was_sampled(processor):
       one.ends[0, 0] == 'max_turns') and not one.done.any()
   for g in range(4):
     assert one.trajectories[0][g].kind[-1] == types.KIND_SAMPLED
+    # M5: what did not fit left neither words nor a picture.
+    assert one.trajectories[0][g].patches == 16 * (g in (0, 2))
+    assert len(one.trajectories[0][g].parts) == (0 if g in (1, 3) else 2 - g // 2)
   made = one.metrics()
   for end in ('overflow', 'length', 'max_images', 'max_turns'):
     assert made[f'env/{end}_frac'] == .25
@@ -138,6 +146,19 @@ def test_a_short_last_batch_of_an_evaluation_counts_as_many_as_it_has():
   made = episodes.pooled(
       [{'env/turns': 1.0}, {'env/turns': 5.0, 'env/x_frac': 1.0}], [3, 1])
   assert made == {'env/turns': 2.0, 'env/x_frac': .25}
+
+
+def test_m25_an_environment_cannot_change_what_it_is_shown(processor):
+  one = player(processor, group=3)
+  told = one.step(says(processor, 'change', 'meta', 'look'))
+  assert set(told) == {(0, 0), (0, 1), (0, 2)}
+  assert not one.step(says(processor, *['end'] * 3))
+  blank = records.Sample(
+      text='x', tokens=(), kinds=(), length=0, truncated=False,
+      example=records.Example(uid=7), uid=7, group=0, slot=0)
+  samples = one.told([dataclasses.replace(blank, slot=g) for g in range(3)])
+  assert [s.calls[0].error for s in samples] == ['env_error', 'env_error', '']
+  assert samples[0].text == 'change\nend' and not samples[1].example.meta
 
 
 def test_what_an_end_says_is_read_and_made_no_tokens(processor):

@@ -58,10 +58,12 @@ def grqo(
   quality = -jnp.take_along_axis(cost, best[..., None], -1)[..., 0]
   quality = jnp.where(known[:, None], quality, 0.0)
   centred = quality - quality.mean(1, keepdims=True)
-  # Of a picture without boxes all are alike: the root has no slope at 0.
+  # Where all are alike, as without boxes, the mean is theirs up to rounding,
+  # and the root has no slope at 0.
+  differ = jnp.ptp(quality, 1, keepdims=True) > 0
   variance = (centred**2).sum(1, keepdims=True) / (queries - 1)
-  spread = jnp.sqrt(jnp.where(known[:, None], variance, 1.0))
-  counts = jnp.arange(queries) < queries - mute
+  spread = jnp.sqrt(jnp.where(differ, variance, 1.0))
+  counts = (jnp.arange(queries) < queries - mute) & differ
   advantage = jnp.where(counts, centred / (spread + _SMALL), 0.0)
   p = jax.nn.sigmoid(scores) + _SMALL
   q = jax.lax.stop_gradient(jax.nn.sigmoid(reference)) + _SMALL

@@ -31,6 +31,7 @@ _TEMPORARIES = re.compile(r'HLO temporaries \(([\d.]+)([GMK])\) exceeds')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 # What to turn if a program does not fit.
 _KNOBS = {
+    'sample': 'a smaller prompts_per_step or samples_per_prompt',
     'prefill': 'a smaller prompts_per_step or data.patches',
     'decode': 'sampler.rows (fewer completions at a time), mesh.tensor (weights '
               'in parts)',
@@ -106,6 +107,7 @@ def plan(config: resolve.Section, topology: chips.Topology, *,
       'config': config.name, 'scale': config.scale, 'topology': topology.name,
       'chips': topology.count, 'mesh': dict(layout.mesh.shape),
       'memory': topology.chip.memory, 'stages': found,
+      'unplanned': programs_lib.unplanned(config, stages or config.stages),
       'fits': all(p['fits'] for s in found.values()
                   for p in s['programs'].values()),
       'spare': min(p['spare'] for s in found.values()
@@ -125,9 +127,10 @@ def stages_of(config, topology, tensor, stages):
   made = [stage for stage in made if stage is not None]
   if not made:
     raise ValueError(
-        f'plan: none of the stages {stages or config.stages} trains, so there '
-        'is nothing to plan. A stage that merges reads and writes tensor by '
-        'tensor; before and after it one model is on the devices.')
+        f'plan: none of the stages {tuple(stages or config.stages)} trains '
+        'what a plan knows, so there is nothing to plan. ' + ' '.join(
+            f'{name}: {why}' for name, why in programs_lib.unplanned(
+                config, stages or config.stages).items()))
   return layout, made
 
 
@@ -152,8 +155,8 @@ def _operations(made: Any, program: records.Program,
 
 # What takes longest to compile comes first, so that no thread is left with it,
 # and what needs most, where a plan ends with what does not fit.
-_LONGEST = ('update', 'decode', 'look', 'reference', 'old', 'scores', 'judge',
-            'observe', 'prefill')
+_LONGEST = ('update', 'decode', 'sample', 'look', 'reference', 'old', 'scores',
+            'judge', 'observe', 'prefill')
 
 
 def _kind(program: records.Program) -> str:

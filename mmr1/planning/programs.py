@@ -13,6 +13,7 @@ from mmr1 import lineage
 from mmr1 import sharding
 from mmr1 import training
 from mmr1.planning import costs
+from mmr1.planning import flow
 from mmr1.planning import models
 from mmr1.planning import pairs
 from mmr1.planning import records
@@ -39,7 +40,8 @@ def open_model(config: Any, layout: sharding.Layout) -> tuple[
 
 def stage(config: Any, name: str, policy: forward.Policy,
           params: Any) -> records.Stage | None:
-  """The programs of a stage; None of one that trains nothing.
+  """The programs of a stage; None of one that trains nothing, or what a plan
+  does not know, see `unplanned`.
 
   Raises:
     ValueError: the section cannot work.
@@ -55,7 +57,33 @@ def stage(config: Any, name: str, policy: forward.Policy,
     return pairs.stage(config, name, policy, params)
   if kind == 'reward_model':
     return reward_model.stage(config, name, policy, params)
+  if kind == 'flow':
+    return flow.stage(config, name, policy.layout)
   return None
+
+
+# Why a stage of a kind has no plan.
+_WHY = {
+    'detect': 'a plan knows no programs of a detector',
+    'merge': 'what merges reads and writes tensor by tensor; before and after '
+             'it one model is on the devices',
+    'collect': 'nothing trains; it needs what sampling does',
+    'evaluate': 'nothing trains; it needs what sampling does',
+    'refine': 'nothing trains; it needs what sampling does'}
+
+
+def unplanned(config: Any, names: Any) -> dict[str, str]:
+  """{stage: what of it, or that all of it, is in no plan, and why}."""
+  found = {}
+  for name in names:
+    kind = config[name].kind
+    if kind in _WHY:
+      found[name] = f'{kind}: not planned: {_WHY[kind]}.'
+    elif kind == 'flow' and config[name].judge is not None:
+      found[name] = (f'flow: judges.{config[name].judge} is not planned: its '
+                     'parameters, and a pass over every picture and its '
+                     'source.')
+  return found
 
 
 def _adapted(config: Any, name: str, layout: sharding.Layout,

@@ -9,7 +9,8 @@ class Program(NamedTuple):
   """One program of a step.
 
   Fields:
-    name: 'prefill', 'decode', 'reference', 'old' or 'update'.
+    name: 'prefill', 'decode', 'reference', 'old', 'update'; of pictures
+      'sample'.
     trace: () -> jax.stages.Traced.
     arguments: trees of shapes with shardings, by name.
     runs: how often a step runs it.
@@ -36,7 +37,7 @@ class Stage:
     held: trees that live through a step, by name.
     useful: operations of a step that no implementation can do without: one
       pass over all tokens to sample them, three to train on them.
-    tokens: completion tokens of a step at the cap.
+    tokens: completion tokens of a step at the cap; 0 of pictures.
   """
   name: str
   kind: str

@@ -106,6 +106,30 @@ def test_padding_has_no_gradient_and_no_weight():
   assert np.isfinite(float(loss(none)))
 
 
+def test_m9_without_any_box_classes_alone_have_a_loss():
+  logits, boxes, truth = random_case(1)
+  none = truth._replace(real=jnp.zeros_like(truth.real))
+  query = detection.match(detection.costs(logits, boxes, none, WEIGHTS))
+  loss = lambda x, b: detection.matched(x, b, none, query, WEIGHTS)[0]
+  by_logits, by_boxes = jax.grad(loss, (0, 1))(logits, boxes)
+  assert not np.asarray(by_boxes).any()
+  assert np.isfinite(by_logits).all() and np.asarray(by_logits).all()
+
+
+@pytest.mark.parametrize('far', [1e4, -1e4])
+def test_m8_logits_and_boxes_without_measure_are_finite(far):
+  """Points, boxes of negative size, and certainty on either side."""
+  logits, boxes, truth = random_case(1)
+  for size in (0.0, -.2):
+    odd = boxes.at[..., 2:].set(size)
+    cost = detection.costs(far + 0 * logits, odd, truth, WEIGHTS)
+    assert np.isfinite(cost).all()
+    query = detection.match(cost)
+    value, slopes = jax.value_and_grad(lambda x, b: detection.matched(
+        x, b, truth, query, WEIGHTS)[0], (0, 1))(far + 0 * logits, odd)
+    assert np.isfinite(value) and all(np.isfinite(x).all() for x in slopes)
+
+
 def test_alignment_by_hand():
   # Two instances of class 0, one of class 1, one that is not there.
   alike = jnp.log(jnp.float32([[3, 1], [1, 1], [1, 4], [9, 9]]))

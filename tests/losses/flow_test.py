@@ -1,11 +1,15 @@
 """Losses of flow models, worked by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmr1 import advantages
+from mmr1 import flow_objectives
+from mmr1.flows import solvers
 from mmr1.losses import flow
 from mmr1.losses import surrogate
 
@@ -134,6 +138,33 @@ def test_diffusion_dpo_begins_at_ln_2():
   one, two = jnp.float32(.3), jnp.float32(.2)
   assert float(flow.diffusion_dpo(one, one, two, two)) == pytest.approx(
       np.log(2))
+
+
+def test_m8_far_apart_is_finite():
+  """Errors and densities of steps that differ by 1e4, on either side."""
+  one = jnp.float32(1e4)
+  for args in ((one, 0 * one, 0 * one, one), (0 * one, one, one, 0 * one)):
+    value, slope = jax.value_and_grad(flow.diffusion_dpo)(*args, beta=5000.)
+    assert np.isfinite(value) and np.isfinite(slope)
+  objective = flow_objectives.flow_grpo(
+      solver=functools.partial(solvers.flow_sde, eta=.7), kl=.1)
+  shape = (2, 3, 2, 2, 1)
+  x = jnp.ones(shape)
+  for sign in (1, -1):
+    round_ = flow_objectives.Round(
+        condition=None, source=None, uid=None, x0=x,
+        advantage=jnp.float32([[1, -1, 0]] * 2), keep=jnp.ones(shape[:2]),
+        schedule=solvers.sigmas(4), latents=jnp.ones((2, 3, 5, 2, 2, 1)),
+        logp=jnp.full((2, 3, 4), sign * 1e4))
+    point = objective.point(round_, jnp.ones(shape[:2], jnp.int32), None)
+
+    def loss(v):
+      each, metrics = objective.loss(
+          flow_objectives.Said(v, reference=0 * x), point, round_)
+      return each.sum(), metrics
+    (value, metrics), slope = jax.value_and_grad(loss, has_aux=True)(.1 * x)
+    assert np.isfinite(value) and np.isfinite(slope).all()
+    assert all(np.isfinite(x).all() for x in metrics.values())
 
 
 def test_matching_is_0_at_the_target():

@@ -51,6 +51,16 @@ def test_a_margin_is_subtracted():
           .744397, abs=1e-6)
 
 
+@pytest.mark.parametrize('term', [
+    scoring.bradley_terry, scoring.bce, scoring.zero, scoring.square])
+def test_m8_far_apart_is_finite(term):
+  for said in ([[1e4, -1e4]], [[-1e4, 1e4]], [[0, 0]]):
+    total, slope = jax.value_and_grad(lambda x: term(
+        scores(said).replace(reward=x), block([[3, 5]]), {})[0])(
+            scores(said).reward)
+    assert np.isfinite(total) and np.isfinite(slope).all()
+
+
 def test_length_normalisation_by_hand():
   # 1.3 / ln 121 = .271071, .4 / ln 301 = .070088: log(1 + e^-.200983).
   np.testing.assert_allclose(scoring.normalised(

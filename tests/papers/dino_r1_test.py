@@ -55,6 +55,17 @@ def test_without_muting_advantages_have_no_gradient():
   assert abs(gradient(2).sum()) < 1e-8
 
 
+def test_m7_queries_alike_have_no_advantage_and_a_finite_slope():
+  """.9 seven times has another mean in float32."""
+  for quality in (.9, -.3, 0.0):
+    a = jnp.full(7, quality, jnp.float32)
+    one = lambda a: dino_r1.grqo(
+        -a[None, :, None], jnp.zeros((1, 7)), jnp.zeros((1, 7)),
+        jnp.ones((1, 1), bool), mute=2)
+    assert float(one(a)[1]['advantage']) == 0
+    assert np.isfinite(jax.grad(lambda a: one(a)[0])(a)).all()
+
+
 def test_raising_what_counts_over_what_is_muted_lowers_the_loss():
   a = jnp.float32([-1, -2, -4, -3, -6, -8])
   better = a.at[:4].add(1.0)

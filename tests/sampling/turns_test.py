@@ -90,11 +90,11 @@ class Player:
     return told
 
 
-def play(batch, decoding=schedule.Decoding(), seed=0, **kwargs):
+def play(batch, decoding=schedule.Decoding(), seed=0, params=None, **kwargs):
   player = Player(np.asarray(batch.uid), following=batch.next_position,
                   **kwargs)
   rollout = turns.sample(
-      small.policy(), small.params(), batch, jax.random.key(seed),
+      small.policy(), params or small.params(), batch, jax.random.key(seed),
       sample.knobs(max_new_tokens=T), jnp.int32(0), group=G, length=T,
       decoding=decoding, player=player)
   return jax.device_get(rollout), player
@@ -128,6 +128,15 @@ def test_episodes_have_turns_and_pictures(played):
     numbers = rollout.completions.turn[i, j][kinds[i, j] == 1]
     assert sorted({*numbers}) == list(range(numbers.max() + 1))
     assert np.bincount(numbers).max() <= TURN
+
+
+def test_m2_no_turn_says_a_placeholder(batch):
+  """Of a model that wants nothing else, behind pictures as well."""
+  params = small.prefer(small.params(), small.IMAGE)
+  rollout, player = play(batch, params=params)
+  said = rollout.completions.tokens[spoken(rollout)]
+  assert rollout.completions.turn.max() > 0 and said.size
+  assert not np.isin(said, small.BANNED).any()
 
 
 def test_m1_log_probs_equal_one_forward_of_the_whole(batch, played):
