@@ -2,8 +2,9 @@
 
   python -m experiments.report_picture --workdir=runs/vision_r1
 
-docs/report.md says of which run the one that is kept is. Makes the run's page, opens it in headless Chromium (playwright; --chromium is
-the browser's path) and writes experiments/results/report/report.png.
+docs/report.md says of which run the one that is kept is. Makes the run's page,
+opens it in headless Chromium (playwright; --chromium is the browser's path) and
+writes experiments/results/report/report.png.
 """
 
 import io
