@@ -356,7 +356,8 @@ def literals():
 
 METRIC = re.compile(
     r'(reward|group|response_length|eval|update|data|sampler|time|compile|ratio'
-    r'|clip_frac|select|replay|env|judge|term|view|pack|revise|knob)/[a-z_/<>]+')
+    r'|clip_frac|select|replay|env|judge|term|view|pack|revise|knob)'
+    r'/[a-z_/<>]+')
 
 
 def test_metrics_of_pages_are_made():
@@ -453,7 +454,7 @@ def snippets():
         yield pytest.param(body, id=f'{page.name}-{i}')
 
 
-@pytest.mark.parametrize('body', snippets())
+@pytest.mark.parametrize('body', [*snippets()])
 def test_pieces_of_configs_are_config_code(body):
   """Pieces that set keys of `c` do so on a config of a run."""
   import configs.common
