@@ -69,7 +69,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[Row]:
   # Of {} beside what has keys, the keys say it.
   above = {key.rpartition('.')[0] for key in keys}
   return [row for row in rows if len(set(row.values)) > 1 and not (
-      row.key in above and set(row.values) <= {'{}', _ABSENT})]
+      row.key in above and set(row.values) <= {'{}', ABSENT})]
 
 
 def shown(value: Any) -> str:
