@@ -7,7 +7,7 @@ them at once. They compile into one cache, since its folder is a config's
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import os
 import pathlib
@@ -155,9 +155,15 @@ def _of_cores(cores: tuple[int, ...], jobs: int) -> list[Slot]:
   return [Slot(env, cores[i * size:(i + 1) * size]) for i in range(jobs)]
 
 
-def run(jobs: Sequence[Job], parts: Sequence[Slot],
-        board: board_lib.Board) -> list[Ended]:
+def run(jobs: Sequence[Job], parts: Sequence[Slot], board: board_lib.Board,
+        after: Callable[[Ended], None] = lambda ended: None) -> list[Ended]:
   """Runs all of them, in order, as many at a time as there are parts.
+
+  Args:
+    jobs: the runs.
+    parts: of the machine.
+    board: shows what they are doing.
+    after: told of each that ended by itself, when it has.
 
   Returns:
     What became of each, in the order of `jobs`.
@@ -175,6 +181,7 @@ def run(jobs: Sequence[Job], parts: Sequence[Slot],
           running.remove(one)
           free.append(one.slot)
           ended[one.job.name] = one.end()
+          after(ended[one.job.name])
         board.show(_states(jobs, running, ended))
         time.sleep(_LOOK_S if running else 0)
     except KeyboardInterrupt:

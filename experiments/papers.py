@@ -4,8 +4,9 @@
 
 Leaves experiments/results/<paper>/: a JSON for every arm and seed (command,
 evaluations, curves, versions), curves.png and summary.md. An arm whose JSON is
-there is not run again: delete it to do so. The arms and what is drawn are in
-ARMS below; every arm is the tiny config with the overrides listed there.
+there is not run again: delete it to do so. What a run prints is in <work>/logs.
+The arms and what is drawn are in ARMS below; every arm is the tiny config with
+the overrides listed there.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,7 @@ import json
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
-import time
 from typing import NamedTuple
 
 from absl import app
@@ -24,11 +23,14 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 
+from experiments import board as board_lib
 from experiments import kept
+from experiments import launch
 from mmr1 import log
 
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
 flags.DEFINE_string('work', 'runs/papers', 'Where the runs go.')
+flags.DEFINE_integer('jobs', 1, 'Runs at a time; their seconds are kept.')
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parent / 'results'
 
@@ -144,8 +146,7 @@ ARMS = {
          'reward/outcome/mean')),
     # What voters say, as sigma(score), and what is true.
     'basereward': Paper(
-        {'hybrid': ('', ('--config.reward_model.steps=90',
-                         '--config.reward_model.examples=256'))},
+        {'hybrid': ('', ('--config.reward_model.steps=90',))},
         ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
          'judge/model/std'), ends=(
              'voter:eval/pair_accuracy', 'second:eval/pair_accuracy',
@@ -186,13 +187,18 @@ def command(paper: str, arm: str, seed: str, workdir: pathlib.Path,
       *(['--config.rl.record_every=1'] if spec.rollouts else []), *overrides]
 
 
-def run(paper: str, arm: str, seed: str) -> dict:
-  """One run from scratch; the rows of its metrics file."""
-  spec = ARMS[paper]
-  workdir = pathlib.Path(FLAGS.work) / f'{paper}_{arm}_{seed}'
-  line = command(paper, arm, seed, workdir)
-  started = time.time()
-  subprocess.run(line, check=True)
+def job(paper: str, arm: str, seed: str) -> launch.Job:
+  """A run from scratch."""
+  spec, work = ARMS[paper], pathlib.Path(FLAGS.work)
+  name = f'{paper}_{arm}_{seed}'
+  return launch.Job(
+      name, tuple(command(paper, arm, seed, work / name)), work / name,
+      work / 'logs' / f'{name}.log', {spec.stage or paper: spec.steps})
+
+
+def read(paper: str, arm: str, seed: str, ended: launch.Ended) -> dict:
+  """What a run has left: its command, evaluations and curves."""
+  spec, workdir = ARMS[paper], ended.job.workdir
   rows = log.read_rows(workdir / 'metrics.jsonl')
   stage = spec.stage or paper
   steps = [row for row in rows if row['stage'] == stage and 'grad_norm' in row]
@@ -202,8 +208,8 @@ def run(paper: str, arm: str, seed: str) -> dict:
           workdir / 'rollouts' / f'{stage}_{row["step"]}.npz'))
   curves = {key: [row.get(key) for row in steps] for key in spec.curves}
   return {
-      'command': ' '.join(line[1:]), 'arm': arm, 'seed': int(seed),
-      'seconds': round(time.time() - started), 'jax': jax.__version__,
+      'command': ' '.join(ended.job.command[1:]), 'arm': arm, 'seed': int(seed),
+      'seconds': round(ended.seconds), 'jax': jax.__version__,
       'python': platform.python_version(), 'machine': platform.machine(),
       'evaluations': {
           row['stage']: {k: v for k, v in row.items() if k[:5] == 'eval/'}
@@ -273,13 +279,26 @@ def main(argv):
   del argv
   out = ROOT / FLAGS.paper
   out.mkdir(parents=True, exist_ok=True)
-  results = []
-  for seed in FLAGS.seeds:
-    for arm in ARMS[FLAGS.paper].arms:
-      file = out / f'{arm}_{seed}.json'
-      if not file.exists():
-        file.write_text(json.dumps(run(FLAGS.paper, arm, seed), indent=1))
-      results.append(json.loads(file.read_text()))
+  each = {f'{FLAGS.paper}_{arm}_{seed}': (arm, seed)
+          for seed in FLAGS.seeds for arm in ARMS[FLAGS.paper].arms}
+  files = {name: out / f'{arm}_{seed}.json'
+           for name, (arm, seed) in each.items()}
+
+  def keep(ended: launch.Ended) -> None:
+    if ended.state == 'done':
+      files[ended.job.name].write_text(json.dumps(
+          read(FLAGS.paper, *each[ended.job.name], ended), indent=1))
+
+  jobs = [job(FLAGS.paper, *each[name]) for name, file in files.items()
+          if not file.exists()]
+  if jobs:
+    with board_lib.Board() as board:
+      every = launch.run(
+          jobs, launch.slots(launch.machine(), FLAGS.jobs), board, keep)
+    lost = [str(one.job.log) for one in every if one.state != 'done']
+    if lost:
+      sys.exit(f'papers: not finished, see {", ".join(lost)}.')
+  results = [json.loads(file.read_text()) for file in files.values()]
   results.sort(key=lambda r: (r['arm'], r['seed']))
   draw(FLAGS.paper, results, out / 'curves.png')
   (out / 'summary.md').write_text(

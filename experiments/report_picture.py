@@ -23,8 +23,8 @@ _OUT = flags.DEFINE_string(
 _CHROMIUM = flags.DEFINE_string(
     'chromium', '/usr/bin/chromium', 'The browser.')
 
-_WIDTH = 1240
-_COLOURS = 96  # of the picture: a page has few
+_WIDTH = 1400
+_COLOURS = 256  # of the picture: a page has few
 
 
 def shots(file: pathlib.Path, chromium: str) -> list[Image.Image]:

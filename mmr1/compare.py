@@ -3,9 +3,11 @@
   python -m mmr1.compare --first=a/eval/grpo_100.jsonl \
       --second=b/eval/grpo_100.jsonl
 
-Records are paired by uid and sample. It prints both accuracies and McNemar's
-exact test (`mmr1.significance.mcnemar`); a score between 0 and 1 is right from
-.5 on. With several samples a problem, the first of each decoding counts.
+Records are paired by uid. It prints both mean scores, their difference with its
+95% interval (a bootstrap over problems, so of each pair together) and McNemar's
+exact test (`mmr1.significance.mcnemar`), for which a score between 0 and 1 is
+right from .5 on. Of several samples of a problem the scores are the means, and
+the test is of the first.
 """
 
 import json
@@ -13,6 +15,7 @@ import sys
 
 from absl import flags
 from etils import epath
+import numpy as np
 
 from mmr1 import command_line
 from mmr1 import significance
@@ -25,8 +28,8 @@ flags.DEFINE_enum('decoding', 'greedy', ['greedy', 'sampled'],
 flags.DEFINE_bool('help', False, 'Shows this.', flag_values=_FLAGS)
 
 
-def read(path: str, decoding: str) -> dict[int, bool]:
-  """{uid: right} of a file that an evaluation wrote.
+def read(path: str, decoding: str) -> dict[int, list[float]]:
+  """{uid: scores of its samples} of a file that an evaluation wrote.
 
   Raises:
     ValueError: no such file, a line that is no record, a problem without any.
@@ -40,8 +43,8 @@ def read(path: str, decoding: str) -> dict[int, bool]:
     try:
       row = json.loads(line)
       if row['decoding'] == decoding:
-        found.setdefault(row['uid'], float(row.get('score', row['correct']))
-                         >= .5)
+        found.setdefault(row['uid'], []).append(
+            float(row.get('score', row['correct'])))
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(f'{path}:{number}: not a record of an evaluation: '
                        f'{type(error).__name__} {error}.') from error
@@ -62,11 +65,15 @@ def compare(first: str, second: str, decoding: str = 'greedy') -> str:
         f'{first} and {second}: {len(a.keys() - b.keys())} and '
         f'{len(b.keys() - a.keys())} problems are only in one of them; needed '
         'are evaluations of the same problems.')
-  uids = sorted(a)
-  result = significance.mcnemar([a[u] for u in uids], [b[u] for u in uids])
-  n = len(uids)
-  return (f'first   {sum(a.values()) / n:.4f}\n'
-          f'second  {sum(b.values()) / n:.4f}\n'
+  uids, n = sorted(a), len(a)
+  result = significance.mcnemar(
+      *([side[uid][0] >= 0.5 for uid in uids] for side in (a, b)))
+  means = [[float(np.mean(side[uid])) for uid in uids] for side in (a, b)]
+  difference = np.subtract(means[1], means[0])
+  low, high = significance.bootstrap(difference, seed=0)
+  return (f'first   {np.mean(means[0]):.4f}\n'
+          f'second  {np.mean(means[1]):.4f}, {np.mean(difference):+.4f} '
+          f'({low:+.4f} to {high:+.4f})\n'
           f'{n} problems: both right {result.both}, only the first '
           f'{result.first}, only the second {result.second}, neither '
           f'{result.neither}\nMcNemar, exact, two-sided: p = {result.p:.4g}')

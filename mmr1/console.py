@@ -220,11 +220,12 @@ class Console:
   def _open_live(self) -> None:
     self._live = rich_live.Live(
         get_renderable=self.line, console=self.out, auto_refresh=False,
-        transient=True)
+        transient=True, redirect_stderr=sys.stderr.isatty())
     self._live.start(refresh=True)
     # Handlers of logs hold stderr as it was: their lines would tear this one.
     for handler in _handlers():
-      if handler.stream in (sys.__stderr__, sys.__stdout__):
+      if handler.stream in (sys.__stderr__, sys.__stdout__) and (
+          handler.stream.isatty()):
         self._streams.append((handler, handler.setStream(
             file_proxy.FileProxy(self.out, handler.stream))))
 

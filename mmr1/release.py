@@ -131,19 +131,34 @@ def export_adapter(
           f'{workdir_lib.absolute(base)}.')
 
 
+def exported(workdir: str, *, stage: str | None = None,
+             step: int | str | None = None, model: str | None = None) -> str:
+  """`export`, once, to <workdir>/export/<stage>_<step>; the folder."""
+  opened = _open(workdir, None, stage, step, model)
+  name, number = opened.stage, opened.step
+  if number == 'latest':
+    number = opened.models.steps(name)[-1]
+  target = workdir_lib.absolute(workdir) / 'export' / f'{name}_{number}'
+  if not (target / 'config.json').exists():
+    if target.exists():  # an interrupted one
+      target.rmtree()
+    export(workdir, str(target), stage=name, step=number, model=model)
+  return str(target)
+
+
 class _Opened(NamedTuple):
   """A run and what to take from it.
 
   Fields:
     config: of the run.
-    target: the folder to write.
+    target: the folder to write, or None.
     stage, step: whose checkpoint; told: what to say of it.
     base: folder of the base model.
     module: the model.
     models: the run's parameters.
   """
   config: resolve.Section
-  target: epath.Path
+  target: epath.Path | None
   stage: str
   step: int | str
   told: str
@@ -153,9 +168,10 @@ class _Opened(NamedTuple):
 
 
 def _open(workdir, out, stage, step, model) -> _Opened:
-  run, target = map(workdir_lib.absolute, (workdir, out))
+  run, target = workdir_lib.absolute(workdir), (
+      out and workdir_lib.absolute(out))
   config = run_config(run, model)
-  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+  if target and target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'--out: {target} is not empty. Choose another folder, or '
                      'remove it if an interrupted export left it.')
   if not (run / 'checkpoints').exists():

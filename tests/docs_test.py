@@ -56,7 +56,8 @@ def written(path):
     return [line for line in lines if line.strip().startswith('python')]
   fenced = ''.join(body for _, body in FENCE.findall(text))
   inline = re.findall(r'`([^`]+)`', FENCE.sub('', text), re.S)
-  return [*fenced.replace('\\\n', ' ').splitlines(),
+  indented = ''.join(re.findall(r'^ {4}python.*\n', text, re.M))
+  return [*(fenced + indented).replace('\\\n', ' ').splitlines(),
           *(' '.join(span.split()) for span in inline)]
 
 
@@ -154,7 +155,8 @@ def test_configs_of_commands_resolve(command, monkeypatch):
   # Files that a reader would name are not here; nor are models.
   for name in ('mmr1.stages.sft.datasets.open_expert',
                'mmr1.rl_checks.datasets.open_expert',
-               'mmr1.stages.reward_model.mixtures.open_pairs'):
+               'mmr1.stages.reward_model.mixtures.open_pairs',
+               'mmr1.grades.benchmarks.files'):
     monkeypatch.setattr(name, lambda *_, **__: None)
   config, overrides = configured(command.args, monkeypatch)
   final = resolve.finalise(config, overrides)
@@ -354,7 +356,8 @@ def literals():
 
 METRIC = re.compile(
     r'(reward|group|response_length|eval|update|data|sampler|time|compile|ratio'
-    r'|clip_frac|select|replay|env|judge|term|view|pack|revise|knob)/[a-z_/<>]+')
+    r'|clip_frac|select|replay|env|judge|term|view|pack|revise|knob)'
+    r'/[a-z_/<>]+')
 
 
 def test_metrics_of_pages_are_made():
@@ -451,7 +454,7 @@ def snippets():
         yield pytest.param(body, id=f'{page.name}-{i}')
 
 
-@pytest.mark.parametrize('body', snippets())
+@pytest.mark.parametrize('body', [*snippets()])
 def test_pieces_of_configs_are_config_code(body):
   """Pieces that set keys of `c` do so on a config of a run."""
   import configs.common

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mmr1 import checkpoint
+from mmr1 import release
 from mmr1 import workdir as workdir_lib
 from mmr1.models import checkpoints
 from tests import command
@@ -44,6 +45,18 @@ def test_it_says_what_it_exported(shell, run):
   config = json.loads((run / 'out' / 'config.json').read_text())
   assert config['dtype'] == 'bfloat16'
   assert 'not empty' in refused(shell, run, '--workdir=run', '--out=out')
+
+
+def test_a_run_is_exported_into_itself_once(run):
+  """As `python -m mmr1.evaluate --checkpoint=<run>` does."""
+  folder = run / 'run' / 'export' / 'cold_start_3'
+  folder.mkdir(parents=True)  # an interrupted one: config.json comes last
+  (folder / 'half').touch()
+  assert release.exported(str(run / 'run')) == str(folder)
+  assert not (folder / 'half').exists()
+  written = (folder / 'config.json').stat().st_mtime_ns
+  assert release.exported(str(run / 'run'), step=3) == str(folder)
+  assert (folder / 'config.json').stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize('args, words', [

@@ -198,6 +198,8 @@ def test_the_parent_of_a_stage_is_its_family(run):
   rows = {row.key: row.values for row in settings.against_parent(
       reading.read(run))}
   assert rows['seed'] == ('0', '1')
+  assert settings.differing([{'a': {}}, {'a': {'b': 1}}]) == [
+      settings.Row('a.b', ('(absent)', '1'))]
   assert rows['grpo.steps'][1] == '3' and rows['grpo.steps'][0] != '(absent)'
 
 

@@ -1,5 +1,6 @@
 """Intervals and comparisons, by hand and against scipy."""
 
+import itertools
 import json
 
 import numpy as np
@@ -29,6 +30,30 @@ def test_majority():
   assert significance.majority(['7', '8', '8', None, None, None]) == 1
   assert significance.majority(['7', '8']) == 0
   assert significance.majority([None]) is None
+
+
+def test_at_k_by_hand_and_by_all_subsets():
+  scores = [[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]]
+  said = [['a', 'b', 'a', 'b'], [None] * 4, ['c', None, 'd', 'c']]
+  found = significance.at_k(scores, said, 3)
+  subsets = [[any(draw) for draw in itertools.combinations(one, 3)]
+             for one in scores]
+  assert found.passed == [np.mean(one) for one in subsets] == [1, 0, 1]
+  # Of three samples: 'a' twice, wrong; no vote; 'c' and 'd', the first wins.
+  assert found.majority == [0, 0, 1]
+  assert found.mean == pytest.approx([1 / 3, 0, 2 / 3])
+  assert significance.at_k(scores, said, 4).majority == [0, 0, 1]  # a tie: 'a'
+
+
+def test_intervals_of_equal_scores_have_width():
+  stats = pytest.importorskip('scipy.stats')
+  for score, right in ((0.0, 0), (1.0, 10)):
+    theirs = stats.binomtest(right, 10).proportion_ci(method='wilson')
+    assert significance.interval([score] * 10) == pytest.approx(
+        (theirs.low, theirs.high), abs=1e-6)
+  assert significance.interval([0.5] * 10) == significance.wilson(5, 10)
+  mixed = [0.0] * 9 + [1.0]
+  assert significance.interval(mixed) == significance.bootstrap(mixed, seed=0)
 
 
 def test_bootstrap_is_seeded_and_agrees_with_scipy():
@@ -68,10 +93,16 @@ def test_two_files_are_compared(tmp_path):
   told = compare.compare(first, second)
   # 2 against 1: 2 (1 + 3) / 8 = 1.
   assert 'only the first 2, only the second 1' in told and 'p = 1' in told
+  assert 'second  0.3333, -0.3333 (-1.0000 to +1.0000)' in told
   with pytest.raises(ValueError, match='1 and 0 problems'):
     compare.compare(first, write('c', [(1, True), (2, True)]))
   with pytest.raises(ValueError, match='no such file'):
     compare.compare(first, str(tmp_path / 'none'))
+  # Of several samples the means, .5 and 1; the test is of the first.
+  one, two = write('e', [(1, True), (1, False)]), write('f', [(1, True)] * 2)
+  told = compare.compare(one, two)
+  assert 'first   0.5000' in told and '1.0000, +0.5000 (+0.5000' in told
+  assert '1 problems: both right 1' in told
   (tmp_path / 'd').write_text('{half')
   with pytest.raises(ValueError, match='d:1'):
     compare.compare(first, str(tmp_path / 'd'))

@@ -100,7 +100,8 @@ def execute(name: str, *, cwd: pathlib.Path = FOLDER) -> dict[str, Any]:
 def clean(notebook: dict[str, Any]) -> dict[str, Any]:
   """Without times and machines, so that an execution changes what it must.
 
-  Colours of a terminal go too, and pieces of one stream become one.
+  Colours of a terminal go too, and what libraries say on stderr; pieces of one
+  stream become one.
   """
   notebook['metadata'] = {
       'kernelspec': {'display_name': 'Python 3', 'language': 'python',
@@ -117,6 +118,8 @@ def _joined(outputs: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
   last = None
   for output in outputs:
     output.pop('metadata', None)
+    if output.get('name') == 'stderr':
+      continue
     if output['output_type'] != 'stream':
       yield from [last] if last else []
       last = None

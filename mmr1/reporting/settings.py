@@ -66,7 +66,10 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[Row]:
   keys = dict.fromkeys(key for tree in trees for key in tree)
   rows = [Row(key, tuple(tree.get(key, ABSENT) for tree in trees))
           for key in sorted(keys)]
-  return [row for row in rows if len(set(row.values)) > 1]
+  # Of {} beside what has keys, the keys say it.
+  above = {key.rpartition('.')[0] for key in keys}
+  return [row for row in rows if len(set(row.values)) > 1 and not (
+      row.key in above and set(row.values) <= {'{}', ABSENT})]
 
 
 def shown(value: Any) -> str:

@@ -27,4 +27,5 @@ def by_rules(said: str, example: records.Example) -> str | None:
   For scores without a judge model; they are not those of the benchmark's paper.
   """
   del example
-  return text.extract_answer(said, strict=False)
+  found = text.extract_answer(said, strict=False)
+  return found and text.unwrap(found)

@@ -8,8 +8,10 @@ import pytest
 
 from mmr1 import records
 from mmr1.data import benchmarks
+from mmr1.rewards import equivalence
 from mmr1.rewards import official
 from mmr1.rewards import text_distance
+from mmr1.rewards import verdict
 
 
 def picture():
@@ -54,6 +56,9 @@ def test_mmmu_open_and_pro(tmp_path):
                 answer="['12', 'twelve']", image_1=picture())
   assert official.official('The answer is 12.0', example).score == 1.0
   assert official.official('The answer is 13', example).score == 0.0
+  # Of '1,012' the plain search alone would find 012; the one with commas 1012.
+  assert official.official('so 1,012', example).score == 1.0
+  assert official.official('so 1,013', example).score == 0.0
   assert official.strict('<answer>Twelve</answer>', example).score == 1.0
   example = one(tmp_path, 'mmmu_pro', id='p', image=picture(), answer='C',
                 options="['a1', 'b1', 'c1']")
@@ -78,20 +83,107 @@ def test_mathvista_rules_and_judge(tmp_path):
   assert official.strict('<answer>1.2</answer>', example).score == 1.0
 
 
+def test_mathverse_asks_a_judge_for_all_and_reports_its_versions(tmp_path):
+  row = dict(sample_index='3', problem_version='Vision Only', question='',
+             image=picture(), answer='D', question_type='multi-choice',
+             metadata=dict(subject='Plane Geometry', subfield='Angle'))
+  example = one(tmp_path, 'mathverse', **row)
+  assert example.question == 'Answer the question in the image.'
+  assert list(example.meta['labels'].items()) == [
+      ('version', 'Vision Only'), ('subject', 'Plane Geometry'),
+      ('subfield', 'Angle')]
+  assert official.official('D', example) == (None, 0.0, 'unjudged')
+  # The first model extracts, the second compares: one judge does either half.
+  assert official.official('...', example, judge=lambda *_: ' D ') == (
+      'D', 1.0, 'judge')
+  assert official.official('...', example, judge=lambda *_: ('140', 1.0)) == (
+      '140', 1.0, 'judge')
+  assert official.official('...', example, judge=lambda *_: None) == (
+      None, 0.0, 'judge')
+  assert official.official(
+      'The answer is D.', example, judge=verdict.by_rules) == (
+          'D', 1.0, 'judge')
+  assert official.strict('<answer>D</answer>', example).score == 1.0
+  assert official.strict('D', example) == (None, 0.0, 'rule')
+  path = tmp_path / 'text.json'
+  path.write_text(json.dumps([{
+      **row, 'problem_version': 'Text Only', 'question': 'x?', 'image': ''}]))
+  (example,) = benchmarks.Benchmark('mathverse', str(path))
+  assert (example.question, example.images) == ('x?', ())
+
+
+def test_mathvision_by_hand(tmp_path):
+  example = one(
+      tmp_path, 'mathvision', id='4', question='How many?\n<image1>',
+      options=['2', '4', '6'], answer='B', solution=None, level=2,
+      subject='counting', image='images/4.jpg', decoded_image=picture())
+  assert example.question == 'How many?\n<image>\n(A) 2\n(B) 4\n(C) 6'
+  assert example.meta['labels'] == {'level': 'level 2', 'subject': 'counting'}
+  for said, score in (
+      ('\\boxed{B}', 1), ('So it must be (B).', 1), ('B\nsince', 1),
+      ('there is 4.', 1), ('the answer is B. Or C', 1),
+      ('\\boxed{A} no, \\boxed{\\frac{8}{2}}', 1),  # 8 / 2 is option B
+      ('\\boxed{C}', 0), ('So it must be C.', 0), ('the answer is 6', 0),
+      ('B or C', 0), ('', 0)):
+    assert official.official(said, example)[1:] == (score, 'rule'), said
+  assert official.official('', example).extracted is None
+  assert official.strict('<answer>B</answer>', example).score == 1.0
+  assert official.strict('\\boxed{B}', example) == (None, 0.0, 'rule')
+  path = tmp_path / 'test.jsonl'
+  Image.new('RGB', (40, 40)).save(tmp_path / '1.png')
+  for answer, said, score in (
+      ('0.33', 'x = \\boxed{\\dfrac{1}{3}}', 1), ('(1,2)', '\\boxed{(1, 2.0)}', 1),
+      ('(1,2)', '\\boxed{(1, 3)}', 0), ('60', '\\boxed{60^\\circ}', 1),
+      ('60', 'the answer is 60.004', 1), ('60', 'the answer is 60.02', 0)):
+    path.write_text(json.dumps(dict(
+        id='1', question='?', options=[], answer=answer, level=1, subject='s',
+        image='1.png')))
+    (example,) = benchmarks.Benchmark('mathvision', str(path))
+    assert official.official(said, example).score == score, said
+
+
+@pytest.mark.parametrize('gold, said', [
+    ('\\frac{1}{3}', '0.333'), ('\\sqrt{2}', '1.41'), ('2\\pi', '6.28'),
+    ('\\frac{7}{2}', '3.51'), ('2^{3}', '8'), ('\\sqrt{3}+1', '2.74')])
+def test_mathvisions_values_are_those_of_latex2sympy(gold, said):
+  """The library that the benchmark's own script evaluates answers with."""
+  sympy = pytest.importorskip('sympy')
+  latex2sympy = pytest.importorskip('latex2sympy2_extended').latex2sympy
+  value = lambda x: round(float(sympy.N(latex2sympy(x))), 2)
+  assert equivalence.rounded_equal(gold, said) == (value(gold) == value(said))
+
+
 def test_choices(tmp_path):
   example = one(tmp_path, 'mmstar', index=0, question='Q Options: A: x, B: y',
-                answer='B', image=picture())
+                answer='B', image=picture(), category='math', l2_category='x')
+  # The first character decides, behind nothing or one of three leads.
   assert [both(s, example)[0].score for s in (
-      'B', 'B: y', 'The answer is B', 'maybe', 'A')] == [1, 1, 1, 0, 0]
+      'B', 'B: y', '(b)', 'Option B', 'The answer is B', 'bee', 'So: B',
+      'maybe', 'A')] == [1, 1, 1, 1, 1, 1, 0, 0, 0]
+  assert official.official('A', example).extracted == 'A'
+  assert official.official('maybe', example).extracted is None
   assert official.strict('<answer>B</answer>', example).score == 1.0
+  assert [*example.meta['labels']] == ['category', 'l2_category']
   example = one(tmp_path, 'ai2d', question='Q', options=['x', 'y'], answer='1',
                 image=picture())
   assert both('B. y', example)[0] == ('B', 1.0, 'rule')
+  assert both('(b)', example)[0] == ('B', 1.0, 'rule')
+  assert both('B y', example)[0] == ('B Y', 0.0, 'rule')
   example = one(tmp_path, 'mme_realworld', index=1, question='Q', answer='C',
                 bytes=picture()['bytes'], **{'multi-choice options': [
                     '(A) one', '(B) two', '(C) red']})
   assert both('The best answer is C', example)[0].score == 1.0
   assert both('red', example)[0] == ('C', 1.0, 'rule')
+  path = tmp_path / 'own.json'
+  Image.new('RGB', (40, 40)).save(tmp_path / 'a.jpg')
+  path.write_text(json.dumps([{
+      'Question_id': 'p/0', 'Text': 'Q', 'Image': 'a.jpg', 'Answer choices': [
+          '(A) one', '(B) two'], 'Ground truth': 'A', 'Task': 'Perception',
+      'Subtask': 'Monitoring', 'Category': 'x'}]))
+  (example,) = benchmarks.Benchmark('mme_realworld', str(path))
+  assert example.question == 'Q\n(A) one\n(B) two'
+  assert example.meta['labels'] == {
+      'task': 'Perception', 'subtask': 'Monitoring'}
 
 
 def test_relaxed_accuracy(tmp_path):
@@ -111,6 +203,7 @@ def test_anls(tmp_path):
   assert official.official('smith', example).score == 1.0
   assert official.official('smit', example).score == 0.8  # 1 - 1/5
   assert official.official('xy', example).score == 0.0
+  assert official.anls(['abcd'], 'abxy') == 0.5  # 2 / 4: the script keeps it
   assert official.strict('<answer>smit</answer>', example).score == 0.8
   anls = pytest.importorskip('anls')
   for golds, said in ((['abcd'], 'abxd'), (['a b'], 'A B'), (['ab'], 'cd')):
@@ -129,6 +222,20 @@ def test_boxes_and_points(tmp_path):
   assert official.official('at [0, 0, 10, 4]', example).score == 0.0
   assert official.strict('<answer>[0, 0, 10, 6]</answer>', example).score == 1
   assert official.strict('[0, 0, 10, 6]', example).score == 0.0
+  path.write_text(json.dumps(dict(  # VLM-R1's
+      image='a.png', problem='Where is it?', solution=[0, 0, 10, 10])))
+  (example,) = benchmarks.Benchmark('refcoco', str(path))
+  assert example.question == 'Where is it?'
+  assert official.official('[0, 0, 10, 6]', example).score == 1.0
+  parquet_row = dict(question_id='7', image=picture(), answer=['cat', 'left'],
+                     bbox=[5., 6., 10., 10.])
+  from pyarrow import Table, parquet
+  parquet.write_table(Table.from_pylist([parquet_row] * 2),
+                      tmp_path / 'val-0.parquet')
+  found = [*benchmarks.Benchmark('refcoco', f'{tmp_path}/val-*.parquet')]
+  assert [x.uid for x in found] == [0, 1, 2, 3]  # a problem per expression
+  assert found[1].question.endswith('of: left')
+  assert found[1].meta['box'] == (5, 6, 15, 16)  # width and height
   path = tmp_path / 's.json'
   path.write_text(json.dumps([dict(
       img_filename='a.png', instruction='close', bbox=[10, 10, 20, 20])]))

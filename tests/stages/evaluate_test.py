@@ -131,6 +131,55 @@ def test_m3_the_size_of_a_batch_changes_nothing(config, open_run, tmp_path):
   assert read('a') == read('b')
 
 
+class Watched:
+  """A sampler that notes how it is called."""
+
+  def __init__(self, inner):
+    self.inner, self.publish, self.calls = inner, inner.publish, []
+
+  def __call__(self, params, prompts, *args, group, **kwargs):
+    self.calls.append((prompts.tokens.shape[0], group))
+    return self.inner(params, prompts, *args, group=group, **kwargs)
+
+
+def test_several_samples_share_their_prompt_and_give_metrics_at_k(
+    config, open_run, tmp_path):
+  _, one = opened(config, open_run, tmp_path / 'single')
+  one(one._ctx.base, 'base', 0)
+  config.evaluation.samples_per_problem, config.evaluation.at_k = 3, (1, 2, 3)
+  ctx, one = opened(config, open_run, tmp_path / 'run')
+  ctx.__dict__['sampler'] = watched = Watched(ctx.sampler)
+  # The random model is never right: a rule that it satisfies now and then.
+  one._grade = lambda s: grades.Grade(s.text[:1] or None, len(s.text) % 2 == 0)
+  found = one(ctx.base, 'base', 0)
+  assert set(watched.calls) == {(2, 1), (2, 3)}  # two prompts, never repeated
+  rows = log.read_rows(tmp_path / 'run' / 'eval' / 'base_0.jsonl')
+  sampled = [row for row in rows if row['decoding'] == 'sampled']
+  assert len(rows) == 6 + 18 and found['eval/n'] == 6
+  assert [row['sample'] for row in sampled] == [0, 1, 2] * 6
+  # The first of three is the only one of one: noise follows uid and sample.
+  single = log.read_rows(tmp_path / 'single' / 'eval' / 'base_0.jsonl')
+  assert [row['text'] for row in sampled if not row['sample']] == [
+      row['text'] for row in single if row['decoding'] == 'sampled']
+  assert len({row['text'] for row in sampled}) > 6
+  right = np.asarray([row['correct'] for row in sampled]).reshape(6, 3)
+  assert 0 < right.mean() < 1
+  assert found['eval/accuracy_sampled'] == pytest.approx(right.mean())
+  assert found['eval/mean_at_3'] == pytest.approx(right.mean())
+  assert found['eval/pass_at_3'] == right.any(1).mean()
+  assert found['eval/pass_at_1'] == pytest.approx(right.mean())
+  assert found['eval/mean_at_1'] == found['eval/maj_at_1'] == right[:, 0].mean()
+  for k in (1, 2, 3):
+    for name in ('pass', 'maj', 'mean'):
+      key = f'eval/{name}_at_{k}'
+      assert found[f'{key}_low'] <= found[key] <= found[f'{key}_high']
+  card = json.loads((tmp_path / 'run' / 'eval' / 'base_0.json').read_text())
+  assert card['ks'] == [1, 2, 3] and card['samples_per_problem'] == 3
+  for row in rows:  # what a browser of records shows
+    assert row['prompt'] and len(row['images']) == 1
+    assert (tmp_path / 'run' / 'samples' / 'images' / row['images'][0]).exists()
+
+
 def test_strict_and_lenient(config, open_run, tmp_path):
   graded = {}
   for parser in grades.PARSERS:
@@ -241,6 +290,11 @@ def test_m10_answers_that_cannot_be_checked_are_wrong_counted_and_shown(
     (dict(temperature=0.0), r'evaluation.temperature: got 0.0'),
     (dict(top_p=1.5), r'evaluation: .*top_p=1.5'),
     (dict(top_k=-2), r'evaluation: .*top_k=-2'),
+    (dict(samples_per_problem=0), r'samples_per_problem: got 0'),
+    (dict(samples_per_problem=2, at_k=(1, 3)), r'at_k: got \(1, 3\) with'),
+    (dict(at_k=(1,)), r'at_k: got \(1,\) with samples_per_problem=1'),
+    (dict(benchmark='mmmu', benchmark_path='gone.parquet', parser='strict'),
+     r'gone.parquet: no such file'),
 ])
 def test_m22_settings_that_cannot_work(config, changes, message):
   config.evaluation.update(changes)

@@ -74,7 +74,7 @@ function about(head, source, i, one) {
   } else {
     meta.append(pill(source.title(index.evaluation[i])), pill(source.way(i)));
   }
-  meta.append(...source.flags(i), ...source.pills(i));
+  meta.append(...source.flags(i), ...source.pills(i, true));
   for (const key of ['uid', 'group', 'slot']) {
     if (key in one) meta.append(pill(`${key} ${one[key]}`, 'quiet'));
   }
@@ -149,7 +149,7 @@ function others(source, i, go, put) {
   if (source.name === 'samples') {
     const group = source.group(i);
     if (group.length < 2) return;
-    put('Its group', element('div', {class: 'meta'}, ...group.map((k, n) => {
+    put('Rewards of its group', element('div', {class: 'meta'}, ...group.map((k, n) => {
       const reward = source.index.reward[k];
       return jump(`${n + 1}: ${reward === null ? '-' : short(reward)}`,
           k === i, () => go(k));

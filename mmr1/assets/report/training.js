@@ -56,8 +56,8 @@ async function trainingSource(head) {
     }
   }
 
-  function pills(i) {
-    const out = index.tag[i] ? [pill(index.tag[i])] : [];
+  function pills(i, alone) {  // alone: with all that the row says beside them
+    const out = index.tag[i] && !alone ? [pill(index.tag[i])] : [];
     for (const name of names) {
       const value = rewards[name][i];
       if (value === null) continue;
