@@ -245,9 +245,10 @@ class _Process:
       os.killpg(self._process.pid, signal.SIGKILL)
     code = self._process.wait()
     state = 'stopped' if stopped else 'failed'
-    if not code:  # one that was asked to stop leaves with 0 too
-      done = (self.job.workdir / 'FINISHED').exists()
-      state = 'done' if done else 'stopped'
+    if not code and (self.job.workdir / 'FINISHED').exists():
+      state = 'done'
+    elif code in (0, 130):  # somebody asked it to: SIGTERM, Ctrl-C
+      state = 'stopped'
     return Ended(self.job, state, code, self.seconds(), self._continued)
 
 

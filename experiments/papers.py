@@ -13,19 +13,17 @@ from collections.abc import Callable
 import json
 import pathlib
 import platform
-import statistics
 import sys
 from typing import NamedTuple
 
 from absl import app
 from absl import flags
 import jax
-import matplotlib
-import matplotlib.pyplot as plt
 
 from experiments import board as board_lib
 from experiments import kept
 from experiments import launch
+from experiments import paper_figures
 from mmr1 import log
 
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
@@ -217,64 +215,6 @@ def read(paper: str, arm: str, seed: str, ended: launch.Ended) -> dict:
       'curves': curves}
 
 
-def table(paper: str, results: list[dict]) -> str:
-  """Markdown: what every arm and seed ended with."""
-  spec = ARMS[paper]
-  head = ['arm', 'seed', *spec.ends, *(
-      f'{key}: first 5, last 5 steps' for key in spec.curves)]
-  lines = [' | '.join(['', *head, '']).strip(),
-           '|---' * len(head) + '|']
-  for result in results:
-    cells = [result['arm'], str(result['seed']), *(
-        f'{_evaluated(result, spec.stage or paper, key):.3f}'
-        for key in spec.ends)]
-    for key in spec.curves:
-      values = [x for x in result['curves'][key] if x is not None]
-      cells.append(f'{statistics.mean(values[:5]):.3f}, '
-                   f'{statistics.mean(values[-5:]):.3f}' if values else '-')
-    lines.append('| ' + ' | '.join(cells) + ' |')
-  return '\n'.join(lines)
-
-
-def _evaluated(result: dict, stage: str, key: str) -> float:
-  """A metric of an evaluation, `key` as in `Paper.ends`; nan if that stage is
-  not in this arm."""
-  other, _, metric = key.rpartition(':')
-  return result['evaluations'].get(other or stage, {}).get(
-      metric, float('nan'))
-
-
-def smooth(values: list[float | None], width: int = 5) -> list[float]:
-  """The mean over a window around each step; a step without a value is left
-  out, and a window without any is nan."""
-  half = width // 2
-  windows = [[x for x in values[max(i - half, 0):i + half + 1] if x is not None]
-             for i in range(len(values))]
-  return [statistics.mean(one) if one else float('nan') for one in windows]
-
-
-def draw(paper: str, results: list[dict], path: pathlib.Path) -> None:
-  """A panel per metric: every seed thin, the mean of an arm thick; a seed is
-  drawn as its mean over five steps, because problems differ between steps."""
-  matplotlib.use('Agg')
-  spec = ARMS[paper]
-  figure, axes = plt.subplots(
-      1, len(spec.curves), figsize=(3.4 * len(spec.curves), 3.2))
-  for axis, key in zip(axes, spec.curves):
-    for i, arm in enumerate(spec.arms):
-      every = [r['curves'][key] for r in results if r['arm'] == arm]
-      every = [smooth(one) for one in every]
-      for one in every:
-        axis.plot(one, color=f'C{i}', linewidth=0.6, alpha=0.5)
-      axis.plot([statistics.mean(step) for step in zip(*every)],
-                color=f'C{i}', linewidth=2, label=arm)
-    axis.set_title(key)
-    axis.set_xlabel('rl step')
-  axes[0].legend()
-  figure.tight_layout()
-  figure.savefig(path, dpi=110)
-
-
 def main(argv):
   del argv
   out = ROOT / FLAGS.paper
@@ -300,10 +240,12 @@ def main(argv):
       sys.exit(f'papers: not finished, see {", ".join(lost)}.')
   results = [json.loads(file.read_text()) for file in files.values()]
   results.sort(key=lambda r: (r['arm'], r['seed']))
-  draw(FLAGS.paper, results, out / 'curves.png')
+  spec = ARMS[FLAGS.paper]
+  paper_figures.draw(spec, results, out / 'curves.png')
   (out / 'summary.md').write_text(
       f'`python -m experiments.papers --paper={FLAGS.paper} '
-      f'--seeds={",".join(FLAGS.seeds)}`\n\n{table(FLAGS.paper, results)}\n')
+      f'--seeds={",".join(FLAGS.seeds)}`\n\n'
+      f'{paper_figures.table(spec, spec.stage or FLAGS.paper, results)}\n')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
   pip install nbclient ipykernel
   python -m experiments.notebooks.execute                  # all
-  python -m experiments.notebooks.execute 2_ablation
+  python -m experiments.notebooks.execute experiments/notebooks/2_ablation.ipynb
   python -m experiments.notebooks.execute --links          # no execution
 
 Each starts from nothing: a kernel of its own, and runs in a folder that is
@@ -21,10 +21,16 @@ import sys
 import time
 from typing import Any
 
+from absl import flags
+
 # Where the notebooks are opened and cloned from: set it to your fork, then run
 # the command with --links.
 REPOSITORY = 'https://github.com/OWNER/mmr1'
 BRANCH = 'main'
+
+_FLAGS = flags.FlagValues()
+flags.DEFINE_bool('links', False, 'Writes the first two cells, runs nothing.',
+                  flag_values=_FLAGS)
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -100,8 +106,8 @@ def execute(name: str, *, cwd: pathlib.Path = FOLDER) -> dict[str, Any]:
 def clean(notebook: dict[str, Any]) -> dict[str, Any]:
   """Without times and machines, so that an execution changes what it must.
 
-  Colours of a terminal go too, and what libraries say on stderr; pieces of one
-  stream become one.
+  Prints become one stream of plain text for each cell: without colours, what
+  libraries say on stderr, and lines of progress that say what time is left.
   """
   notebook['metadata'] = {
       'kernelspec': {'display_name': 'Python 3', 'language': 'python',
@@ -115,26 +121,39 @@ def clean(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined(outputs: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-  last = None
+  printed = []
   for output in outputs:
-    output.pop('metadata', None)
     if output.get('name') == 'stderr':
       continue
-    if output['output_type'] != 'stream':
-      yield from [last] if last else []
-      last = None
-      if output['output_type'] in ('display_data', 'execute_result'):
-        output['metadata'] = {}
-      yield output
+    said = _printed(output)
+    if said is not None:
+      printed.append(said)
       continue
-    said = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', text(
-        {'source': output['text']}))
-    if last and last['name'] == output['name']:
-      last['text'] += said
-    else:
-      yield from [last] if last else []
-      last = {**output, 'text': said}
-  yield from [last] if last else []
+    yield from _stream(printed)
+    printed = []
+    output.pop('metadata', None)
+    if output['output_type'] in ('display_data', 'execute_result'):
+      output['metadata'] = {}
+    yield output
+  yield from _stream(printed)
+
+
+def _printed(output: dict[str, Any]) -> str | None:
+  """Text of a print, also of rich's, which are pages; None: no print."""
+  if output['output_type'] == 'stream':
+    return text({'source': output['text']})
+  page = text({'source': output.get('data', {}).get('text/html', '')})
+  if page.startswith('<pre style='):
+    return text({'source': output['data']['text/plain']})
+  return None
+
+
+def _stream(printed: Sequence[str]) -> Iterator[dict[str, Any]]:
+  plain = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', ''.join(printed))
+  lines = [line.replace(f'{ROOT}/', '') for line in plain.splitlines(True)
+           if not re.search(r'[1-9]\d*:\d\d left|0:(?!00)\d\d left', line)]
+  if lines:
+    yield {'output_type': 'stream', 'name': 'stdout', 'text': ''.join(lines)}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -155,23 +174,21 @@ def write(name: str, notebook: dict[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-  links = '--links' in argv
-  wanted = [arg for arg in argv[1:] if arg != '--links']
-  if any(arg.startswith('-') for arg in wanted):
-    sys.exit('notebooks: the only flag is --links; the rest are names.')
-  os.environ.pop('MMR1_STEPS', None)  # what is kept is the whole run
-  for name in wanted or names():
-    try:
-      if links:
+  try:
+    wanted = [pathlib.Path(path).stem for path in _FLAGS(argv)[1:]]
+    os.environ.pop('MMR1_STEPS', None)  # what is kept is the whole run
+    for name in wanted or names():
+      if _FLAGS.links:
         write(name, linked(name, read(name)))
         continue
+      read(name)
       shutil.rmtree(ROOT / RUNS / name, ignore_errors=True)
       began = time.time()
       write(name, execute(name))
-    except ValueError as error:
-      sys.exit(f'notebooks: {error}')
-    size = (FOLDER / f'{name}.ipynb').stat().st_size
-    print(f'{name}: {time.time() - began:.0f} s, {size / 1000:.0f} kB')
+      size = (FOLDER / f'{name}.ipynb').stat().st_size
+      print(f'{name}: {time.time() - began:.0f} s, {size / 1000:.0f} kB')
+  except (ValueError, flags.Error) as error:
+    sys.exit(f'notebooks: {error}')
 
 
 if __name__ == '__main__':
