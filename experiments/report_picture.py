@@ -1,10 +1,10 @@
 """The picture of a report in the README: curves, and the browser of samples.
 
-  python -m mmr1.main --config=configs/vision_r1.py
   python -m experiments.report_picture --workdir=runs/vision_r1
 
-Makes the run's page, opens it in headless Chromium (playwright; --chromium is
-the browser's path) and writes experiments/results/report/report.png.
+docs/report.md says of which run the one that is kept is. Makes the run's page,
+opens it in headless Chromium (playwright; --chromium is the browser's path) and
+writes experiments/results/report/report.png.
 """
 
 import io

@@ -38,6 +38,8 @@ def derived(section: Any, layout: sharding.Layout) -> str:
     if section.kind in kinds:
       n = section[key]
       return f'{section.steps} steps of {n} {what}' + _each(layout, n, what)
+  if section.kind == 'collect':
+    return f'{section.size} examples by {section.engine}'
   return section.kind
 
 

@@ -84,8 +84,9 @@ def show(config: config_dict.ConfigDict, workdir: str,
   for name in final.stages:
     screen.doing(name)
     section = final[name]
-    screen.note(f'\n[{name}] {section.kind}: '
-                + (banner.derived(section, layout) if layout else ''))
+    derived = banner.derived(section, layout) if layout else ''
+    screen.note(f'\n[{name}] {section.kind}' + (
+        f': {derived}' if derived not in ('', section.kind) else ''))
     if layout is not None:
       for line in described.lines(found.config, name, layout):
         screen.note(f'  {line}')
@@ -244,7 +245,7 @@ def _show(first: first_samples.First, name: str, section: Any,
     screen.note(f'    | {line}')
   for path in first_samples.save(folder, name, example):
     screen.note(f'    {path}')
-  for text in example.completions[:2]:
+  for text in () if first.made_by else example.completions[:2]:
     screen.note(f'    completion: {text!r}')
   if section.kind == 'detect':
     screen.note(f'    {len(example.meta["boxes"])} boxes of classes '

@@ -1,7 +1,8 @@
 """The command that evaluates a model on benchmarks from local files.
 
   python -m mmr1.evaluate --benchmark=mmmu --path=data/mmmu/*.parquet \\
-      --checkpoint=checkpoints/qwen2_5_vl_7b --config=configs/forkme.py:qwen2_5_vl_7b
+      --checkpoint=checkpoints/qwen2_5_vl_7b \\
+      --config=configs/forkme.py:qwen2_5_vl_7b
 
 --benchmark and --path may be repeated, in the same order. --checkpoint is a
 Hugging Face folder or the workdir of a run, whose model is exported into it;

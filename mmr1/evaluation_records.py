@@ -1,4 +1,4 @@
-"""What an evaluation leaves in `eval/`: a card, and a record of each sample (M19)."""
+"""What an evaluation leaves in `eval/`: a card, and a record of each sample."""
 
 import collections
 from collections.abc import Mapping, Sequence

@@ -80,7 +80,7 @@ COMMANDS = commands((*PAGES, *CODE))
 CONFIGURED = sorted({
     command.args: command for command in COMMANDS
     if any(arg.startswith('--config=configs/') for arg in command.args)
-    and command.module in ('mmr1.main', 'mmr1.plan')}.values())
+    and command.module in ('mmr1.main', 'mmr1.plan', 'mmr1.evaluate')}.values())
 
 
 def source_of(module):

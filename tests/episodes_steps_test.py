@@ -145,8 +145,10 @@ def imitating(shrink, tmp_path):
   c = config(shrink, stop=())
   c.data.path = sft_test.write(tmp_path, sft_test.THOUGHTS)
   lines = (tmp_path / 'train.jsonl').read_text().splitlines()
+  # Each twice; of the first the environment would go on.
   (tmp_path / 'train.jsonl').write_text('\n'.join(
-      line[:-1] + ', "turns": ["What?", "So."]}' for line in lines) + '\n')
+      f'{line[:-1]}, "turns": {json.dumps(turns)}}}' for line in lines
+      for turns in (['So.'], ['What?', 'So.'])) + '\n')
   c.sft.env = 'own'
   c.imitate = common.overlay(
       c.sft, steps=2, rows_per_step=4, max_new_tokens=T)
@@ -154,7 +156,8 @@ def imitating(shrink, tmp_path):
   return c
 
 
-def test_sft_learns_what_the_assistant_says(imitating, open_run, tmp_path):
+def test_sft_learns_what_the_assistant_says(
+    imitating, open_run, tmp_path, capfd):
   ctx, plans = open_run(imitating, tmp_path / 'run')
   taken, original = [], sft.loop.train
 
@@ -174,6 +177,10 @@ def test_sft_learns_what_the_assistant_says(imitating, open_run, tmp_path):
   np.testing.assert_array_equal(block.mask, kinds == types.KIND_EXPERT)
   assert np.abs(block.completions.media['vision'].patches).max() > 0
   assert np.isfinite(metrics['loss']) and again.mask.any()
+  # M26: what would end otherwise is left out, counted and named.
+  assert taken[-1][0]['data/dropped_long'] >= 1
+  printed = ''.join(capfd.readouterr())
+  assert 'train.jsonl:' in printed and 'the environment goes on' in printed
 
 
 @pytest.mark.parametrize('flat, match', [

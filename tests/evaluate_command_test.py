@@ -56,8 +56,9 @@ def test_the_command_shows_what_is_wrong_and_evaluates_the_rest(ran):
   assert bad[0] in told
   assert sorted(x.name for x in (folder / 'eval').iterdir()) == [
       'mathverse_0.json', 'mathverse_0.jsonl', 'mmmu_0.json', 'mmmu_0.jsonl']
-  for part in ('mathverse, official: 4 problems', 'pass@2', 'maj@1', 'Text Lite',
-               'by the judge', 'by chance', '1 skipped', 'row 2: bad row'):
+  for part in ('mathverse, official: 4 problems', 'pass@2', 'maj@1',
+               'Text Lite', 'by the judge', 'by chance', '1 skipped',
+               'row 2: bad row'):
     assert part in told, part
 
 

@@ -390,6 +390,7 @@ class Opened:
 @pytest.fixture
 def playwright():
   sync_api = pytest.importorskip('playwright.sync_api')
+  sync_api.expect.set_options(timeout=60_000)  # of a machine with other work
   with sync_api.sync_playwright() as play:
     yield play, sync_api.expect
 

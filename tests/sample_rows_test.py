@@ -51,7 +51,8 @@ def filled(advantage):
                  if g == 1 else {})) for g in range(G)]
   arrays = judged.Arrays(
       spoken=np.asarray(KINDS == 1)[None], lengths=np.full((1, G), 2),
-      done=np.ones((1, G), bool), branch=np.zeros(1, np.int32),
+      done=np.ones((1, G), bool), whole=np.asarray((KINDS > 0).sum(-1))[None],
+      cut=np.zeros((1, G), bool), branch=np.zeros(1, np.int32),
       expert=np.zeros((1, G), bool), baseline=np.zeros(1),
       turn=np.zeros((1, G, T), np.int8), turn_rewards=np.zeros((1, G, 1)))
   return judged.Filled(

@@ -1,6 +1,6 @@
 """Size and opening time of a long run's report.
 
-  python -m experiments.bench.report --out=/tmp/long [--steps=2000]
+  python -m experiments.bench.report --out=runs/long [--steps=2000]
 
 Writes a synthetic run (a row of metrics a step, groups of 5 samples with
 pictures, 20,000 samples for 2,000 steps, of every tenth step 4 with numbers of

@@ -69,8 +69,9 @@ def mathverse(row: Row) -> Made:
 
 
 def mathvision(row: Row) -> Made:
-  """MathLLMs/MathVision, or the project's own test.jsonl: id, question, options,
-  decoded_image or image, answer (the letter of an option), level, subject."""
+  """MathLLMs/MathVision, or the project's own test.jsonl: id, question,
+  options, decoded_image or image, answer (the letter of an option), level,
+  subject."""
   choices = list(row['options'])
   meta: dict[str, Any] = dict(id=str(row['id']), labels=_labels(
       {**row, 'level': f'level {row["level"]}'},
@@ -107,8 +108,8 @@ def mmmu(row: Row) -> Made:
 
 
 def mmmu_pro(row: Row) -> Made:
-  """MMMU/MMMU_Pro: as MMMU; of the vision split only id, image, options, answer,
-  subject."""
+  """MMMU/MMMU_Pro: as MMMU; of the vision split only id, image, options,
+  answer, subject."""
   if 'question' in row:
     return mmmu(row)
   choices = _listed(row['options'])
@@ -152,8 +153,8 @@ def mme_realworld(row: Row) -> Made:
 
 def chartqa(row: Row) -> Made:
   """HuggingFaceM4/ChartQA (query, label, human_or_machine), lmms-lab/ChartQA
-  (question, answer, type), each with image, or the project's own test_human.json
-  (imgname, query, label)."""
+  (question, answer, type), each with image, or the project's own
+  test_human.json (imgname, query, label)."""
   question = row['query'] if 'query' in row else row['question']
   gold = row['label'] if 'label' in row else row['answer']
   image = row['image'] if 'image' in row else f'../png/{row["imgname"]}'

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from mmr1 import records
 from mmr1 import text
 
-# What a benchmark asks a language model. It reads the completion and its example
-# and gives the answer that it finds, or that with a score of 0 to 1; None: it
-# finds none.
+# What a benchmark asks a language model. It reads the completion and its
+# example and gives the answer that it finds, or that with a score of 0 to 1;
+# None: it finds none.
 Judge = Callable[
     [str, records.Example], str | tuple[str | None, float] | None]
 
