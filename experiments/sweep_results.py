@@ -84,8 +84,11 @@ def _rights(result: Result, metric: str) -> dict[int, bool] | None:
   done = json.loads(
       (result.workdir / 'DONE' / f'{stage}.json').read_text())
   file = result.workdir / 'eval' / f'{stage}_{done.get("step", 0)}.jsonl'
-  return (compare.read(str(file), _DECODINGS[metric]) if file.exists()
-          else None)
+  if not file.exists():
+    return None
+  # Of several samples of a problem the first, as `compare` tests.
+  return {uid: scores[0] >= 0.5 for uid, scores in compare.read(
+      str(file), _DECODINGS[metric]).items()}
 
 
 def pairs(results: Sequence[Result], metric: str) -> dict[str, list[Paired]]:
