@@ -19,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app
 from absl import flags
 
-_OUT = flags.DEFINE_string(
-    'out', 'experiments/results/parity.json', 'File for the figures.')
-_ROOT = flags.DEFINE_string('root', '.', 'Folder of the two pages.')
+_FLAGS = flags.FlagValues()  # its own: tests import this beside other commands
+flags.DEFINE_string('out', 'experiments/results/parity.json',
+                    'File for the figures.', flag_values=_FLAGS)
+flags.DEFINE_string('root', '.', 'Folder of the two pages.',
+                    flag_values=_FLAGS)
 
 TESTS = ('tests/models', 'tests/data', 'tests/stages/families_test.py')
 BEGIN, END = '<!-- PARITY TABLE -->', '<!-- /PARITY TABLE -->'
@@ -95,17 +96,18 @@ def write(families: dict[str, dict[str, float]], root: pathlib.Path) -> None:
         f'{before}{BEGIN}\n{table(families, columns)}\n{END}{after}')
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+  _FLAGS(argv)
   families = measure()
   result = dict(
       command='python -m experiments.parity', families=families,
       versions={name: importlib.metadata.version(name)
                 for name in ('jax', 'flax', 'torch', 'transformers')},
       python=platform.python_version(), machine=platform.machine())
-  pathlib.Path(_OUT.value).write_text(json.dumps(result, indent=2) + '\n')
-  write(families, pathlib.Path(_ROOT.value))
+  pathlib.Path(_FLAGS.out).write_text(json.dumps(result, indent=2) + '\n')
+  write(families, pathlib.Path(_FLAGS.root))
   print(table(families))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main(sys.argv)
