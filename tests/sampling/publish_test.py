@@ -18,7 +18,7 @@ KEY = keys.step_key(0, 1, 5)
 def make(policy, **changes):
   return publish.make(config_dict.ConfigDict({
       'rows': None, 'cache_chunk': None, 'shrink': False, 'dtype': None,
-      'layers': None, 'tensor': None,
+      'layers': None, 'entropy': True, 'tensor': None,
       **changes}), policy)
 
 
