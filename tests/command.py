@@ -164,7 +164,7 @@ def _arm(moment: Moment) -> None:
 
   def writing(self, stage, step, metrics):
     write(self, stage, step, metrics)
-    if 'loss' in metrics:
+    if 'loss' in metrics or 'grad_norm' in metrics:  # a step's row
       send(stage, step)
 
   def saving(self, stage, step, *args, **kwargs):

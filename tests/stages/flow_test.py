@@ -443,7 +443,8 @@ def test_m15_m27_killed_and_resumed_and_on_other_devices(
     shell, flags, tmp_path):
   """To the bit; and one device in place of two, to rounding."""
   small = (
-      '--config.pretrain.steps=3', '--config.pretrain.prompts_per_step=8',
+      '--config.pretrain.steps=3', '--config.pretrain.log_every=1',
+      '--config.pretrain.prompts_per_step=8',
       '--config.pretrain.optimizer.warmup_steps=0', '--config.nft.steps=4',
       '--config.nft.eval_every=2', '--config.flow.checkpoint_every=1',
       '--config.flow.evaluation.examples=8', '--config.nft.old.rate=.2',
