@@ -26,7 +26,7 @@ def plan(slug, arg=None):
     ('vl_rethinker', None, {'old'}),
     ('sophiavl_r1', None, {
         'prefill_thinking', 'decode_thinking', 'reference'}),
-    ('basereward', None, {'judge_model_0', 'judge_model_1'}),
+    ('basereward', None, {'judge_model_0', 'judge_model_1', 'reference'}),
     ('chain_of_focus', None, {'observe', 'reference'}),
     ('vlm_r3', None, {'observe'}),
     ('luffy', None, set())])
