@@ -48,7 +48,7 @@ def programs_of(config: Any, section: Any, policy: forward.Policy, params: Any,
   shards = layout.shards(n)
   schedule = schedule_lib.Schedule(
       np.ones((shards, n // shards), bool), g, t, decoding,
-      turns=section.env is not None)
+      spare=_spare(config, section.env))
   shape = max(schedule.shapes, key=lambda s: (s.size, s.rows))
   nobody = schedule.nobody(shape)
   read = published
@@ -100,6 +100,12 @@ def _token(c: Any, count: int, size: int, asked: int) -> dict[str, float]:
   return token
 
 
+def _spare(config: Any, name: str | None) -> int:
+  """Tokens that rows read at once: those of an observation, and one."""
+  return 0 if name is None else (
+      1 + config.environments[name].observation_tokens)
+
+
 def _answered(device: programs.Device, config: Any, name: str,
               make: shapes_lib.Shapes, schedule: schedule_lib.Schedule,
               ) -> chunks.Device:
@@ -107,7 +113,7 @@ def _answered(device: programs.Device, config: Any, name: str,
   env, count = config.environments[name], schedule.nobody(
       schedule.shapes[0]).prompts.shape
   player = simple_types.SimpleNamespace(
-      chunk=1 + env.observation_tokens, stops=None,
+      chunk=_spare(config, name), stops=None,
       patches=env.observation_patches if make.room(config, name) else 0)
   limits = np.zeros((count[0], schedule.idle + 1), np.int32)
   return chunks.Device(

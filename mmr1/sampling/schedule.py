@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmr1.sampling import sizes
+
 # A shard asks for new samples when this part of its rows has ended. Asking
 # costs about as much as a token, idle rows cost theirs.
 _REFILL_AT = 1 / 8
@@ -30,7 +32,7 @@ class Decoding:
     cache_chunk: tokens of the first cache. A full one is doubled, up to the
       cap, so that cost follows the length reached; each size is one more
       program, and there is room for the last one in the first call already.
-      None: the cap; a quarter more where rows begin at different tokens.
+      None: the cap; more where rows begin at different tokens, see `sizes`.
     shrink: when few completions are left, they go on in half, then a quarter
       of the rows: for where time falls with the rows (CPU, long completions);
       two more programs for every cache size.
@@ -120,7 +122,7 @@ class Schedule:
 
   def __init__(
       self, real: np.ndarray, group: int, length: int, decoding: Decoding, *,
-      turns: bool = False):
+      spare: int = 0):
     """Seats the first samples.
 
     Args:
@@ -129,10 +131,12 @@ class Schedule:
       group: samples per prompt, G.
       length: cap of a completion, T.
       decoding: how.
-      turns: rows stop on their way, and go on where others have got to.
+      spare: tokens that the cache has beside those of a layout, for what is
+        read at once where rows stop on their way and go on where others have
+        got to; 0: rows do not stop.
     """
     shards, prompts = real.shape
-    self._group, self._turns = group, turns
+    self._group, self._turns = group, spare > 0
     self.idle = prompts * group
     self._prompts, self._shrinks = prompts, decoding.shrink
     self._waiting = [
@@ -141,11 +145,11 @@ class Schedule:
         -decoding.rows // shards)
     self._rows = min(wanted, self.idle)
     # While samples wait the rows begin at different tokens.
-    self._apart = turns or self._rows < self.idle
+    self._apart = self._turns or self._rows < self.idle
     self._chunk = min(decoding.cache_chunk or -(-length // 4), length)
-    cap = length + (self._chunk if self._apart else 0)
-    self._sizes = [cap] if decoding.cache_chunk is None else _sizes(
-        self._chunk, cap)
+    self._sizes = sizes.caches(
+        length, self._chunk, waits=self._rows < self.idle, spare=spare,
+        grows=decoding.cache_chunk is not None)
     halvings = range(_HALVINGS + 1 if decoding.shrink else 1)
     # Each once, from the most down.
     self._counts = [*dict.fromkeys(-(-self._rows // 2**h) for h in halvings)]
@@ -290,11 +294,3 @@ class Schedule:
     below = [count for count in self._counts if count < live.max()]
     return refill.astype(np.int32), below[0] if (
         below and not any(self._waiting)) else 0
-
-
-def _sizes(chunk: int, cap: int) -> list[int]:
-  """chunk, twice, four times ... and the cap."""
-  sizes = [chunk]
-  while sizes[-1] < cap:
-    sizes.append(min(2 * sizes[-1], cap))
-  return sizes

@@ -48,7 +48,8 @@ def sample(
   n = prompts.tokens.shape[0]
   shards = policy.layout.shards(n)
   real = arrays.fetch(prompts.mask).any(1).reshape(shards, -1)
-  schedule = schedule_lib.Schedule(real, group, length, decoding, turns=True)
+  schedule = schedule_lib.Schedule(
+      real, group, length, decoding, spare=player.chunk)
   count = n // shards * group
   first = min(length, player.turn_tokens)
   asked = programs.ask(
