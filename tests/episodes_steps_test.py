@@ -8,6 +8,7 @@ import pytest
 
 from configs import common
 from mmr1 import environments
+from mmr1 import trees
 from mmr1 import types
 from mmr1.stages import evaluate
 from mmr1.stages import sft
@@ -20,6 +21,7 @@ ENDS = tuple('aeinorst0123456789.')
 
 
 def config(shrink, stop=ENDS, **kwargs):
+  """`kwargs`: of the environment."""
   c = shrink(common.get_base())
   c.name, c.stages = 'asked', ('grpo',)
   common.small_digits(c)
@@ -97,6 +99,29 @@ def test_what_is_cut_is_counted_by_its_limit(shrink, open_run, tmp_path):
   assert metrics['env/tokens_max'] == whole.max() <= 64
   assert metrics['env/tokens'] == whole.mean()
   assert metrics['response_length/max'] < whole.max()
+
+
+def test_m6_no_picture_anywhere(shrink, open_run, tmp_path):
+  """Problems of words, and an environment that may show pictures and does
+  not: the tower's gradient is 0 and nothing is compiled again."""
+  (tmp_path / 'words.jsonl').write_text('\n'.join(
+      json.dumps(dict(problem=f'{i}+1=?', answer=i + 1)) for i in range(16)))
+  c = config(shrink, pictures=False)
+  c.data.path = str(tmp_path / 'words.jsonl')
+  c.grpo.optimizer.freeze = ()
+  one = runs.trainer(
+      c, open_run, tmp_path / 'run', max_new_tokens=T, optimizer__lr=.02)
+  state, steps = runs.take(one, one.start.state, range(2))
+  for step in steps:
+    assert step.metrics['env/images'] == 0 and step.metrics['env/calls'] == .5
+    assert all(map(np.isfinite, step.metrics.values()))
+    assert step.metrics['sampler/logp_diff_max'] < 1e-4
+  assert steps[1].metrics['grad_norm'] > 0
+  assert steps[0].programs == steps[1].programs
+  before, after = (trees.named(tree.params['policy']) for tree in (
+      steps[0].before, runs.copied(state)))
+  moved = {name for name, x in after.items() if (x != before[name]).any()}
+  assert moved and not any(name.startswith('visual/') for name in moved)
 
 
 def test_pictures_have_a_gradient_of_their_own(made):

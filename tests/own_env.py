@@ -11,13 +11,14 @@ class Asking:
   role = 'user'
 
   def __init__(self, *, turns: int = 2, spread: int = 1, fails: int = 0,
-               **kwargs):
+               pictures: bool = True, **kwargs):
     """`turns`: after so many it ends, and up to `spread` - 1 more by the
     number of the example; `fails`: one of so many samples of a
-    group has an environment that breaks, 0: none; `kwargs`: of whatever
-    it takes the place of."""
+    group has an environment that breaks, 0: none; `pictures`: False: words
+    alone; `kwargs`: of whatever it takes the place of."""
     del kwargs
     self._turns, self._spread, self._fails = turns, spread, fails
+    self._pictures = pictures
 
   def reset(self, example, seed):
     return (example.uid, seed, 0)
@@ -33,5 +34,5 @@ class Asking:
     rng = np.random.default_rng([uid, n])
     image = Image.fromarray(rng.integers(0, 256, (16, 32, 3), np.uint8))
     return state, records.Observation(
-        text=f'{n}', images=(image,) * (sample.slot % 2 == 0), call={'n': n},
+        text=f'{n}', images=(image,) * (self._pictures and sample.slot % 2 == 0), call={'n': n},
         reward=.25)

@@ -161,6 +161,23 @@ def test_voters_learn_and_differ(run):
         json.loads, lines)]) == end['eval/pair_accuracy']
 
 
+def test_m21_what_voters_freeze_stays_and_owns_nothing(run):
+  ctx = run[0]._ctx
+  assert ctx.config.voter.optimizer.freeze == ('visual/.*',)
+  base, after = (trees.named(jax.device_get(tree)) for tree in (
+      ctx.base_params(), ctx.params('voter')))
+  assert base.keys() == after.keys()
+  moved = {name for name, x in after.items() if (x != base[name]).any()}
+  frozen = {name for name in base if name.startswith('visual/')}
+  assert frozen and not moved & frozen
+  # Of the head's last bias nothing depends, and the head over words is unread.
+  assert {name for name in base if name.startswith('language/layers')} <= moved
+  learner = reward_model.learner(ctx, 'voter', ctx.config.voter)
+  own = trees.named(learner.start.state.opt)
+  assert any('scalars' in name for name in own)
+  assert not any('visual' in name for name in own)
+
+
 # The update.
 
 
