@@ -143,8 +143,11 @@ ARMS = {
         ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
          'reward/outcome/mean')),
     # What voters say, as sigma(score), and what is true.
+    # With 12 prompts a step what is true of five steps is known to .07 only.
     'basereward': Paper(
-        {'hybrid': ('', ('--config.reward_model.steps=90',))},
+        {'hybrid': ('', (
+            '--config.reward_model.steps=90',
+            '--config.basereward.prompts_per_step=36'))},
         ('reward/model/unit', 'reward/true/mean', 'reward/model/mean',
          'judge/model/std'), ends=(
              'voter:eval/pair_accuracy', 'second:eval/pair_accuracy',
