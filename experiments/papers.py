@@ -232,6 +232,9 @@ def main(argv):
       files[ended.job.name].write_text(json.dumps(
           read(FLAGS.paper, *each[ended.job.name], ended), indent=1))
 
+  kept = [str(file) for file in files.values() if file.exists()]
+  if kept:
+    print(f'papers: not run again, remove to do so: {", ".join(kept)}')
   jobs = [job(FLAGS.paper, *each[name]) for name, file in files.items()
           if not file.exists()]
   if jobs:

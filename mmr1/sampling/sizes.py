@@ -17,7 +17,7 @@ def caches(length: int, chunk: int, *, waits: bool, spare: int,
   if waits:
     cap += chunk
   elif spare:  # rows that stop are closed up at every turn
-    cap += -(-length // 8)
+    cap += min(chunk, -(-length // 8))
   if not grows:
     return [cap]
   # `spare` is a part of what is doubled, but for the last: attention pays for

@@ -20,6 +20,8 @@ def test_what_is_read_at_once_is_a_part_of_what_is_doubled():
   # Caches of 64, 128 and 129 + 17 + 21 = 167 tokens.
   assert sizes.caches(129, 64, waits=False, spare=21, grows=True) == [
       64 - 21, 128 - 21, 129 + 17]
+  # No more than a chunk is added: 1024 / 8 would be 128.
+  assert sizes.caches(1024, 64, waits=False, spare=1, grows=False) == [1088]
   # The first holds two observations, of 97 each.
   assert sizes.caches(400, 64, waits=False, spare=97, grows=True) == [
       194 - 97, 388 - 97, 450]
