@@ -318,17 +318,18 @@ def test_tokens_fit_or_are_counted(run):
   assert f'{len(kept)} of 100 samples have their tokens' in notes[0]
 
 
-def test_what_rows_of_other_stages_say():
-  made = entries.entry({
-      'stage': 's', 'step': 1, 'prompt': 'p', 'images': [IMAGE],
-      'captions': ['given'], 'boxes': [[1, 2, 3, 4]], 'size': [8, 8],
-      'classes': [1], 'side': 'chosen', 'extra': IMAGE, 'turns': [
-          {'role': 'tool', 'text': 't', 'images': [IMAGE], 'call': {'a': 1}}]})
-  assert made['boxes'] == [[1, 2, 3, 4]] and made['captions'] == ['given']
-  assert made['more'] == {'classes': '[1]', 'side': 'chosen'}
-  assert made['images'] == [IMAGE]
-  assert made['turns'] == [
-      {'role': 'tool', 'text': 't', 'images': [IMAGE], 'call': '{"a": 1}'}]
+def test_pictures_that_were_made_are_a_row_of_their_group(run):
+  """Of flows: no words, so no length; each picture has its caption, also one
+  that is the same as another, and the prompt stays beside the rewards."""
+  row = {'stage': 'grpo', 'step': 1, 'prompt': 'Remove it.',
+         'images': [IMAGE, IMAGE, IMAGE],
+         'captions': ['given', 'reward 1', 'target'], 'rewards': {'reward': .5}}
+  assert entries.entry(row)['images'] == [IMAGE] * 3
+  (run / 'samples' / 'grpo.jsonl').write_text(lines([row, sample(2, 0)]))
+  made = samples.collect([reading.read(run)], 1_000_000)
+  assert made.index['length'][0] is None and made.index['length'][1] > 0
+  assert made.index['tag'] == ['Remove it.', '']
+  assert made.index['reward'][0] == .5 and made.rewards['reward'][0] == .5
 
 
 def test_the_combined_reward_comes_first():

@@ -35,6 +35,11 @@ def entry(row: Mapping[str, Any]) -> dict[str, Any]:
   made |= {key: row[key] for key in ('uid', 'group', 'slot')
            if type(row.get(key)) is int}
   made['images'] = _names(row.get('images'))
+  if isinstance(row.get('captions'), list) and (
+      isinstance(row.get('images'), list)):
+    # One for each, also of two pictures that are the same.
+    made['images'] = [x for x in row['images']
+                      if isinstance(x, str) and is_thumbnail(x)]
   for key in ('captions', 'boxes', 'size'):
     if isinstance(row.get(key), list):
       made[key] = row[key]

@@ -120,13 +120,15 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _tag(row: Mapping[str, Any]) -> str:
-  """What a row without rewards is known by: which of a pair, or its prompt."""
+  """What a row without rewards or words is known by: which of a pair, or its
+  prompt."""
   if 'preferred' in row:
     return 'chosen' if row['preferred'] else 'rejected'
   if isinstance(row.get('side'), str):
     return row['side']
   prompt = row.get('prompt')
-  if rewards_of(row) or not isinstance(prompt, str):
+  if not isinstance(prompt, str) or (
+      rewards_of(row) and isinstance(row.get('completion'), str)):
     return ''
   return prompt.replace('<image>', '')[:_TAG]
 
@@ -154,9 +156,10 @@ def spreads(rows: Sequence[Mapping[str, Any]]) -> list[float]:
   return result
 
 
-def _length(row: Mapping[str, Any]) -> float:
-  """Tokens, or characters where a row does not count them."""
+def _length(row: Mapping[str, Any]) -> float | None:
+  """Tokens, or characters where a row does not count them; None: of nothing."""
   found = entries.number(row.get('length'))
   said = row.get('completion')
-  return found if found is not None else float(
-      len(said) if isinstance(said, str) else 0)
+  if found is None and isinstance(said, str):
+    return float(len(said))
+  return found

@@ -242,17 +242,19 @@ class Trainer:
         schedule=round_.schedule)
 
   def _samples(self, examples, round_, columns) -> list[dict[str, Any]]:
-    """Rows for the samples file."""
+    """Rows for the samples file, of a group each; rewards are its means."""
     images, rows = arrays.fetch(round_.x0), []
     for i, example in enumerate(examples[:4]):
-      made = [*map(picture_judges.picture, images[i][:8])]
+      # Without rewards nothing was made: x0 is the target.
+      made = [*map(picture_judges.picture, images[i][:8])] if columns else []
       says = [', '.join(f'{name} {x[i][j]:.3g}' for name, x in columns.items())
               for j in range(len(made))]
       rows.append({
           'prompt': example.question,
           'images': [*example.images, *made, example.meta['target']],
           'captions': [*['given'] * len(example.images), *says, 'target'],
-          **{name: column[i].tolist() for name, column in columns.items()}})
+          **({'rewards': {name: float(x[i].mean())
+                          for name, x in columns.items()}} if columns else {})})
     return rows
 
   def _examples_held_out(self) -> list[records.Example]:

@@ -169,6 +169,17 @@ def test_the_first_step_in_numpy(nft):
   assert later['kl'] > 0 and later['old/distance'] > 0
 
 
+def test_samples_are_rows_of_groups(nft):
+  _, _, steps = nft
+  rows, rewards = steps[0].samples(), steps[0].given['rewards']
+  assert rows
+  for i, row in enumerate(rows):
+    assert row['captions'][0] == 'given' and row['captions'][-1] == 'target'
+    assert len(row['captions']) == len(row['images']) == G + 2
+    assert row['rewards'] == {
+        name: pytest.approx(x[i].mean()) for name, x in rewards.items()}
+
+
 def test_what_nft_learns_from_is_no_trajectory(nft):
   """Check 2: the round has none, and one that is put in changes nothing."""
   one, _, steps = nft

@@ -92,7 +92,8 @@ async function trainingSource(head) {
     name: 'samples', index, count, filters, pills, flags, stage, group, rewards,
     line: (i) => `${runs.length > 1 ? `${runs[index.run[i]].name}, ` : ''}` +
         `${stage(i)} ${index.step[i]}: ` + [
-      `${index.length[i]} ${index.measured[i] ? 'tokens' : 'characters'}`,
+      ...(index.length[i] === null ? [] :
+        [`${index.length[i]} ${index.measured[i] ? 'tokens' : 'characters'}`]),
       ...['reward', 'advantage'].flatMap((key) => index[key][i] === null ? [] :
         [`${key} ${short(index[key][i])}`])].join(', '),
     narrows: ['run', 'stage', 'step'],
