@@ -100,7 +100,7 @@ def _tiny(c, options):
   c.second = common.overlay(c.reward_model)
   c.judges.model = common.reward_model.judge('voter', 'second')
   c.rl.optimizer.freeze = ('scalars/.*',)
-  # Without it what is true falls again after twenty steps.
+  # Without it what is true fell again after twenty steps.
   c.rl.kl.coefficient = 0.05
   c.basereward = common.overlay(c.rl, init='cold_start', steps=12)
   c.stages = (*common.cold_start(
