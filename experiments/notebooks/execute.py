@@ -96,7 +96,8 @@ def execute(name: str, *, cwd: pathlib.Path = FOLDER) -> dict[str, Any]:
   """
   import nbclient
   import nbformat
-  notebook = nbformat.from_dict(linked(name, read(name)))
+  # Read anew: what Jupyter saved has lists of lines.
+  notebook = nbformat.reads(json.dumps(linked(name, read(name))), as_version=4)
   client = nbclient.NotebookClient(
       notebook, timeout=_TIMEOUT_S, kernel_name='python3',
       resources={'metadata': {'path': str(cwd)}})
