@@ -142,7 +142,7 @@ class Compiling:
 
   def begin(self, name: str) -> None:
     """A part of the work on a program begins."""
-    now = time.monotonic()
+    name, now = name.lstrip('_'), time.monotonic()
     if name != self.name or not self._busy and now - self._ended > _GAP_S:
       self.name, self.told, self._began = name, False, now
     self._busy = True

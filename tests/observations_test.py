@@ -7,18 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmr1 import forward
-from mmr1 import records
 from mmr1 import types
-from mmr1.data import collate
-from mmr1.data import encode
-from mmr1.data import processor as processor_lib
-from mmr1.data import template
-from mmr1.models import checkpoints
 from mmr1.sampling import sample
+from tests import noise
 from tests import small
-from tests import tiles
-from tests.stages import families_test
 
 N, G, T = 1, 2, 8
 KINDS = np.array([1, 1, 2, 2, 2, 1, 1, 1], np.int8)  # 2: an observation
@@ -27,17 +19,8 @@ KINDS = np.array([1, 1, 2, 2, 2, 1, 1, 1], np.int8)  # 2: an observation
 @pytest.fixture(scope='module', params=['qwen2_5_vl', 'qwen3_vl', 'internvl'])
 def case(request, tmp_path_factory):
   """(policy, parameters, a block whose tokens 2 to 4 were observed)."""
-  path = families_test.write(
+  policy, params, _, prompts = noise.opened(
       request.param, tmp_path_factory.mktemp('model') / 'm')
-  processor = processor_lib.Processor.open(str(path))
-  module, params = checkpoints.load(path)
-  policy = forward.Policy(
-      module, processor.banned, processor.eos_id, processor.pad_id)
-  example = records.Example(
-      uid=1, question='<image>?', images=(tiles.noise(32, 32),))
-  one = encode.encode(example, processor, template=template.plain)
-  prompts = collate.collate([one], prompt_length=len(one.tokens) + 2,
-                            patches=len(one.patches))
   rng = np.random.default_rng(0)
   kind = np.broadcast_to(KINDS, (N, G, T))
   draw = lambda: jnp.asarray(-rng.random((N, G, T)) * 3, jnp.float32)

@@ -16,11 +16,7 @@ from mmr1 import resolve
 from mmr1 import rl_setup
 from mmr1 import types
 from mmr1 import update
-from mmr1.data import collate
-from mmr1.data import encode
 from mmr1.data import inserting
-from mmr1.data import processor as processor_lib
-from mmr1.data import template
 from mmr1.data import trajectories
 from mmr1.losses import kl as kl_lib
 from mmr1.losses import ratio
@@ -28,10 +24,9 @@ from mmr1.losses import reduce
 from mmr1.losses import surrogate
 from mmr1.losses import terms
 from mmr1.losses import weights
-from mmr1.models import checkpoints
+from tests import noise
 from tests import tiles
 from tests.papers import runs
-from tests.stages import families_test
 
 N, G = 1, 2
 CONFIGS = ('chain_of_focus', 'vlm_r3')
@@ -44,16 +39,7 @@ def case(request, tmp_path_factory):
 
 def made(family, folder):
   """(policy, parameters, a block of two episodes with crops between turns)."""
-  path = families_test.write(family, folder)
-  processor = processor_lib.Processor.open(str(path))
-  module, params = checkpoints.load(path)
-  policy = forward.Policy(
-      module, processor.banned, processor.eos_id, processor.pad_id)
-  example = records.Example(
-      uid=1, question='<image>?', images=(tiles.noise(32, 32),))
-  one = encode.encode(example, processor, template=template.plain)
-  prompts = collate.collate([one], prompt_length=len(one.tokens) + 2,
-                            patches=len(one.patches))
+  policy, params, processor, prompts = noise.opened(family, folder)
   played = episodes(processor, int(prompts.next_position[0]))
   completions = trajectories.collate(
       [played], max(map(len, played)) + 1,
