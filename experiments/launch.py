@@ -264,12 +264,18 @@ def _stop(running: Sequence[_Process]) -> None:
 
 @contextlib.contextmanager
 def _signals_interrupt():
-  """SIGTERM and a closed terminal are as Ctrl-C: no run outlives this one."""
+  """SIGTERM and a closed terminal are as Ctrl-C: no run outlives this one.
+
+  Ctrl-C itself is listened to also where a shell's `&` has it ignored; a
+  terminal that `nohup` wants ignored may close.
+  """
   def interrupt(number, frame):
     del number, frame
     raise KeyboardInterrupt
-  old = {number: signal.signal(number, interrupt)
-         for number in (signal.SIGTERM, signal.SIGHUP)}
+  wanted = [signal.SIGINT, signal.SIGTERM]
+  if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    wanted.append(signal.SIGHUP)
+  old = {number: signal.signal(number, interrupt) for number in wanted}
   try:
     yield
   finally:

@@ -256,6 +256,20 @@ def test_progress_of_a_row_that_is_being_written(tmp_path):
 # Whole sweeps, in processes.
 
 
+def test_a_terminal_may_close_where_nohup_says_so():
+  old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with launch._signals_interrupt():
+      assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+      assert callable(signal.getsignal(signal.SIGTERM))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with launch._signals_interrupt():
+      assert callable(signal.getsignal(signal.SIGHUP))
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGHUP, old)
+
+
 def test_a_sweep_is_stopped_and_goes_on_and_one_run_dies(
     written, flags, tmp_path, monkeypatch, capfd):
   """Ctrl-C after the first step of the first run; then the same command."""
@@ -282,7 +296,12 @@ def test_a_sweep_is_stopped_and_goes_on_and_one_run_dies(
       time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
   threading.Thread(target=interrupt, daemon=True).start()
-  code = sweep.main([*command, '--jobs=1'])
+  # As where a shell has started it with `&`: it listens all the same.
+  old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    code = sweep.main([*command, '--jobs=1'])
+  finally:
+    signal.signal(signal.SIGINT, old)
   said = capfd.readouterr().out
   assert code == 130 and 'The same command goes on.' in said, said
   assert 'state saved' in (a.parent / 'logs' / 'a_seed0.log').read_text()
