@@ -98,7 +98,8 @@ def configure(folder: pathlib.Path, *, repeated: bool, rows: tuple[int, int],
   c = common.get_base()
   c.name, c.stages = 'bench', (_STAGE,)
   c.cpu_devices, c.cache_dir, c.tensorboard = cpu_devices, '', False
-  c.sampler.update(dict(w['sampler']))
+  # As at the papers' scales; peers keep no entropies either.
+  c.sampler.update(dict(entropy=False, **dict(w['sampler'])))
   c.model.path = str(folder / 'model')
   c.data.path = c.data.eval_path = str(folder / 'data.jsonl')
   c.data.prompt_tokens = w['prompt_tokens']
