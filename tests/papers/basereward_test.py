@@ -133,11 +133,13 @@ def test_held_out_pairs_90_percent_and_only_with_their_images(
   mistakes that the text alone shows are found all the same."""
   c = runs.config('basereward')
   c.stages, c.evaluate_base, c.tensorboard = ('voter',), False, False
+  c.voter.steps = 90  # as the figure's; 50 read digits in two pairs of three
   result = mmr1.run(c, tmp_path / 'run', quiet=True)
   assert result['voter']['eval/pair_accuracy'] >= .9
   assert result['voter']['eval/order_diff_max'] < 1e-4
   c = runs.config('basereward')
   c.stages, c.evaluate_base, c.tensorboard = ('voter',), False, False
+  c.voter.steps = 90  # as the figure's; 50 read digits in two pairs of three
   ctx, _ = open_run(c, tmp_path / 'run')
   section, shape = ctx.config.voter, ctx.shape()
   source = reward_model._open(section, ctx.config, 'eval', {})
