@@ -143,7 +143,7 @@ ARMS = {
         ('reward/thinking/mean', 'reward/trust/mean', 'reward/trust/weight',
          'reward/outcome/mean')),
     # What voters say, as sigma(score), and what is true.
-    # With 12 prompts a step what is true of five steps is known to .07 only.
+    # With 12 prompts a step five steps are too few to see what is true.
     'basereward': Paper(
         {'hybrid': ('', (
             '--config.reward_model.steps=90',

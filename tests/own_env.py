@@ -34,5 +34,5 @@ class Asking:
     rng = np.random.default_rng([uid, n])
     image = Image.fromarray(rng.integers(0, 256, (16, 32, 3), np.uint8))
     return state, records.Observation(
-        text=f'{n}', images=(image,) * (self._pictures and sample.slot % 2 == 0), call={'n': n},
-        reward=.25)
+        text=f'{n}', call={'n': n}, reward=.25,
+        images=(image,) * (self._pictures and sample.slot % 2 == 0))

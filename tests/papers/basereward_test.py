@@ -131,16 +131,15 @@ def test_held_out_pairs_90_percent_and_only_with_their_images(
     open_run, tmp_path):
   """The card's check: with images of other pairs it cannot tell what is there;
   mistakes that the text alone shows are found all the same."""
-  c = runs.config('basereward')
-  c.stages, c.evaluate_base, c.tensorboard = ('voter',), False, False
-  c.voter.steps = 90  # as the figure's; 50 read digits in two pairs of three
-  result = mmr1.run(c, tmp_path / 'run', quiet=True)
+  def config():
+    c = runs.config('basereward')
+    c.stages, c.evaluate_base, c.tensorboard = ('voter',), False, False
+    c.voter.steps = 90  # as the figure's; 50 see two misread digits of three
+    return c
+  result = mmr1.run(config(), tmp_path / 'run', quiet=True)
   assert result['voter']['eval/pair_accuracy'] >= .9
   assert result['voter']['eval/order_diff_max'] < 1e-4
-  c = runs.config('basereward')
-  c.stages, c.evaluate_base, c.tensorboard = ('voter',), False, False
-  c.voter.steps = 90  # as the figure's; 50 read digits in two pairs of three
-  ctx, _ = open_run(c, tmp_path / 'run')
+  ctx, _ = open_run(config(), tmp_path / 'run')
   section, shape = ctx.config.voter, ctx.shape()
   source = reward_model._open(section, ctx.config, 'eval', {})
   given = [e for e in (source[i] for i in range(400))
