@@ -1,5 +1,6 @@
 """What stands still is named: host, phase, step and prompts."""
 
+import threading
 import time
 
 import pytest
@@ -38,6 +39,24 @@ def test_a_stalled_phase_is_named_once_with_its_threads(dog, tmp_path):
   left = (tmp_path / 'stalls' / 'host_0.txt').read_text()
   assert left.startswith(text.partition('. Where')[0])
   assert 'hang_in_a_reward' in left
+
+
+def test_the_main_thread_is_told_first_among_more_than_a_hundred(dog, tmp_path):
+  one, said = dog
+  end = threading.Event()
+  waiting = [threading.Thread(target=end.wait, name=f'other {i}', daemon=True)
+             for i in range(150)]
+  for each in waiting:
+    each.start()
+  try:
+    hang_in_a_reward(one, said)
+  finally:
+    end.set()
+  threads = (tmp_path / 'stalls' / 'host_0.txt').read_text().split('\nThread ')
+  assert threads[1].startswith('MainThread, ')
+  assert 'in hang_in_a_reward\n' in threads[1]
+  assert {f'other {i}' for i in range(150)} <= {
+      each.partition(',')[0] for each in threads}
 
 
 def test_what_goes_on_is_not(dog):
