@@ -50,13 +50,13 @@ def test_a_phase_on_a_device_ends_when_its_result_is_there():
   began = time.perf_counter()
   assert one.update(first) == ('state', first)
   assert one.sample(second) is second
-  assert time.perf_counter() - began < 0.2  # nobody has waited
+  assert time.perf_counter() - began < 1  # nobody has waited
   read = one.clock.take()
-  time.sleep(0.3)
+  time.sleep(1)
   first.go()
   time.sleep(0.1)
   second.go()
   times = read()
-  assert times['time/update_s'] >= 0.3
+  assert times['time/update_s'] >= 1
   # The second stood in the queue meanwhile: its time is what it added.
-  assert 0.05 <= times['time/sample_s'] < 0.29
+  assert 0.05 <= times['time/sample_s'] < 0.99

@@ -139,14 +139,14 @@ def test_m10_calls_from_threads_run_beside_each_other(calls):
   for _ in range(2):  # the first round starts the workers
     seconds = []
     threads = [threading.Thread(target=lambda: seconds.append(
-        _timed(lambda: calls('sleep', 0.8))[1])) for _ in range(2)]
+        _timed(lambda: calls('sleep', 2.0))[1])) for _ in range(2)]
     start = time.monotonic()
     for thread in threads:
       thread.start()
     for thread in threads:
       thread.join()
     total = time.monotonic() - start
-  assert len(seconds) == 2 and total < 1.59  # one after the other: 1.6
+  assert len(seconds) == 2 and total < 3.99  # one after the other: 4
 
 
 def test_close_ends_calls_under_way(targets):
