@@ -27,12 +27,13 @@ always one that was sampled.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 import dataclasses
 import queue
 import threading
 import time
 from typing import Any
+import weakref
 
 import numpy as np
 
@@ -183,15 +184,18 @@ def _late(began: dict[Any, float], lock: threading.Lock,
 
 
 def table(processor: processor_lib.Processor,
-           strings: Sequence[str]) -> np.ndarray:
+          strings: Sequence[str]) -> np.ndarray:
   """`stops.table` of a tokenizer, made once."""
-  key = (id(processor.tokenizer), processor.vocab_size, tuple(strings))
-  if key not in _tables:
+  made = _tables.setdefault(processor.tokenizer, {})
+  key = processor.vocab_size, tuple(strings)
+  if key not in made:
     known = len(processor.tokenizer)
-    _tables[key] = stops.table(
+    made[key] = stops.table(
         [encode.decode([token], processor) if token < known else ''
          for token in range(processor.vocab_size)], strings)
-  return _tables[key]
+  return made[key]
 
 
-_tables: dict[Any, np.ndarray] = {}
+# Of each tokenizer while it lives.
+_tables: MutableMapping[Any, dict[Any, np.ndarray]] = (
+    weakref.WeakKeyDictionary())

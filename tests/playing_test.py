@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import time
+import types as types_lib
 
 import numpy as np
 from PIL import Image
@@ -172,6 +173,30 @@ def test_what_an_end_says_is_read_and_made_no_tokens(processor):
   whole = one.trajectories[0][0]
   assert whole.kind[-1] == types.KIND_SAMPLED
   assert whole.tokens[-1] == processor.eos_id
+
+
+class Letters:
+  """A tokenizer of one character a token."""
+
+  def __init__(self, letters):
+    self.letters = letters
+
+  def __len__(self):
+    return len(self.letters)
+
+  def decode(self, tokens, **kwargs):
+    return ''.join(self.letters[token] for token in tokens)
+
+
+def test_what_stops_a_turn_is_of_the_tokenizer():
+  """Also where one lies in memory where another was before."""
+  for letters in ('ab', 'ba') * 10:
+    processor = types_lib.SimpleNamespace(
+        tokenizer=Letters(letters), vocab_size=2, pad_id=-1, eos_id=-1)
+    table = environments.table(processor, ('a',))
+    assert environments.table(processor, ('a',)) is table
+    assert table[0].tolist() == [int(x == 'a') for x in letters]
+    del processor
 
 
 def test_m13_an_environment_that_always_fails_stops_the_run(processor):
