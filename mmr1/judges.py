@@ -174,8 +174,8 @@ class Judge:
       raise ValueError(
           f'{where}: prompts of {shape.prompt_length} tokens '
           f'(data.prompt_tokens), responses of {longest}, a suffix of '
-          f'{len(self._suffix)} and a reply of {asked.section.max_new_tokens} are more '
-          f'than the {limit} positions of its model.')
+          f'{len(self._suffix)} and a reply of {asked.section.max_new_tokens} '
+          f'are more than the {limit} positions of its model.')
 
   def __call__(
       self, examples: Sequence[records.Example], tokens: np.ndarray,

@@ -60,7 +60,8 @@ class Player:
     rewards: f64[N, G, K], of the turns of the assistant, at most K.
   """
 
-  def __init__(self, env: environments.Environment, processor: processor_lib.Processor,
+  def __init__(self, env: environments.Environment,
+               processor: processor_lib.Processor,
                examples: Mapping[int, records.Example], following: np.ndarray,
                *, group: int, length: int, seed: int,
                kind: int = types.KIND_SAMPLED):
@@ -245,7 +246,8 @@ class Player:
     played = [one for row in self.trajectories for one in row if len(one)]
     count, ends = max(len(played), 1), list(self.ends.values())
     calls = sum(one.called for one in self._outcomes)
-    broken = [one.error for one in self._outcomes if one.error in environments.FAILURES]
+    broken = [one.error for one in self._outcomes
+              if one.error in environments.FAILURES]
     if calls and len(broken) == calls:
       raise RuntimeError(
           f'environments.{self.env.name}: all {calls} calls of a rollout '

@@ -171,7 +171,8 @@ def _open(workdir, out, stage, step, model) -> _Opened:
   run, target = workdir_lib.absolute(workdir), (
       out and workdir_lib.absolute(out))
   config = run_config(run, model)
-  if target and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+  if target and target.exists() and not (
+      target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'--out: {target} is not empty. Choose another folder, or '
                      'remove it if an interrupted export left it.')
   if not (run / 'checkpoints').exists():

@@ -35,8 +35,8 @@ class RowFormat:
 
   A column with its default name may be absent, and `problem` may be called
   `question` (`images` `image`, `completion` `completions`, `solution` or
-  `chosen`). A name that was chosen must exist. '' says that there is no such column.
-  Columns not named here go to `Example.meta`.
+  `chosen`). A name that was chosen must exist. '' says that there is
+  no such column. Columns not named here go to `Example.meta`.
 
   Fields:
     image: one image or a list: paths (relative to the file's folder), bytes,

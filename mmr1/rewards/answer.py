@@ -86,9 +86,9 @@ def match(
 
   number: the exact value (`number.within`); choice: the same letter
   (`choice.equal`); choices: the same letters (`choice_set.equal`); math:
-  `math.equal`; text: equal after `text.normalise_answer`; puzzle: whatever solves `meta['puzzle']`
-  (`puzzle_rules.passes`), be it the gold answer or not; box: an IoU of at least
-  .5 with `meta['box']` (`grounding.overlap`).
+  `math.equal`; text: equal after `text.normalise_answer`; puzzle: whatever
+  solves `meta['puzzle']` (`puzzle_rules.passes`), be it the gold answer or not;
+  box: an IoU of at least .5 with `meta['box']` (`grounding.overlap`).
 
   Args:
     answer: from `text.extract_answer`; None (nothing was extracted) is wrong.

@@ -189,7 +189,8 @@ class Device(programs.Device):
     """Also what observations run."""
     leaves = jax.tree.leaves((self.params, self.asked))
     key = (self.policy, self.length, self.entropy, schedule.shapes,
-           self.player.chunk, self.player.patches, *((x.shape, x.dtype) for x in leaves))
+           self.player.chunk, self.player.patches,
+           *((x.shape, x.dtype) for x in leaves))
     if key in _warm:
       return
     super().warm_up(schedule)
@@ -206,7 +207,8 @@ class Device(programs.Device):
 _warm: set[Any] = set()
 
 
-def told_at(places, told):
+def told_at(places: np.ndarray, told: Mapping[tuple[int, int], Any]):
+  """((shard, row), what it is told) of rows that sit at (prompt, slot)."""
   for d, r in np.ndindex(places.shape[:2]):
     if tuple(places[d, r]) in told:
       yield (d, r), told[tuple(places[d, r])]

@@ -80,8 +80,8 @@ def digits(
     question = f'Digits {",".join(map(str, values))}. {question}'
   return dataclasses.replace(
       example, question=f'<image>{question}' if shown else question,
-      images=example.images if shown else (), uid=uid_offset + i, completions=(chosen, rejected), meta=meta,
-      source='pairs')
+      images=example.images if shown else (), uid=uid_offset + i,
+      completions=(chosen, rejected), meta=meta, source='pairs')
 
 
 def right(example: records.Example) -> str:
