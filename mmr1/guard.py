@@ -55,7 +55,7 @@ class Interrupt:
     first, self.requested = not self.requested, True
     self.signal = signal.Signals(number).name
     if first:
-      # The signal may come in the middle of a print, which cannot begin another.
+      # The signal may have come in the middle of a print: no other can begin.
       with contextlib.suppress(Exception):
         self._tell(f'{self.signal}: stopping once this step or evaluation is '
                    'done and saved' + (' (Ctrl-C again: at once).' if number ==
