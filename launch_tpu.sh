@@ -13,7 +13,8 @@
 # and the same command goes on from what the run has saved (so --fresh, which
 # would start over each time, is refused); a run is over when --workdir has its
 # marker FINISHED, whatever exit code its workers gave. A marker of an earlier
-# run says nothing: there the exit code counts. Optional: PROJECT; VERSION, the runtime; SPOT=1; TRIES, how often a command is
+# run says nothing: there the exit code counts.
+# Optional: PROJECT; VERSION, the runtime; SPOT=1; TRIES, how often a command is
 # started (100).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -32,8 +33,8 @@ for arg; do
     --fresh=false | --fresh=False | --fresh=0) ;;
     --fresh | -fresh | --fresh=* | -fresh=*)
       echo "launch_tpu.sh: got $arg: the command is started again after a" \
-        'preemption, and would wipe what the run has saved each time. Leave it' \
-        'out, and name a new --workdir or empty the old one.' >&2
+        'preemption, and would wipe what the run has saved each time. Leave' \
+        'it out, and name a new --workdir or empty the old one.' >&2
       exit 2
       ;;
   esac

@@ -323,7 +323,8 @@ def test_no_run_outlives_a_failure_here(tmp_path, speechless):
                      workdir, workdir / 'log')
           for workdir, command in ((slow, saves), (
               ends, 'until [ -s ../slow/number ]; do sleep .1; done'))]
-  shown = board.Board(rich_console.Console(file=io.StringIO()))
+  out = io.StringIO()
+  shown = board.Board(rich_console.Console(file=out))
   if speechless:
     def say(text):
       raise OSError('no space left')
@@ -339,7 +340,7 @@ def test_no_run_outlives_a_failure_here(tmp_path, speechless):
     launch.run(jobs, [launch.Slot({})] * 2, shown, after)
   assert not alive(slow) and (slow / 'saved').exists()
   if not speechless:
-    assert 'stopping: each run saves its state' in shown._console.file.getvalue()
+    assert 'stopping: each run saves its state' in out.getvalue()
 
 
 def test_a_terminal_may_close_where_nohup_says_so():
