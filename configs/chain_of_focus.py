@@ -16,10 +16,12 @@ The cold start's records have `turns`, what the assistant says turn by turn; the
 environment is asked again for what came in between.
 
 Arguments, joined by commas: a scale of `common.MODELS`; a reward of the release:
-`r0` (words shared with the gold answer), `r2` (.8 / .2, more of them), `r4` (+1
-for zooming), `r5` (+.5), `r6` (+.5 for zooming where the answer is wrong); or
-`plain`, without the group-aware reward in the tiny run, or `adaptive`, with it
-at scale. Ablations:
+`r0` (words shared with the gold answer), `r1` (their F1 itself, answers of 10
+words at most), `r2` (.8 / .2, more of them, as short), `r4` (+1 for a call of
+the tool where the answer is right), `r5` (+.5), `r6` (+.5 for a call where it
+is wrong; r4 to r6 pay for a call that brings nothing too, as the release does);
+or `plain`, without the group-aware reward in the tiny run, or `adaptive`, with
+it at scale. Ablations:
   --config.environments.zoom.kwargs.blank=True     crops show nothing
   --config.rl.env=None --config.evaluation.env=None  no tool
 
@@ -29,7 +31,7 @@ objective is ours.
 
 from configs import common
 
-OPTIONS = ('r0', 'r2', 'r4', 'r5', 'r6', 'plain', 'adaptive')
+OPTIONS = ('r0', 'r1', 'r2', 'r4', 'r5', 'r6', 'plain', 'adaptive')
 _PAPER = 'mmr1.papers.chain_of_focus'
 
 
@@ -57,15 +59,19 @@ def get_config(arg: str | None = None):
 
 def _reward(c, options):
   """The variants of the release."""
-  if options & {'r0', 'r2'}:
+  if options & {'r0', 'r1', 'r2'}:
     c.rewards.result = common.reward(
         f'{_PAPER}:overlap', weight=0.8 if 'r2' in options else 0.9,
-        above='r2' in options, released=False)
+        least=None if 'r1' in options else 0.5, above='r2' in options,
+        released=False)
     c.rewards.format.weight = 0.2 if 'r2' in options else 0.1
+  if options & {'r1', 'r2'}:
+    c.rewards.format.kwargs.longest = 10
   for name, weight in (('r4', 1.0), ('r5', 0.5), ('r6', 0.5)):
     if name in options:
       c.rewards.tool = common.reward(
-          f'{_PAPER}:tool', weight=weight, wrong=name == 'r6')
+          f'{_PAPER}:tool', weight=weight,
+          answer='wrong' if name == 'r6' else 'right')
       c.rl.rewards = (*c.rl.rewards, 'tool')
 
 
@@ -122,7 +128,7 @@ def _real(c):
   c.evaluation.max_new_tokens = 8192
   c.cold_start = common.overlay(
       c.sft, data='data/mm_cof.jsonl', steps=500, rows_per_step=32,  # [ours]
-      max_new_tokens=16_384,
+      max_new_tokens=16_384,  # [ours]; 81,920 with the prompt in the code
       lora=dict(rank=32, alpha=64.0, train=('visual/merger/.*',)),
       optimizer=dict(lr=1e-5, warmup_steps=50, lr_decay='cosine'))
   c.rl.optimizer.lr = 1e-6

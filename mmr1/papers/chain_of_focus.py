@@ -22,7 +22,7 @@ from mmr1.rewards import answer as answers
 from mmr1.rewards import combine
 from mmr1.rewards import text_overlap
 
-_LONGEST = 1000  # words of an answer
+ANSWERS = ('right', 'wrong')  # where a use of the tool is paid
 
 
 def enlarged(
@@ -67,11 +67,14 @@ def enlarged(
   return part.resize((columns, rows), Image.Resampling.LANCZOS)
 
 
-def tags(sample: records.Sample, knobs: Mapping[str, float]) -> float:
+def tags(sample: records.Sample, knobs: Mapping[str, float], *,
+         longest: int = 1000) -> float:
   """1 iff there are as many <think> as </think>, as many <answer> as </answer>,
-  one of each at least, and at most 1,000 words in the last answer, else 0.
+  one of each at least, and at most `longest` words in the last answer, else 0.
 
-  Source: `zoomin_reward3` of the release.
+  Source: `zoomin_reward3` of the release, as r4, r5 and r6 have it; r1 and r2
+  with 10 words. Its r0 asks for a pattern of the whole text instead: that r0
+  has this one is ours.
   """
   del knobs
   said = sample.text
@@ -79,7 +82,7 @@ def tags(sample: records.Sample, knobs: Mapping[str, float]) -> float:
     count = said.count(f'<{name}>')
     if not count or count != said.count(f'</{name}>'):
       return 0.0
-  return float(len(_answered(said).split()) <= _LONGEST)
+  return float(len(_answered(said).split()) <= longest)
 
 
 tags.range = (0.0, 1.0)
@@ -88,13 +91,14 @@ tags.perfect = 1.0
 
 def overlap(
     sample: records.Sample, knobs: Mapping[str, float], *,
-    least: float = 0.5, above: bool = False, released: bool = False,
+    least: float | None = 0.5, above: bool = False, released: bool = False,
 ) -> float | None:
   """1 if the answer shares enough words with the gold one, else 0; None without
   a gold answer.
 
-  F1 >= least, of words (variant r0); > least with `above` (r2). The release
-  calls it F1, and asks whether one text contains the other: `released`.
+  F1 >= least, of words (variant r0); > least with `above` (r2); F1 itself
+  without `least` (r1). The release of r0 calls it F1, and asks whether one text
+  contains the other: `released`.
   """
   del knobs
   gold = sample.example.answer
@@ -105,6 +109,8 @@ def overlap(
     said, gold = said.lower().strip(), gold.lower().strip()
     return float(bool(said) and (said in gold or gold in said))
   f1 = text_overlap.rouge_n(gold, said, 1)
+  if least is None:
+    return f1
   return float(f1 > least if above else f1 >= least)
 
 
@@ -113,15 +119,23 @@ overlap.perfect = 1.0
 
 
 def tool(sample: records.Sample, knobs: Mapping[str, float], *,
-         wrong: bool = False) -> float:
-  """1 if a part was looked at, else 0: variants r4 (weight 1) and r5 (.5).
+         answer: str = 'right') -> float:
+  """1 if the tool was used and the answer is as asked, else 0.
 
-  `wrong`: only where the answer is not right, r6 (.5).
+  'right': variants r4 (weight 1) and r5 (.5). 'wrong': r6 (.5), there an answer
+  that cannot be judged counts as wrong. As in the release any
+  `<tool_call>...</tool_call>` of the text is a use, whatever came of it: one
+  that is empty or refused is paid too. `envs.crop.zoomed` counts what was seen.
+
+  Raises:
+    ValueError: another `answer`.
   """
-  used = float(bool(crop.boxes(sample)))
-  if wrong and used:
-    used *= 1 - float(answers.correct(sample, knobs) or 0)
-  return used
+  if answer not in ANSWERS:
+    raise ValueError(
+        f'chain_of_focus.tool: got answer={answer!r}; allowed are {ANSWERS}.')
+  used = '</tool_call>' in sample.text.partition('<tool_call>')[2]
+  right = bool(answers.correct(sample, knobs))
+  return float(used and right == (answer == 'right'))
 
 
 tool.range = (0.0, 1.0)

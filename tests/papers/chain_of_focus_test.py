@@ -82,21 +82,50 @@ def reward(arg, s):
 
 
 def test_worked_numbers_of_the_rewards():
-  # .9 acc + .1 fmt; r6 pays .5 for looking where the answer is wrong.
+  # .9 acc + .1 fmt; r4 and r5 pay 1 and .5 more for a tool on right answers,
+  # r6 .5 on wrong ones. A call counts, whatever came of it.
   zoom = dict(calls=([0, 0, 4, 4],))
   assert reward(None, sample(RIGHT)) == pytest.approx(1.0)
   assert reward(None, sample('<answer>7</answer>')) == pytest.approx(.9)
   assert reward(None, sample(WRONG)) == pytest.approx(.1)
-  assert reward('r6', sample(CALL, WRONG, **zoom)) == pytest.approx(.6)
-  assert reward('r6', sample(CALL, RIGHT, **zoom)) == pytest.approx(1.0)
-  assert reward('r6', sample(CALL, WRONG, calls=(None,))) == pytest.approx(.1)
-  assert reward('r4', sample(CALL, WRONG, **zoom)) == pytest.approx(1.1)
-  assert reward('r5', sample(CALL, RIGHT, **zoom)) == pytest.approx(1.5)
-  # .8 / .2 and F1 above .5 against at least .5.
+  for name, right, wrong in (('r4', 2.0, .1), ('r5', 1.5, .1), ('r6', 1.0, .6)):
+    assert reward(name, sample(CALL, RIGHT, **zoom)) == pytest.approx(right)
+    assert reward(name, sample(CALL, WRONG, **zoom)) == pytest.approx(wrong)
+    refused = sample(CALL, WRONG, calls=(None,))
+    assert reward(name, refused) == pytest.approx(wrong)
+    assert reward(name, sample(RIGHT)) == pytest.approx(1.0)
+    assert reward(name, sample(WRONG)) == pytest.approx(.1)
+  # .8 / .2 and F1 above .5 against at least .5; r1 pays F1 itself.
   half = sample('<think>x</think><answer>a b c</answer>', answer='b')
   assert reward('r2', half) == pytest.approx(.2)  # F1 2 * 1 / (3 + 1) = .5
   assert reward('r0', half) == pytest.approx(1.0)
+  assert reward('r1', half) == pytest.approx(.9 * .5 + .1)
   assert paper.overlap(half, {}, released=True) == 1.0  # 'b' is in 'a b c'
+
+
+@pytest.mark.parametrize('name, longest', [
+    ('r0', 1000), ('r1', 10), ('r2', 10), ('r4', 1000), ('r6', 1000)])
+def test_how_long_an_answer_may_be(name, longest):
+  format_ = resolve.finalise(
+      runs.config('chain_of_focus', name)).rewards.format
+  for count, want in ((longest, 1), (longest + 1, 0)):
+    said = f'<think>x</think><answer>{"w " * count}</answer>'
+    assert paper.tags(sample(said), {}, **format_.kwargs.as_dict()) == want
+
+
+@pytest.mark.parametrize('said, used', [
+    ('<tool_call></tool_call>', 1), (CALL, 1), ('<tool_call>', 0),
+    ('</tool_call><tool_call>', 0), ('', 0)])
+def test_what_is_a_use_of_the_tool(said, used):
+  assert paper.tool(sample(said + RIGHT), {}, answer='right') == used
+  assert paper.tool(sample(said + WRONG), {}, answer='wrong') == used
+  assert paper.tool(sample(said + RIGHT), {}, answer='wrong') == 0
+  assert paper.tool(sample(said + WRONG), {}, answer='right') == 0
+
+
+def test_the_tool_is_paid_somewhere():
+  with pytest.raises(ValueError, match="answer='left'.*'right', 'wrong'"):
+    paper.tool(sample(RIGHT), {}, answer='left')
 
 
 def test_tags():
