@@ -8,6 +8,7 @@ import pytest
 from mmr1 import advantages
 from mmr1 import boxes
 from mmr1 import columns
+from mmr1 import records
 from mmr1 import resolve
 from mmr1.papers import recap
 from tests.papers import runs
@@ -287,11 +288,55 @@ def test_the_papers_numbers(arg, steps, sources):
   assert {key: kwargs[key] for key in kwargs if key != 'losses'} == dict(
       window=10, temperature=5.0, alpha=.5, form='code')
   assert stage.kl.coefficient == 0 and stage.old == 'self'
-  assert {name: c.rewards[name].weight for name in stage.rewards
-          if name in ('accuracy', 'think', 'iou', 'box')} == {
-              name: weight for name, weight in dict(
-                  accuracy=2, think=1, iou=2, box=1).items()
-              if name in stage.rewards}
+  assert c.data.min_pixels == 3136
+
+
+# Sources of setting 1: all think, and a right answer is worth 2, a form 1.
+SETTING1 = dict(
+    sat=dict(accuracy=2, think=1), lisa=dict(lisa=2, lisa_think=1),
+    geoqa=dict(geoqa=2, geoqa_think=1),
+    scienceqa=dict(scienceqa=2, scienceqa_think=1))
+SETTING2 = dict(
+    reasoning=dict(accuracy=2, think=1), refcoco=dict(iou=2, box=1), ocr={})
+
+
+@pytest.mark.parametrize('arg, sources', [
+    ('qwen2_5_vl_3b,setting1', SETTING1), ('qwen2_5_vl_7b', SETTING2),
+    ('qwen2_5_vl_7b,reasoning', dict(reasoning=SETTING2['reasoning']))])
+def test_an_objective_is_a_reward_of_one_source(arg, sources):
+  c = resolve.finalise(runs.config('recap', arg))
+  for source, want in sources.items():
+    own = c.tasks[source].rewards
+    assert {name: c.rewards[name].weight for name in own} == want
+    thinks = source not in ('refcoco', 'ocr')
+    assert ('<think>' in c.tasks[source].instruction) == thinks
+  of = [name for source in sources for name in c.tasks[source].rewards]
+  assert len({*of}) == len(of) and {*of} == {*c.recap.rewards}
+
+
+def paid(c, source, said, answer, **meta):
+  """The sum of a source's rewards, with their fixed weights."""
+  sample = records.Sample(
+      text=said, tokens=(), kinds=(), length=0, truncated=False,
+      example=records.Example(uid=0, question='?', answer=answer, meta=meta),
+      uid=0, group=0, slot=0)
+  return sum(c.rewards[name].weight * resolve.function(
+      c.rewards[name].fn, 'mmr1.rewards')(
+          sample, {}, **c.rewards[name].kwargs.as_dict())
+             for name in c.tasks[source].rewards)
+
+
+def test_setting_1_by_hand():
+  c = resolve.finalise(runs.config('recap', 'qwen2_5_vl_3b,setting1'))
+  for source in 'sat', 'geoqa', 'scienceqa':
+    for said, want in (
+        ('<think>so</think><answer>B</answer>', 3), ('<answer>B</answer>', 2),
+        ('<think>so</think><answer>A</answer>', 1), ('B', 0)):
+      assert paid(c, source, said, 'B') == want
+  # Of boxes: [0, 0, 10, 6] in [0, 0, 10, 10] is .6, [0, 0, 10, 4] is .4.
+  for bottom, want in ((10, 3), (6, 3), (4, 1)):
+    assert paid(c, 'lisa', f'<think>so</think><answer>[0, 0, 10, {bottom}]'
+                '</answer>', '', box=[0, 0, 10, 10], answer_type='box') == want
 
 
 def test_the_overlap_of_boxes_by_hand():
