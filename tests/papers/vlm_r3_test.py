@@ -183,11 +183,16 @@ def test_an_answer_that_is_opened_is_closed_in_the_code_alone(arg):
 
 
 def test_configs_at_scale():
-  for arg, lr, rows in ((None, 2e-7, 64), ('released', 2e-7, 192)):
+  # RL of 2 epochs of 5,000 problems in the code; traces of 4,096 tokens.
+  for arg, rows, tokens, steps in (
+      (None, 64, 8192, 300), ('released', 192, 4096, 312)):
     c = resolve.finalise(runs.config('vlm_r3', ','.join(
         x for x in ('qwen2_5_vl_7b', arg) if x)))
-    assert c.cold_start.optimizer.lr == lr
+    assert c.cold_start.optimizer.lr == 2e-7
     assert c.cold_start.rows_per_step == rows
+    assert c.cold_start.max_new_tokens == tokens
+    assert c.vlm_r3.steps == steps
+    assert steps == 300 or steps == 2 * 5000 // c.vlm_r3.prompts_per_step
     assert c.vlm_r3.samples_per_prompt == 5
     assert c.vlm_r3.optimizer.freeze == ('visual/.*',)
     assert c.environments.region.max_turns == 8
