@@ -15,10 +15,12 @@ it is; critiques change its prompt (stage `refine`).
 
 `critic.data` has columns `problem` (what the critic is asked, as
 `mmr1.papers.critic_v:ask` writes it), `chosen` and `rejected`. Arguments: a
-scale of `common.MODELS`.
+scale of `common.MODELS`. `rounds` counts critiques: 1 at scale, as in the runs
+that are reported (answer, critique, answer), 2 in the tiny run, for the loop of
+Algorithm 3.
 
 Ablations:
-  --config.critic_v.rounds=0                   the reasoner alone; also 1 and 3
+  --config.critic_v.rounds=0                   the reasoner alone; also 1, 2, 3
   --config.critic_v.critic=self                the reasoner criticises itself
   --config.critic_v.critic=critic_start        a critic before DPO (tiny run)
   --config.critic_v.fixed=Check.               the same words always
@@ -45,7 +47,7 @@ def get_config(arg: str | None = None):
   c.refine.ask.fn = 'critic_v.ask'
   c.refine.rewrite.fn = 'critic_v.reflect'
   c.refine.satisfied.fn = 'critic_v.satisfied'
-  c.refine.rounds, c.refine.history = 2, 'replace'
+  c.refine.history = 'replace'
   (_tiny if c.scale == 'tiny' else _real)(c)
   return c
 
@@ -82,6 +84,7 @@ def _tiny(c):
   c.refine.examples, c.refine.prompts_per_batch = 128, 128
   c.refine.max_new_tokens, c.refine.critic_tokens = 16, 64
   c.refine.score.fn, c.refine.init = 'critic_v.told', 'reasoner'
+  c.refine.rounds = 2
   c.untrained = common.overlay(c.refine, critic='critic_start')
   c.critic_v = common.overlay(c.refine, critic='critic')
   c.stages = ('lessons', 'reasoner', 'starts', 'critic_start', 'pairs',
@@ -101,6 +104,7 @@ def _real(c):
       optimizer=dict(lr=5e-6, warmup_steps=1088, lr_decay='cosine'))
   c.data.prompt_tokens = 1024
   c.refine.examples, c.refine.init = 1024, 'base'
+  c.refine.rounds = 1  # answer, critique, answer
   c.refine.max_new_tokens, c.refine.critic_tokens = 1024, 1024
   c.critic_v = common.overlay(c.refine, critic='critic')
   c.stages = ('critic', 'critic_v')

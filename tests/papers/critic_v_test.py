@@ -200,5 +200,6 @@ def test_the_papers_numbers_at_7b():
   assert (critic.optimizer.lr, critic.optimizer.lr_decay) == (5e-6, 'cosine')
   assert critic.max_new_tokens + c.data.prompt_tokens == 2048
   assert c.data.max_pixels == 262_144
-  assert (c.critic_v.rounds, c.critic_v.history) == (2, 'replace')
+  # Answer, critique, answer, as in the runs that are reported.
+  assert (c.critic_v.rounds, c.critic_v.history) == (1, 'replace')
   assert (c.critic_v.init, c.critic_v.critic) == ('base', 'critic')
