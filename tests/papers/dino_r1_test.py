@@ -117,8 +117,9 @@ def test_the_papers_numbers():
   assert one.alignment == 100 and one.rows_per_step == 64
   assert (one.optimizer.lr, one.optimizer.weight_decay,
           one.optimizer.clip_norm) == (4e-4, 1e-4, .1)
-  # An epoch without the term, and a new reference at the start of each.
-  assert one.queries.after == one.reference_every == one.steps // 12
+  # Twelve epochs, the term in all of them, a new reference at each one's start.
+  assert one.queries.after == 0
+  assert one.reference_every == one.steps // 12 == 20_000 // 64
 
 
 def test_the_baseline_is_the_same_without_the_term():
