@@ -123,4 +123,5 @@ def _paper(c):
   c.pretrain.checkpoint_every = 1000
   c.nft.steps, c.nft.prompts_per_step, c.nft.samples_per_prompt = 1000, 24, 12
   c.nft.lora.rank, c.nft.lora.alpha = 32, 64.0
-  c.nft.old.rate, c.nft.old.cap = 0.001, 0.5  # type 1
+  if c.nft.objective.fn == 'nft':
+    c.nft.old.rate, c.nft.old.cap = 0.001, 0.5  # type 1

@@ -51,6 +51,11 @@ def test_the_siblings():
   assert c.nft.solver.kwargs.as_dict() == dict(eta=.7)
   assert c.nft.objective.kwargs.clip_range == 1e-4
   assert resolved('dpo').nft.objective.fn == 'dpo'
+  # Their samples are of the parameters that train; lagging ones are NFT's.
+  for arg in ('paper,flow_grpo', 'paper,dpo'):
+    one = resolved(arg).nft
+    assert one.old.as_dict() == resolved(arg[6:]).nft.old.as_dict()
+    assert one.old.rate == 0 and one.prompts_per_step == 24
   with pytest.raises(ValueError, match='give one of'):
     resolved('dpo,flow_grpo')
 
