@@ -116,13 +116,14 @@ def _real(c):
 
 
 def _compare(c):
-  """The card's other ways."""
+  """The paper's other ways; the highest layer at 1 and the mean are ours."""
   kwargs = lambda **given: dict(rule=dict(kwargs=given))
   rule = lambda fn: dict(rule=dict(fn=fn))
   for name, change in (
       ('no_prior', kwargs(prior='none')),
       ('linear', kwargs(prior='linear')),
       ('alpha_3', kwargs(alpha=0.3)),
+      ('alpha_5', kwargs(alpha=0.5)),
       ('max_to_one', kwargs(prior_norm='max_to_one')),
       ('arithmetic', rule('fixed')),
       ('metagpt', rule('whole_model')),

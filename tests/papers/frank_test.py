@@ -17,8 +17,8 @@ from mmr1.models import checkpoints
 from tests.papers import runs
 from tests.stages import merge_test
 
-WAYS = ('frank', 'no_prior', 'linear', 'alpha_3', 'max_to_one', 'arithmetic',
-        'metagpt', 'mean')
+WAYS = ('frank', 'no_prior', 'linear', 'alpha_3', 'alpha_5', 'max_to_one',
+        'arithmetic', 'metagpt', 'mean')
 FROZEN = ('language/embed', 'language/norm/weight')
 
 
@@ -121,10 +121,11 @@ def test_every_way_takes_its_own_share(run):
   def by(w):
     return w * v / (w * v + (1 - w) * r)
   w = np.exp(-alpha * np.arange(1, 3))
-  w3 = np.exp(-0.3 * np.arange(1, 3))
+  w3, w5 = (np.exp(-x * np.arange(1, 3)) for x in (0.3, 0.5))
   for way, expected in (
       ('frank', by(w / w.sum())), ('no_prior', v / (v + r)),
       ('linear', by(np.array([2, 1]) / 3)), ('alpha_3', by(w3 / w3.sum())),
+      ('alpha_5', by(w5 / w5.sum())),
       ('max_to_one', by(w / w.max())),
       ('metagpt', np.full(2, v.sum() / (v.sum() + r.sum()))),
       ('mean', np.full(2, 0.5)), ('arithmetic', np.full(2, 0.3))):
