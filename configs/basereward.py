@@ -56,7 +56,7 @@ def get_config(arg: str | None = None):
   c.rl.rewards, c.rl.judges = ('rule',), ('model',)
   c.rl.combine = dict(fn='combine.rule_then_model', kwargs=dict(
       rule='rule', model='model', form='hybrid'))
-  c.rl.advantage.kwargs = dict(std='group', ddof=1, eps=1e-4)
+  c.rl.advantage.kwargs = dict(std='group', ddof=1, eps=1e-4)  # [ours]
   c.rl.policy.kwargs = dict(eps_low=0.2, eps_high=0.2)  # [ours]
   (_tiny if c.scale == 'tiny' else _real)(c, options)
   return c
@@ -122,7 +122,8 @@ def _real(c, options):
         'checkpoints/basereward/qwen2_5_vl_7b',
         'checkpoints/basereward/second/qwen2_5_vl_7b', chunks=2)
     c.basereward = common.overlay(
-        c.rl, steps=200, chunks_per_minibatch=4, minibatches_per_step=4)
+        c.rl, steps=200, chunks_per_minibatch=4,
+        minibatches_per_step=4)  # [ours]
     c.stages = ('basereward',)
     return
   c.model.scalars = ('reward',)

@@ -100,9 +100,11 @@ def _real(c, imitate):
   c.rl.chunks_per_minibatch, c.rl.length_buckets = 8, (1024, 2048, 4096)
   c.zero = common.overlay(c.rl, steps=100)  # 'short' [ours]
   c.pairs = common.overlay(
-      c.collect, engine='metis_specs.pairs', init='zero', size=16_384,
-      kwargs=dict(rollouts=8, max_new_tokens=10_240, screen='',
-                  rejects='chosen', coupled=False))
+      c.collect, engine='metis_specs.pairs', init='zero',
+      size=16_384,  # problems, to solve some 9K of them [ours]
+      kwargs=dict(rollouts=8,  # [ours]
+                  max_new_tokens=10_240, screen='', rejects='chosen',
+                  coupled=False))
   # Nothing screens the reasoning at this scale: the paper's screen is a model
   # that is not released; `pairs.kwargs.screen` takes a reward. 16,384 tokens
   # with the prompt; one epoch of 9K [ours].
