@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 import pytest
 
+from mmr1 import command_line
 from mmr1 import log
 from mmr1 import resolve
 from mmr1 import runner
@@ -144,7 +145,7 @@ def configured(args, monkeypatch):
   monkeypatch.setattr('sys.argv', ['mmr1.main', *mine])
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file('config', None, flag_values=values)
-  values(['mmr1.main', *mine])
+  command_line.parsed(values, ['mmr1.main', *mine])
   return holder.value, config_flags.get_override_values(values['config'])
 
 
