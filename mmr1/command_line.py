@@ -123,7 +123,7 @@ def _set_none(config: ConfigDict, keys: Iterable[str]) -> None:
     if own is None:  # an item of a tuple
       raise ValueError(f'--config.{key}: there is no key {key!r}.')
     for field in (own, family):
-      if field is not None and not isinstance(field, config_dict.FieldReference):
+      if not isinstance(field, (config_dict.FieldReference, type(None))):
         allowed = ('its keys, one by one' if isinstance(field, ConfigDict)
                    else f'{type(field).__name__}; it is {field!r}')
         raise ValueError(f'--config.{key}: got None; allowed: {allowed}.')

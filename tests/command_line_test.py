@@ -1,4 +1,4 @@
-"""Arguments of the commands: what None means, and what is said of wrong ones."""
+"""Arguments of the commands: what None means, what is said of wrong ones."""
 
 import pathlib
 
