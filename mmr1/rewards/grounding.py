@@ -9,7 +9,7 @@ from mmr1 import records
 from mmr1 import text
 
 FORMS = ('exact', 'released')
-_NUMBER = r'\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*'
+_NUMBER = r'\s*(-?\d{1,6}(?:\.\d+)?)\s*'
 _BOX = re.compile(rf'[\[(]{",".join([_NUMBER] * 4)}[\])]')
 
 

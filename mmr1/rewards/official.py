@@ -19,7 +19,7 @@ from mmr1.rewards import official_math
 from mmr1.rewards import text_distance
 from mmr1.rewards import verdict
 
-VERSION = 2
+VERSION = 3
 Judge, Verdict = verdict.Judge, verdict.Verdict
 _NUMBER = r'-?\d+(?:\.\d+)?'
 _POINT = re.compile(
@@ -63,7 +63,9 @@ def anls(golds: Sequence[str], said: str) -> float:
   for gold in golds:
     a, b = (' '.join(x.strip().lower().split()) for x in (gold, said))
     longest = max(len(gold), len(said))
-    if longest:
+    # A distance is at least the difference of lengths: below .5 there is
+    # nothing to find out about, and `edits` cuts long texts.
+    if longest and 2 * abs(len(a) - len(b)) <= longest:
       best = max(best, 1 - text_distance.edits(a, b) / longest)
   return best if best >= 0.5 else 0.0
 

@@ -18,10 +18,11 @@ _PHRASES = (
 _LEADS = ('', '(', 'option ', 'the answer is ')
 _KEYS = ('could be ', 'so ', 'is ', 'thus ', 'therefore ', 'final ', 'answer ',
          'result ')
-# With commas, with an exponent, plain: in this order, as three searches.
+# With commas, with an exponent, plain: in this order, as three searches. A
+# number is tried from its first digit only: from each, a long one takes minutes.
 _NUMBERS = tuple(map(re.compile, (
-    r'-?\b\d{1,3}(?:,\d{3})+\b', r'-?\d+(?:\.\d+)?[eE][+-]?\d+',
-    r'-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])')))
+    r'-?\b\d{1,3}(?:,\d{3})+\b', r'-?(?<!\d)\d+(?:\.\d+)?[eE][+-]?\d+',
+    r'-?(?:(?<!\d)\d+\.\d+|\.\d+|(?<!\d)\d+\b)(?![eE][+-]?\d+)(?![,\d])')))
 
 
 def mmstar(said: str, example: records.Example) -> Verdict:

@@ -139,8 +139,9 @@ def _stated(said: str) -> str:
 
 
 def _cleaned(said: str) -> str:
-  boxed = re.search(r'.*oxed\{(.*)\}', said, re.DOTALL)
-  said = boxed[1] if boxed else said
+  _, box, behind = said.rpartition('oxed{')
+  inner, end, _ = behind.rpartition('}')
+  said = inner if box and end else said
   closed, opened = said.find('}'), said.find('{')
   if closed >= 0 and (opened < 0 or closed < opened):
     said = said[:closed]  # the box ended here

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 from PIL import Image
 import pytest
@@ -214,6 +215,28 @@ def test_anls(tmp_path):
         anls.anls_score(prediction=said, gold_labels=golds, threshold=0.5))
 
 
+def test_m11_a_flood_of_words_is_far_from_any_answer(tmp_path):
+  example = one(tmp_path, 'docvqa', questionId=1, question='who?',
+                answers=['invoice 12'], image=picture())
+  for said in ('x' * 3999, 'x' * 4000, 'lorem ipsum ' * 800):
+    loose, strict = both(f'<answer>{said}</answer>', example)
+    assert loose.score == strict.score == official.anls(['abc'], said) == 0.0
+
+
+@pytest.mark.parametrize('said', [
+    'a long chain that was cut off ' * 3000, 'o' * 64_000, '0.' + '3' * 64_000,
+    '1' * 64_000 + 'x', 'oxed{' * 20_000])
+def test_m10_long_completions_are_read_at_once(tmp_path, said):
+  worked = one(tmp_path, 'mathvision', id='1', question='?', options=[],
+               image=picture(), answer='12', level=1, subject='algebra')
+  counted = one(tmp_path, 'mmmu', id='v_2', question='how many?', options='[]',
+                answer="['12']", image_1=picture())
+  start = time.monotonic()
+  for example in (worked, counted):
+    assert official.official(said, example).score == 0.0
+  assert time.monotonic() - start < 2  # with a square in it 10 s to minutes
+
+
 def test_boxes_and_points(tmp_path):
   Image.new('RGB', (100, 50)).save(tmp_path / 'a.png')
   path = tmp_path / 'r.jsonl'
@@ -223,6 +246,8 @@ def test_boxes_and_points(tmp_path):
   # [0, 0, 10, 6] covers 60 of 100; [0, 0, 10, 4] only 40.
   assert official.official('at [0, 0, 10, 6]', example).score == 1.0
   assert official.official('at [0, 0, 10, 4]', example).score == 0.0
+  assert official.official(
+      'at [0, 0, 10.0000000, 6.0000001]', example).score == 1.0
   assert official.strict('<answer>[0, 0, 10, 6]</answer>', example).score == 1
   assert official.strict('[0, 0, 10, 6]', example).score == 0.0
   path.write_text(json.dumps(dict(  # VLM-R1's
@@ -264,6 +289,49 @@ def test_an_unknown_layout_says_so(tmp_path):
       questionId=1, question='?', answers=['a'], image='gone.png')))
   (item,) = benchmarks.Benchmark('docvqa', str(path))
   assert isinstance(item, records.Broken) and 'gone.png' in item.reason
+
+
+@pytest.mark.parametrize('name, good, bad', [
+    ('ai2d', dict(question='?', options=['x', 'y'], answer='1'),
+     dict(answer='2')),
+    ('chartqa', dict(query='?', label=['3'], human_or_machine=0),
+     dict(human_or_machine=2))])
+def test_m26_a_number_out_of_range_breaks_its_row_alone(
+    tmp_path, name, good, bad):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('\n'.join(json.dumps({'image': 'a.png', **row})
+                            for row in (good, {**good, **bad})))
+  first, second = benchmarks.Benchmark(name, str(path))
+  assert isinstance(first, records.Example), first
+  assert isinstance(second, records.Broken)
+
+
+@pytest.mark.parametrize('name, row, said', [
+    ('mmmu', dict(id='a_b_1', question='?', options='[]', answer=12), '12'),
+    ('docvqa', dict(questionId=1, question='?', answers=['twelve', 12]), '12'),
+    ('mathvision', dict(id=1, question='?', options=[10, 12], answer='B',
+                        level=1, subject='s'), 'B')])
+def test_numbers_among_texts_are_texts(tmp_path, name, row, said):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(json.dumps({'image': 'a.png', **row}))
+  (example,) = benchmarks.Benchmark(name, str(path))
+  for verdict_ in both(f'<answer>{said}</answer>', example):
+    assert verdict_.score in (0.0, 1.0)
+  assert official.strict(f'<answer>{said}</answer>', example).score == 1.0
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+  row = dict(questionId=1, question='a\u2028b\u0085c', answers=['x'],
+             image='gone.png')
+  path = tmp_path / 'rows.jsonl'
+  path.write_bytes(b'\xef\xbb\xbf' + json.dumps(
+      row, ensure_ascii=False).encode())
+  assert len(benchmarks.Benchmark('docvqa', str(path))) == 1
+  whole = tmp_path / 'rows.json'
+  whole.write_bytes(b'\xef\xbb\xbf' + json.dumps([row]).encode())
+  assert len(benchmarks.Benchmark('docvqa', str(whole))) == 1
 
 
 def test_m26_options_that_are_no_list_break_their_row_alone(tmp_path):
