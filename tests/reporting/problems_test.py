@@ -24,8 +24,10 @@ def make(tmp_path):
 def test_problems_of_other_files_are_others(make):
   """Number and letter of the answer are the same by chance."""
   one, other = '0' * 16 + '.png', '1' * 16 + '.png'
-  a = make('a', [('Which angle?', []), ('Who is older?', [one]), ('Left?', [one])])
-  b = make('b', [('How many?', []), ('Who is older?', [other]), ('Left?', [one])])
+  a = make('a', [
+      ('Which angle?', []), ('Who is older?', [one]), ('Left?', [one])])
+  b = make('b', [
+      ('How many?', []), ('Who is older?', [other]), ('Left?', [one])])
   (made,) = problems.collect([a, b], 1_000_000)
   by = {}
   for problem, evaluation, row in zip(
