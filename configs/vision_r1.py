@@ -13,7 +13,7 @@ with a smaller one, length x group constant.
       --config.model.path=/models/Qwen2.5-VL-7B-Instruct \
       --config.data.path=/data/rl.parquet
 
-Arguments, joined by commas: a scale of `common.MODELS`, and one of the card's
+Arguments, joined by commas: a scale of `common.MODELS`, and one of the paper's
 ablations: `zero` (no cold start, soft reward, an instruction in the prompt),
 `long` (cold start, then one stage with the long cap and a group of 4), `ci`
 (cold start only).
@@ -99,7 +99,7 @@ def _real(c):
 
 
 def _ablate(c, name: str):
-  """The card's ablations, as a change of stages."""
+  """The paper's ablations, as a change of stages."""
   tiny = c.scale == 'tiny'
   if name == 'ci':
     c.stages = tuple(s for s in c.stages if not s.startswith('think'))

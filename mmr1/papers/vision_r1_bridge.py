@@ -92,7 +92,7 @@ def bridge(
     captioner, reasoner: 'symbolic', 'endpoint' or 'local'.
     use_pseudo_cot: False skips step 1, so that the description is a mere
       caption (an ablation: facts get lost and the filter rejects more).
-    keep_thought: False empties the chain (the card's 'SFT without CoT').
+    keep_thought: False empties the chain (the paper's 'SFT without CoT').
     overlong: symbolic reasoner: how much it doubts; 0 writes short chains.
     error_rate: symbolic reasoner: chance of a wrong last step.
     url, caption_model, reason_model, timeout_s, workers: of the endpoint.

@@ -81,7 +81,7 @@ def test_triggers_are_whole_tokens():
   assert ares_entropy.trigger_positions(
       (' WAIT\n', 'wait,', 'so far', 'al', '', 'BECAUSE')) == [0, 5]
   assert ares_entropy.trigger_positions(PIECES, ['x', '3']) == [2, 3]
-  # The card's, all as a stripped token would be.
+  # Some of the code's, all as a stripped token would be.
   assert {'wait', 'check', 'so', 'because', 'then', 'but'} <= set(
       ares_entropy.TRIGGERS)
   assert all(word == word.strip().lower() for word in ares_entropy.TRIGGERS)

@@ -129,7 +129,7 @@ def test_prompts_of_a_file_that_no_rule_judges_need_no_answer(tmp_path):
 @pytest.mark.slow
 def test_held_out_pairs_90_percent_and_only_with_their_images(
     open_run, tmp_path):
-  """The card's check: with images of other pairs it cannot tell what is there;
+  """A check of what is seen: with images of other pairs it cannot tell what is there;
   mistakes that the text alone shows are found all the same."""
   def config():
     c = runs.config('basereward')

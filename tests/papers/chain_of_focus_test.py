@@ -24,7 +24,7 @@ def painted(width, height):
       [x % 256, y % 256, 0 * x], -1).astype(np.uint8))
 
 
-def test_the_crop_of_the_card():
+def test_a_crop_by_hand():
   # 640 x 480, [100, 100, 140, 160]: 1.5 times about (120, 130) is [90, 85, 150,
   # 175], 60 x 90; twice that 120 x 180; 120 / 28 = 4.3 and 180 / 28 = 6.4, so
   # 112 x 168, and 18,816 pixels are enough.

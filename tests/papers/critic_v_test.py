@@ -13,7 +13,7 @@ from tests.losses import preference_test
 from tests.papers import runs
 
 
-def test_scores_of_the_card():
+def test_scores_by_hand():
   # |G n C| = 2, |G u C| = 5, GPT 7 of 10: .4 + .7 = 1.1.
   g, c = frozenset('abc'), frozenset('bcde')
   assert critic_v.jaccard(g, c) == pytest.approx(.4)
@@ -51,7 +51,7 @@ def test_pairs_from_strict_order(critiques, scores, wanted):
   assert critic_v.ranked(critiques, scores) == wanted
 
 
-def test_dpo_of_the_card():
+def test_dpo_by_hand():
   # -40 (reference -42) and -55 (-54): margin 3.
   scores, block = preference_test.pair([-40, -55], [-42, -54])
   for beta, wanted in ((1., .048587), (.1, .554355)):

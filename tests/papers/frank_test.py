@@ -1,4 +1,4 @@
-"""FRANK: the card's numbers are in merging_test.py; here the pair, the fusion
+"""FRANK: numbers by hand are in merging_test.py; here the pair, the fusion
 and its ablations by the tiny config, and the config itself."""
 
 import json

@@ -22,7 +22,7 @@ STEPS = 4
 
 def begun(shrink, open_run, folder, **flat):
   c = shrink(runs.config('grpo_care'))
-  # The card's world: four cells to choose from.
+  # Where a moving shape ends: four cells to choose from.
   c.data.mixture, c.data.prompt_tokens, c.data.patches = ('motion',), 128, 64
   # The model meets no format; whether tokens sum to an even number it varies.
   c.rewards.format.fn = 'tests.own:even'

@@ -87,7 +87,7 @@ def test_the_factor_by_hand():
       'eval/generalisation_factor': 5.5556}, abs=1e-4)
 
 
-def test_the_loss_of_the_card():
+def test_the_loss_by_hand():
   """(-10, -12) against (-11, -11), beta .1, lambda 1, NLL .7 a token."""
   scores, block = preference_test.pair([-10, -12], [-11, -11])
   dpo = preference_test.loss(preference.dpo, scores, block, beta=.1)

@@ -59,7 +59,7 @@ def check_sum(counts, kept):
   assert counts['examples'] == len(kept) + sum(counts[d] for d in dropped)
 
 
-# The card.
+# With a pseudo-CoT and without.
 
 
 def test_with_a_pseudo_cot_nearly_all_is_kept(made):

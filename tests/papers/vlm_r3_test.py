@@ -17,7 +17,7 @@ from mmr1.papers import vlm_r3 as paper
 from tests.papers import runs
 
 
-def test_the_zoom_of_the_card():
+def test_the_zoom_by_hand():
   # 2 - (r - .125) / .375 between an eighth and a half: r = .2 is 2 - .2,
   # .3125 is 2 - .5.
   assert [paper.zoom_of(r) for r in (.05, .125, .2, .3125, .5, .9)] == (
@@ -113,7 +113,7 @@ def test_stub_d_what_length_pays_for():
   assert paper.length(sample(two), {}, form='released') == pytest.approx(.04)
 
 
-def test_the_group_of_the_card():
+def test_a_group_by_hand():
   made = advantages.grpo(
       np.array([[[2.04], [2.0], [1.6], [.54], [.54]]]), eps=1e-4)
   np.testing.assert_allclose(
