@@ -97,7 +97,7 @@ class GroupLearner(Learner):
     self._params = {name: training.reference(
         ctx, self.start, section.reference if name == 'reference' else name,
         whole=objective.reference_hidden, memory=section.reference_memory)
-                    for name in self._others()}
+                    for name in sorted(self._others())}
     self._weigh = weighing.Weighing(
         ctx, stage, section, sockets.weights(
             ctx.config, dict.fromkeys((*section.weights, *objective.weights))),

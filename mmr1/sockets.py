@@ -71,13 +71,13 @@ def host_knobs(section: Any, config: Any) -> dict[str, float]:
 
 def requested(
     section: Any, config: Any, objective: objective_lib.Objective,
-) -> frozenset[str]:
-  """Names of the looks that anything in a stage reads."""
+) -> tuple[str, ...]:
+  """Names of the looks that anything in a stage reads, sorted."""
   asked = {section.advantage.kwargs.as_dict().get('view')}
   asked |= {config.weights[name].kwargs.as_dict().get('view')
             for name in (*section.weights, *objective.weights)}
   asked |= {config.probes[name].view for name in section.probes}
-  return frozenset({*objective.views, *section.watch, *asked} - {None})
+  return tuple(sorted({*objective.views, *section.watch, *asked} - {None}))
 
 
 def looks(

@@ -8,6 +8,7 @@ from configs import common
 from mmr1 import columns
 from mmr1 import resolve
 from mmr1 import rl_setup
+from mmr1 import sockets
 from mmr1 import types
 from tests.losses import blocks
 
@@ -61,6 +62,32 @@ def test_a_hook_keeps_its_term():
   assert plan.objective.reference
   knobs, _ = plan.hooks['beta'](plan.objective.knobs, {}, {}, {}, 5)
   assert knobs['coef/kl'] == pytest.approx(0.05)
+
+
+def test_m27_what_programs_go_through_has_the_order_of_names():
+  """A set of names has another order under every PYTHONHASHSEED: on every
+  host, and after every restart."""
+  names = tuple('abcdefgh')
+
+  def asked(terms, watch):
+    c = common.get_base()
+    c.stages = ('rl',)
+    for name in names:
+      c.views[f'view_{name}'] = common.view('mask')
+      c.weights[f'cov_{name}'] = dict(fn='clip_cov', kwargs={})
+      c.terms[name] = common.term(
+          'kl', 0.1, target='old', estimator='absolute', weight=f'cov_{name}')
+      c.terms[f'seen_{name}'] = common.term(
+          'mmr1.papers.papo:perception', 0.1, view=f'view_{name}')
+    c.rl.old, c.rl.watch = 'recompute', [f'view_{name}' for name in watch]
+    c.rl.terms = [f'{kind}{name}' for name in terms for kind in ('', 'seen_')]
+    final = resolve.finalise(c)
+    made = rl_setup.objective_of(final.rl, 'rl', final)
+    return made.weights, made.views, sockets.requested(final.rl, final, made)
+  weights, views, looks = asked(names, names)
+  assert weights == tuple(f'cov_{name}' for name in names)
+  assert views == looks == tuple(f'view_{name}' for name in names)
+  assert asked(names[::-1], names[3:] + names[:3]) == (weights, views, looks)
 
 
 def test_sampler_and_trainer_are_compared_over_kept_tokens():
