@@ -139,12 +139,16 @@ def kept_tokens(sample: records.Sample, said: str, processor: Any) -> int:
   low, high = 0, len(sample.tokens)
   while low < high:
     middle = (low + high + 1) // 2
-    text = encode.decode(sample.tokens[:middle], processor)
-    if len(text) <= len(said) and said.startswith(text) and (
+    # Where a character is several tokens, its first ones say U+FFFD, which is no
+    # part of the text: without it, more tokens never say less.
+    whole = encode.decode(sample.tokens[:middle], processor).rstrip('\ufffd')
+    if said.startswith(whole) and (
         sample.tokens[middle - 1] != processor.eos_id):
       low = middle
     else:
       high = middle - 1
+  while not said.startswith(encode.decode(sample.tokens[:low], processor)):
+    low -= 1
   return low
 
 

@@ -4,6 +4,8 @@ Steps are in grpo_care_steps_test.py.
 """
 
 import functools
+import re
+import time
 import types
 
 import jax.numpy as jnp
@@ -225,6 +227,28 @@ def test_consistent_by_hand(think, says, wanted):
 def test_consistent_of_numbers_by_hand(think, says, wanted):
   said = f'<think>{think}</think><answer>{says}</answer>'
   assert grpo_care.consistent(sample(said, choices=None), {}) == wanted
+
+
+def test_consistent_of_any_text_is_the_rule_that_searches():
+  """By a regex from every place of the text."""
+  rng, ones = np.random.default_rng(0), 0
+  for _ in range(3000):
+    value, think = (''.join(rng.choice(list('ab. \n'), int(count)))
+                    for count in (rng.integers(1, 4), rng.integers(0, 9)))
+    want = re.search(rf'(?<!\w){re.escape(value)}\W*$', think) is not None
+    assert grpo_care._ends(think, value) == want, (think, value)
+    ones += want
+  assert 200 < ones < 2800
+
+
+def test_consistent_of_a_long_text_takes_no_square_of_it():
+  n, start = 100_000, time.process_time()
+  for think, says, wanted in (
+      ('.' * n + 'a', '.', 0.0), ('.' * n, '.', 1.0), ('a.' * (n // 2), 'a', 1),
+      ('a' * n, 'a', 0.0), ('8 ' * (n // 2) + 'b', '8', 0.0)):
+    said = f'<think>{think}</think><answer>{says}</answer>'
+    assert grpo_care.consistent(sample(said, choices=None), {}) == wanted
+  assert time.process_time() - start < 1
 
 
 def test_consistent_needs_both_blocks():
