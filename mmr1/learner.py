@@ -96,7 +96,8 @@ class GroupLearner(Learner):
     self.start = self._average.begin(self.start, ctx.policy.layout)
     self._params = {name: training.reference(
         ctx, self.start, section.reference if name == 'reference' else name,
-        whole=objective.reference_hidden, memory=section.reference_memory)
+        whole=objective.reference_hidden and name == 'reference',
+        memory=section.reference_memory)
                     for name in sorted(self._others())}
     self._weigh = weighing.Weighing(
         ctx, stage, section, sockets.weights(
