@@ -155,6 +155,14 @@ def reward(**values):
     (dict(steps=0), 'rl.steps: got 0'),
     (dict(carry=('momentum',)), "rl.carry: got 'momentum'.*optimizer"),
     (dict(eval_every=-1), 'rl.eval_every: got -1'),
+    (dict(select__fn='drop_saturated'),
+     r"rl.select.kwargs.ban: 'drop_saturated' bans .*to False"),
+    # No checkpoint could hold these.
+    (dict(kl__coefficient=float('inf')), r'rl.kl.coefficient: got inf.*finite'),
+    (dict(policy__kwargs=dict(eps_low=.2, eps_high=float('inf'))),
+     r'rl.policy.kwargs.eps_high: got inf.*1e9'),
+    (dict(advantage__kwargs=dict(eps=float('nan'))),
+     r'rl.advantage.kwargs.eps: got nan.*finite'),
 ])
 def test_m22_contradictions_and_typos_are_refused(flat, said):
   with pytest.raises(ValueError, match=said):
@@ -167,6 +175,9 @@ def test_m22_contradictions_and_typos_are_refused(flat, said):
     (reward(kwargs=dict(no_such=1)), 'no_such'),
     (hook('coef/kll'), "rl.hooks.*'coef/kll'.*coef/"),
     (hook('policy/eps_low'), "rl.hooks.*'policy/eps_low'"),
+    (lambda c: c.update_from_flattened_dict({
+        'terms.pull': common.term('kl', float('inf')), 'rl.terms': ('pull',)}),
+     'terms.pull.coefficient: got inf'),
     (lambda c: c.rl.advantage.kwargs.update(epsilon=1.0),
      'rl.advantage.kwargs.epsilon.*eps'),
     (lambda c: c.rl.combine.kwargs.update(weight=1.0),
@@ -175,6 +186,14 @@ def test_m22_contradictions_and_typos_are_refused(flat, said):
 def test_m22_unknown_functions_and_keywords_are_refused(change, said):
   with pytest.raises(ValueError, match=said):
     setup(change)
+
+
+def test_saturated_groups_may_be_dropped():
+  rewards = np.array([[1.0, 1.0], [0.0, 1.0]])
+  plan = setup(select__fn='drop_saturated', select__kwargs=dict(ban=False))
+  keep, _, more, _ = plan.select(
+      {'overall': rewards}, rewards[..., None], {}, {}, None)
+  assert keep.tolist() == [[False] * 2, [True] * 2] and not more
 
 
 def test_a_group_of_one_may_have_another_advantage():
