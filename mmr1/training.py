@@ -226,6 +226,7 @@ def reference(
         trees.partition(state.params['policy'], begun.mask)[1]))
   if name != 'init':
     params = hold(_only_read(ctx, ctx.params(name)))
+    ctx.forget_base()  # the copy does
     return lambda state: fetch(params)
   part, rest = trees.partition(begun.state.params['policy'], begun.mask)
   part = _only_read(ctx, part)

@@ -285,3 +285,12 @@ def test_the_average_is_a_reference_over_the_whole_vocabulary(trainer, flat):
     state = step.state
   # The policy has left its average.
   assert step.metrics['kl'] > 0 and np.isfinite(step.metrics['loss'])
+
+
+def test_a_reference_leaves_no_second_base_model(trainer):
+  """It is a copy; who needs the base model after that reads it again."""
+  one = trainer(kl__coefficient=.04, reference='base')
+  ctx, start = one._ctx, one.start.state.params['policy']
+  assert ctx.base is None
+  for tree in (ctx.params('base'), one.learner._params['reference'](None)):
+    jax.tree.map(np.testing.assert_array_equal, tree, start)
