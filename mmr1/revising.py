@@ -183,9 +183,12 @@ def _merged(made: asking.Made, before: score_lib.Scored, again: asking.Made,
   samples = [b if keep[a.group, a.slot] else a
              for a, b in zip(made.samples, again.samples)]
   columns = np.where(keep[..., None], after.columns, before.columns)
+  # What failed is a share of all calls; both scorings had as many.
+  failed = {name: (x + after.metrics[name]) / 2
+            for name, x in before.metrics.items() if name.endswith('_frac')}
   scored = dataclasses.replace(
       before, columns=columns, failures=before.failures + after.failures,
-      metrics={**before.metrics, **combine.means(columns, before.names),
-               **says})
+      metrics={**before.metrics, **failed,
+               **combine.means(columns, before.names), **says})
   return made._replace(rollout=old.replace(**chosen), host=host,
                        samples=samples, scored=scored)

@@ -28,6 +28,15 @@ def halves(samples, columns, meta, rng):
           for s in samples if s.slot < 2}
 
 
+def untouched(sample, knobs):
+  """No value where something was put in."""
+  del knobs
+  return None if types.KIND_FORCED in sample.kinds else float(sample.slot % 2)
+
+
+untouched.range = (0.0, 1.0)
+
+
 def not_the_second(before, after, meta):
   """Of those that were asked all but slot 1."""
   assert before.keys() == after.keys() == {'one'}
@@ -104,6 +113,13 @@ def test_revised_completions_replace_what_they_were(trainer, temperature):
       forward.completion_mask(got), np.float32(1.0))
   np.testing.assert_allclose(
       np.where(block.mask, block.extra['sampler_logp'], 0), want, atol=1e-4)
+
+
+def test_what_a_reward_fails_on_is_a_share_of_both_scorings(trainer):
+  one = trainer(**REVISED, reward=f'{__name__}:untouched')
+  _, _, metrics, _ = step(one, one.start.state, 0)
+  assert metrics['revise/asked'] > 0
+  assert metrics['reward/none_frac'] == metrics['revise/asked'] / 2
 
 
 @pytest.mark.parametrize('text', [
