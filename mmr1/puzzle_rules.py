@@ -65,7 +65,7 @@ def passes(puzzle: Mapping[str, Any], answer: str) -> bool:
     plain = plain.replace(sign, ours)
   try:
     return plain.isascii() and _RULES[kind](puzzle, plain)
-  except (KeyError, IndexError, TypeError) as error:
+  except (KeyError, IndexError, TypeError, StopIteration) as error:
     raise ValueError(
         f'puzzle {dict(puzzle)!r:.200} is no state of kind {kind!r}: '
         f'{error!r}; mmr1/puzzle_rules.py says what each kind has.'

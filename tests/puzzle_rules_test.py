@@ -129,7 +129,8 @@ def test_a_million_characters_take_no_time(puzzle):
 
 @pytest.mark.parametrize('puzzle', [
     None, 'maze', {}, {'kind': 'mase'}, {'kind': ['maze']},
-    {'kind': 'sliding'}, {'kind': 'sudoku', 'givens': None},
+    {'kind': 'sliding'}, {'kind': 'sliding', 'board': ((1, 2), (3, 4))},
+    {'kind': 'sudoku', 'givens': None},
     {'kind': 'maze', 'open': (('R',),), 'start': 3, 'goal': (0, 0)},
     {'kind': 'ordering', 'nodes': 'AB', 'edges': None}])
 def test_m26_a_broken_puzzle_is_named(puzzle):

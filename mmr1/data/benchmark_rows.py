@@ -14,7 +14,7 @@ from typing import Any
 Row = Mapping[str, Any]
 Made = tuple[str, list[str], list[Any], dict[str, Any]]
 # Of a row that is not as its reader expects; the last of a list as text.
-BAD = (KeyError, TypeError, AttributeError, ValueError, SyntaxError)
+BAD = (LookupError, TypeError, AttributeError, ValueError, SyntaxError)
 _SLOT = re.compile(r'<image ?(\d)>')
 _IN_IMAGE = 'Answer the question in the image.'
 
@@ -41,7 +41,7 @@ def _labels(row: Row | None, **keys: str) -> dict[str, str]:
 def mathvista(row: Row) -> Made:
   """AI4Math/MathVista: pid, question, choices, answer, answer_type, precision,
   decoded_image or image, metadata."""
-  choices = list(row['choices'] or ())
+  choices = _listed(row['choices'] or ())
   image = row.get('decoded_image') or row['image']
   meta = dict(id=str(row['pid']), type=row['answer_type'],
               precision=row.get('precision'), labels=_labels(
@@ -72,7 +72,7 @@ def mathvision(row: Row) -> Made:
   """MathLLMs/MathVision, or the project's own test.jsonl: id, question,
   options, decoded_image or image, answer (the letter of an option), level,
   subject."""
-  choices = list(row['options'])
+  choices = _listed(row['options'])
   meta: dict[str, Any] = dict(id=str(row['id']), labels=_labels(
       {**row, 'level': f'level {row["level"]}'},
       level='level', subject='subject'))
@@ -101,9 +101,10 @@ def mmmu(row: Row) -> Made:
       row, subject='subject') or ({'subject': subject[1]} if subject else {}))
   if choices:
     meta['choices'] = choices
-    golds = [row['answer']]
+    golds = [str(row['answer'])]
   else:
-    golds = _listed(row['answer'])
+    gold = row['answer']
+    golds = _listed(gold if isinstance(gold, list) else str(gold))
   return _SLOT.sub('<image>', question), golds, images, meta
 
 
@@ -113,7 +114,7 @@ def mmmu_pro(row: Row) -> Made:
   if 'question' in row:
     return mmmu(row)
   choices = _listed(row['options'])
-  return (_IN_IMAGE, [row['answer']], [row['image']], dict(
+  return (_IN_IMAGE, [str(row['answer'])], [row['image']], dict(
       id=row['id'], choices=choices, labels=_labels(row, subject='subject')))
 
 
@@ -127,9 +128,11 @@ def mmstar(row: Row) -> Made:
 
 def ai2d(row: Row) -> Made:
   """lmms-lab/ai2d: question, options, answer (number of one), image."""
-  choices = list(row['options'])
+  choices, right = _listed(row['options']), int(row['answer'])
+  if not 0 <= right < len(choices):
+    raise ValueError(f'answer {right} of {len(choices)} options')
   return (_lettered(row['question'], choices),
-          ['ABCDEFGH'[int(row['answer'])]], [row['image']],
+          [chr(65 + right)], [row['image']],
           dict(choices=choices))
 
 
@@ -167,7 +170,7 @@ def chartqa(row: Row) -> Made:
 def docvqa(row: Row) -> Made:
   """lmms-lab/DocVQA, or the project's own JSON: questionId, question, answers,
   image."""
-  return (row['question'], list(row['answers']), [row['image']],
+  return (row['question'], _listed(row['answers']), [row['image']],
           dict(id=str(row['questionId'])))
 
 

@@ -53,10 +53,11 @@ def _rows(path: str) -> list[Any]:
     with file.open('rb') as opened:
       return parquet.read_table(opened).to_pylist()
   try:
+    said = file.read_bytes().decode('utf-8-sig')
     if path.endswith('.jsonl'):
-      return [json.loads(x) for x in file.read_text().splitlines()
-              if x.strip()]
-    whole = json.loads(file.read_text())
+      # Not splitlines: JSON may hold U+2028 and others that end lines there.
+      return [json.loads(x) for x in said.split('\n') if x.strip()]
+    whole = json.loads(said)
   except ValueError as error:
     raise ValueError(f'{path}: bad json: {error}') from error
   if isinstance(whole, dict):  # DocVQA's, and MathVista's by pid

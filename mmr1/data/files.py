@@ -4,7 +4,9 @@ import bisect
 import collections
 import contextlib
 import json
+import re
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from mmr1 import records
 from mmr1.data import rows
 from mmr1.data import sources
 
-_PEEKED = 200  # lines whose keys are the columns of a JSONL file
+_PEEKED = 200  # lines whose keys are columns of a JSONL file in any case
 _OPEN_GROUPS = 4  # parquet row groups kept decoded
 
 
@@ -46,7 +48,8 @@ class JsonlSource:
     self.path = str(path)
     self.offset = offset
     _check_file(epath.Path(path))
-    self._starts, self._ends, self._lines, columns = _index_lines(self.path)
+    self._starts, self._ends, self._lines, columns = _index_lines(
+        self.path, form.names())
     self.form = rows.resolve(form, columns, self.path)
 
   def __len__(self) -> int:
@@ -90,10 +93,12 @@ def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
   return row, ''
 
 
-def _index_lines(path: str):
-  """Start, end and number of every line that is not blank, and the columns."""
+def _index_lines(path: str, names: Collection[str]):
+  """Start, end and number of every line that is not blank, and the columns:
+  past the first lines only `names` are looked for."""
   starts, ends, numbers = [], [], []
   columns, parsed, first_error = set(), 0, ''
+  wanted = _naming(names)
   position = 0
   with epath.Path(path).open('rb') as file:
     for number, line in enumerate(file, start=1):
@@ -101,12 +106,14 @@ def _index_lines(path: str):
         starts.append(position)
         ends.append(position + len(line))
         numbers.append(number)
-        if parsed < _PEEKED:
+        # A name may stand in a text: parsing tells.
+        if parsed < _PEEKED or wanted and wanted.search(line):
           row, reason = _parse(line)
           first_error = first_error or reason and f'line {number}: {reason}'
           if row is not None:
+            columns.update(row if parsed < _PEEKED else {*names} & {*row})
             parsed += 1
-            columns.update(row)
+            wanted = _naming({*names} - columns)
       position += len(line)
   if not parsed:
     raise ValueError(
@@ -115,6 +122,16 @@ def _index_lines(path: str):
         'as lines first.')
   return (np.asarray(starts, np.int64), np.asarray(ends, np.int64),
           np.asarray(numbers, np.int64), columns)
+
+
+def _naming(names: Collection[str]) -> re.Pattern[bytes] | None:
+  """Finds lines that may have one of these columns; None: there are none."""
+  forms = {form.encode() for name in names for form in (
+      json.dumps(name), json.dumps(name, ensure_ascii=False))}
+  if not forms:
+    return None
+  inside = b'|'.join(re.escape(form[1:-1]) for form in sorted(forms))
+  return re.compile(b'"(?:' + inside + b')"')
 
 
 class ParquetSource:

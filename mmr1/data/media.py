@@ -6,7 +6,6 @@ kind, then a colon: failures are counted by kind.
 """
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -165,7 +164,7 @@ def _read(value: Any, folder: str) -> tuple[bytes, str]:
   if value.startswith('data:'):
     try:
       return base64.b64decode(value.split(',', 1)[1], validate=True), 'data URL'
-    except (binascii.Error, IndexError) as error:
+    except (ValueError, IndexError) as error:  # a wrong alphabet is either
       raise RecordError(f'corrupt image: data URL: {error}') from error
   if value.startswith(('http://', 'https://')):
     raise RecordError(f'missing image: {_short(value)}: download it first')

@@ -35,8 +35,9 @@ class RowFormat:
 
   A column with its default name may be absent, and `problem` may be called
   `question` (`images` `image`, `completion` `completions`, `solution` or
-  `chosen`). A name that was chosen must exist. '' says that there is
-  no such column. Columns not named here go to `Example.meta`.
+  `chosen`); rows of one file may differ in how they call their media and their
+  question. A name that was chosen must exist. '' says that there is no such
+  column. Columns not named here go to `Example.meta`.
 
   Fields:
     image: one image or a list: paths (relative to the file's folder), bytes,
@@ -76,6 +77,12 @@ class RowFormat:
     return cls(**columns, **{
         f'require_{what}': what == needs
         for what in ('answer', 'completion', 'pair')})
+
+
+  def names(self) -> set[str]:
+    """What columns that hold something may be called."""
+    found = {vars(self)[field] for field in _ALIASES} - {''}
+    return {*found, *(a for aliases in _ALIASES.values() for a in aliases)}
 
 
 _DEFAULT = RowFormat()
@@ -166,7 +173,19 @@ def to_example(
     return records.Broken(where=where, reason=str(error))
 
 
+def _of_row(row: Mapping[str, Any], form: RowFormat) -> RowFormat:
+  """The names of this row, where files with other names were joined."""
+  other = {}
+  for field in ('image', 'video', 'question'):
+    name, aliases = vars(form)[field], _ALIASES[field]
+    if name in aliases and row.get(name) is None:
+      other[field] = next(
+          (a for a in aliases if row.get(a) is not None), name)
+  return dataclasses.replace(form, **other) if other else form
+
+
 def _example(row, form, folder, uid, where, load) -> records.Example:
+  form = _of_row(row, form)
   pictures = turns.listed(_value(row, form.image))
   messages, inline = turns.messages(_value(row, form.message))
   completions = _completions(row, form)
@@ -237,8 +256,7 @@ def _answer(value: Any) -> str | None:
   """Text of an answer; numbers are written out. None and '' are no answer."""
   if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0:
     value = value.item()
-  if value is None or value in ('', b'') or (
-      isinstance(value, str) and not value.strip()):
+  if value is None or isinstance(value, (str, bytes)) and not value.strip():
     return None
   if isinstance(value, (str, bytes)):
     return turns.text(value, 'answer').strip()

@@ -70,7 +70,11 @@ def _part(part: Any, inline: list[Any]) -> str:
   """The text of one content part; an image it carries goes to `inline`."""
   kind = part.get('type') if isinstance(part, Mapping) else None
   if kind == 'text':
-    return part.get('text') or ''
+    said = part.get('text') or ''
+    if not isinstance(said, str):
+      raise RecordError(
+          f'wrong type: a text part holds {type(said).__name__}, needed is text')
+    return said
   if kind == 'video' and set(part) == {'type'}:
     return '<video>'
   if kind == 'image' or kind == 'image_url':

@@ -3,6 +3,7 @@
 import re
 import string
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmr1 import records
 from mmr1 import text
@@ -16,6 +17,7 @@ _BARE = re.compile(
 _LABELLED = re.compile(
     r'(?:\((?P<round>[a-z])\)\s*[.:]?|(?P<plain>[a-z])\s*[.:)])\s*(?P<rest>.+)',
     re.IGNORECASE | re.DOTALL)
+_EXPECTED = 'expected 1 to 26 texts, or {letter: text}'
 _LONGEST = 1000  # characters, beside a choice's text, that are looked at
 _WORD = re.compile(r'(?:option|choice)\s+(?=\(?[a-z]\b)', re.IGNORECASE)
 _OTHER = re.compile(r'(?<![^\W_])[A-Z](?![^\W_])')
@@ -28,9 +30,8 @@ def labels(choices: Choices) -> dict[str, str]:
     ValueError: none or more than 26 choices, or a label that is no letter.
   """
   if not isinstance(choices, Mapping):
-    if isinstance(choices, str) or not 1 <= len(choices) <= 26:
-      raise ValueError(
-          f'choices {choices!r}: expected 1 to 26 texts, or {{letter: text}}')
+    if isinstance(choices, str) or not 1 <= _count(choices) <= 26:
+      raise ValueError(f'choices {choices!r}: {_EXPECTED}')
     choices = dict(zip(string.ascii_uppercase, choices))
   # Columns of parquet structs hold None for the letters a record lacks.
   choices = {key: value for key, value in choices.items() if value is not None}
@@ -44,10 +45,23 @@ def labels(choices: Choices) -> dict[str, str]:
 
 
 def given(choices: Choices | None) -> bool:
-  """False where a record's column of choices is empty: an open question."""
+  """False where a record's column of choices is empty: an open question.
+
+  Raises:
+    ValueError: what is there is no choices.
+  """
+  if choices is None:
+    return False
   if isinstance(choices, Mapping):
-    choices = [value for value in choices.values() if value is not None]
-  return choices is not None and len(choices) > 0
+    return any(value is not None for value in choices.values())
+  return _count(choices) > 0
+
+
+def _count(choices: Any) -> int:
+  try:
+    return len(choices)
+  except TypeError as error:
+    raise ValueError(f'choices {choices!r}: {_EXPECTED}') from error
 
 
 def pick(answer: str, choices: Choices | None) -> str | None:

@@ -120,6 +120,9 @@ def test_odd_records_are_named_not_raised(tmp_path):
       json.dumps(dict(problem='q', answer='1', messages='hello')),
       '[' * 100_000,
       '\xff',
+      json.dumps(dict(problem='q', answer='1', images=['data:,\xe9'])),
+      json.dumps(dict(answer='1', messages=[dict(
+          role='user', content=[dict(type='text', text=5)])])),
   ]
   source = files.JsonlSource(_jsonl(tmp_path / 'a.jsonl', lines))
   kinds = [source[i].reason.split(':')[0] if isinstance(
@@ -127,7 +130,7 @@ def test_odd_records_are_named_not_raised(tmp_path):
   assert kinds == [
       'wrong type', 'wrong type', 'good', 'missing image', 'missing image',
       'wrong type', 'missing image', 'corrupt image', 'missing image',
-      'wrong type', 'bad json', 'bad json']
+      'wrong type', 'bad json', 'bad json', 'corrupt image', 'wrong type']
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'I;16'])
@@ -151,6 +154,35 @@ def test_zero_is_an_answer_and_none_is_not(tmp_path):
   relaxed = files.JsonlSource(
       path, form=rows.RowFormat(require_answer=False))
   assert relaxed[1].answer is None
+
+
+def test_a_column_that_comes_late_is_seen(tmp_path, noise):
+  noise(8, 8).save(tmp_path / 'p.png')
+  said = dict(problem='2+2, said "images"?', answer='4')
+  path = _jsonl(tmp_path / 'a.jsonl', [
+      *[said] * 250, dict(problem='?', answer='1', images=['p.png'])])
+  source = files.JsonlSource(path)
+  assert len(source[250].images) == 1 and source[250].meta == {}
+  assert source[249].images == ()
+  assert len(source) == 251
+
+
+def test_files_that_were_joined_may_differ_in_their_names(tmp_path, noise):
+  noise(8, 8).save(tmp_path / 'p.png')
+  source = files.JsonlSource(_jsonl(tmp_path / 'a.jsonl', [
+      dict(problem='a?', answer='1', image='p.png'),
+      dict(question='b?', answer='2', images=['p.png', 'p.png']),
+      dict(problem='c?', answer='3')]))
+  assert [(x.question, len(x.images), x.meta) for x in source] == [
+      ('a?', 1, {}), ('b?', 2, {}), ('c?', 0, {})]
+
+
+def test_m26_an_answer_of_several_numbers_is_named():
+  item = rows.to_example(
+      {'problem': 'q', 'answer': np.array([1, 2])}, rows.resolve(
+          rows.RowFormat(), ('problem', 'answer'), 'a'),
+      folder='', uid=0, where='a:1')
+  assert item.reason.startswith('wrong type: answer is ndarray')
 
 
 def test_images_in_every_form(tmp_path, noise):

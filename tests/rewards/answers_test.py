@@ -196,6 +196,7 @@ def test_m26_gold_answers_that_nothing_can_match(make):
   assert 'nubmer' in unusable('15', answer_type='nubmer')
   assert 'purple' in unusable('purple', choices=CHOICES)
   assert unusable('purple', answer_type='choice')
+  assert 'choices 4' in unusable('A', choices=4)
   assert unusable(None) and unusable(None, answer_type='text')
 
 

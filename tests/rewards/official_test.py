@@ -291,6 +291,49 @@ def test_an_unknown_layout_says_so(tmp_path):
   assert isinstance(item, records.Broken) and 'gone.png' in item.reason
 
 
+@pytest.mark.parametrize('name, good, bad', [
+    ('ai2d', dict(question='?', options=['x', 'y'], answer='1'),
+     dict(answer='2')),
+    ('chartqa', dict(query='?', label=['3'], human_or_machine=0),
+     dict(human_or_machine=2))])
+def test_m26_a_number_out_of_range_breaks_its_row_alone(
+    tmp_path, name, good, bad):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('\n'.join(json.dumps({'image': 'a.png', **row})
+                            for row in (good, {**good, **bad})))
+  first, second = benchmarks.Benchmark(name, str(path))
+  assert isinstance(first, records.Example), first
+  assert isinstance(second, records.Broken)
+
+
+@pytest.mark.parametrize('name, row, said', [
+    ('mmmu', dict(id='a_b_1', question='?', options='[]', answer=12), '12'),
+    ('docvqa', dict(questionId=1, question='?', answers=['twelve', 12]), '12'),
+    ('mathvision', dict(id=1, question='?', options=[10, 12], answer='B',
+                        level=1, subject='s'), 'B')])
+def test_numbers_among_texts_are_texts(tmp_path, name, row, said):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(json.dumps({'image': 'a.png', **row}))
+  (example,) = benchmarks.Benchmark(name, str(path))
+  for verdict_ in both(f'<answer>{said}</answer>', example):
+    assert verdict_.score in (0.0, 1.0)
+  assert official.strict(f'<answer>{said}</answer>', example).score == 1.0
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+  row = dict(questionId=1, question='a\u2028b\u0085c', answers=['x'],
+             image='gone.png')
+  path = tmp_path / 'rows.jsonl'
+  path.write_bytes(b'\xef\xbb\xbf' + json.dumps(
+      row, ensure_ascii=False).encode())
+  assert len(benchmarks.Benchmark('docvqa', str(path))) == 1
+  whole = tmp_path / 'rows.json'
+  whole.write_bytes(b'\xef\xbb\xbf' + json.dumps([row]).encode())
+  assert len(benchmarks.Benchmark('docvqa', str(whole))) == 1
+
+
 def test_m26_options_that_are_no_list_break_their_row_alone(tmp_path):
   good = dict(id='a', question='Which?', options="['x', 'y']", answer='A')
   path = tmp_path / 'mmmu.jsonl'
