@@ -1,6 +1,8 @@
 """VLM-R3: the rule of regions and both sets of rewards, by hand."""
 
 import dataclasses
+import re
+import time
 
 import numpy as np
 from PIL import Image
@@ -143,6 +145,24 @@ def test_traces_look_at_both_rows_inside_one_turn(opened):
     s = dataclasses.replace(
         sample(example.completions[0]), example=example)
     assert paper.answered(s, {}) == 1
+
+
+def test_an_answer_at_the_end_of_any_text():
+  """As the regex of the release says, which takes a square of the length."""
+  rule = re.compile(r'.*?<answer>.*?</answer>\s*', re.DOTALL)
+  rng, ones = np.random.default_rng(0), 0
+  parts = ['<answer>', '</answer>', '\n ', 'x', '</answer', '<', '>', '\x1f']
+  for _ in range(3000):
+    said = ''.join(rng.choice(parts, int(rng.integers(0, 7))))
+    want = bool(rule.fullmatch(said))
+    assert paper.answered(sample(said), {}) == want, said
+    ones += want
+  assert 100 < ones < 2900
+  start = time.process_time()
+  for said in ('<answer>' * 12_000 + '</answer>' + ' ' * 9000 + 'x',
+               '<answer></answer>' * 6000 + 'x'):
+    assert paper.answered(sample(said), {}) == 0
+  assert time.process_time() - start < 1
 
 
 def test_what_is_no_box_is_passed_over(opened):
