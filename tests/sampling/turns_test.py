@@ -15,6 +15,8 @@ from mmr1.data import encode
 from mmr1.data import trajectories
 from mmr1.data.codecs import base
 from mmr1.models import sight
+from mmr1.sampling import chunks
+from mmr1.sampling import programs
 from mmr1.sampling import sample
 from mmr1.sampling import schedule
 from mmr1.sampling import stops
@@ -256,6 +258,25 @@ def test_m3_the_order_of_prompts_changes_nothing(batch, played):
   again, _ = play(moved, FEW)
   want = played[0].replace(prompts=None, version=None)
   same(again, jax.tree.map(lambda x: x[np.array(order)], want))
+
+
+def test_m28_a_second_environment_is_warmed_up_too(batch, monkeypatch):
+  """One of the same shapes, but for the length of what it says."""
+  programs_of = (programs.decode, programs._resize, programs._regroup,
+                 chunks.observe, chunks._close, programs.begin)
+  warm, warm_up = [], chunks.Device.warm_up
+
+  def count():
+    return [program._cache_size() for program in programs_of]
+
+  def noted(device, schedule):
+    warm_up(device, schedule)
+    warm.append(count())
+  monkeypatch.setattr(chunks.Device, 'warm_up', noted)
+  for tokens in (CHUNK, CHUNK + 4):
+    said = type('Said', (Player,), {'chunk': tokens})
+    play(batch, schedule.Decoding(rows=8, shrink=True), stop=False, kind=said)
+    assert count() == warm[-1]
 
 
 def test_what_a_picture_shows_is_read(batch, played):
