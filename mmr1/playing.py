@@ -155,6 +155,7 @@ class Player:
     """What the environment says, and that as tokens; on a thread."""
     episode = self._own[at]
     state, said = self.env.fn.step(episode.state, self._sample(at, episode))
+    said = dataclasses.replace(said, text=_whole(said.text))
     return state, said, None if said.done else inserting.encode(
         said, self._processor, closed=closed)
 
@@ -163,7 +164,7 @@ class Player:
     error, why = problem
     episode = self._own[at]
     said = records.Observation(
-        text=f'Error: {why[:_SHOWN]}', role=getattr(self.env.fn, 'role', 'user'),
+        text=f'Error: {_whole(why[:_SHOWN])}', role=getattr(self.env.fn, 'role', 'user'),
         call={}, error=error)
     try:
       encoded = inserting.encode(said, self._processor, closed=closed)
@@ -262,6 +263,12 @@ class Player:
         'env/answered_frac': called / count,
         **{f'env/{end}_frac': ends.count(end) / count
            for end in sorted({*ends, 'answer', *environments.LIMITS})}}
+
+
+def _whole(text: str) -> str:
+  """Half a character, as JSON of the model may hold, becomes '?': tokenizers
+  and files take none."""
+  return text.encode('utf-8', 'replace').decode()
 
 
 def words(said: Sequence[records.Turn]) -> str:

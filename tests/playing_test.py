@@ -1,6 +1,7 @@
 """Episodes on the host: limits, failures, what rewards see."""
 
 import dataclasses
+import json
 import threading
 import time
 import types as types_lib
@@ -95,6 +96,28 @@ def test_every_failure_is_an_observation_and_the_others_go_on(processor):
   assert sample[2].text == 'look\nend' and sample[2].end == 'answer'
   assert sample[2].rewards == (.5, 1.0)
   assert [t.role for t in sample[2].turns] == ['assistant', 'user', 'assistant']
+
+
+@pytest.mark.parametrize('raises, error', [(True, 'env_error'), (False, '')])
+def test_half_a_character_in_what_an_environment_says(processor, raises, error):
+  """JSON of the model may hold a lone surrogate, which no tokenizer takes."""
+  class Tools(World):
+    def step(self, state, sample):
+      text = 'no tool ' + json.loads(sample.turns[-1].text)['name']
+      if raises:
+        raise ValueError(text)
+      return state, records.Observation(text=text, call={})
+  one = player(processor, group=1, fn=Tools())
+  told = one.step(says(processor, r'{"name": "\ud83d"}'))
+  assert 'no tool ?' in processor.tokenizer.decode(told[0, 0].tokens)
+  assert one._own[0, 0].turns[-1].error == error
+  # The end of an episode too is read: by rewards, and by who writes it down.
+  class Last(World):
+    def step(self, state, sample):
+      return state, records.Observation(text='\ud83d', done=True)
+  one = player(processor, group=1, fn=Last())
+  one.step(says(processor, 'x'))
+  assert one._own[0, 0].turns[-1].text == 'x?'
 
 
 def test_an_exception_leaves_the_others_as_they_were(processor):
