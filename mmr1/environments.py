@@ -99,9 +99,13 @@ def environment(config: Any, name: str | None) -> Environment | None:
   if section.turn_tokens is not None and section.turn_tokens < 1:
     raise ValueError(f'{where}.turn_tokens: got {section.turn_tokens}; allowed:'
                      ' at least 1, or None.')
-  if not section.limit_s > 0:
+  if not 0 < section.limit_s <= threading.TIMEOUT_MAX:
     raise ValueError(f'{where}.limit_s: got {section.limit_s}; allowed: above '
-                     '0 seconds.')
+                     f'0 seconds, at most {threading.TIMEOUT_MAX:g}.')
+  if isinstance(section.stop, str):
+    raise ValueError(
+        f'{where}.stop: got the string {section.stop!r}, each of whose letters '
+        f'would end a turn; allowed is a tuple of strings: ({section.stop!r},).')
   if section.stop:
     stops.table((), section.stop)
   if section.max_turns > 127:
@@ -185,7 +189,11 @@ def _late(began: dict[Any, float], lock: threading.Lock,
 
 def table(processor: processor_lib.Processor,
           strings: Sequence[str]) -> np.ndarray:
-  """`stops.table` of a tokenizer, made once."""
+  """`stops.table` of a tokenizer, made once.
+
+  Raises:
+    ValueError: a string that would never be found.
+  """
   made = _tables.setdefault(processor.tokenizer, {})
   key = processor.vocab_size, tuple(strings)
   if key not in made:
@@ -193,7 +201,25 @@ def table(processor: processor_lib.Processor,
     made[key] = stops.table(
         [encode.decode([token], processor) if token < known else ''
          for token in range(processor.vocab_size)], strings)
+    _check_found(made[key], processor, strings)
   return made[key]
+
+
+def _check_found(moves: np.ndarray, processor: processor_lib.Processor,
+                 strings: Sequence[str]) -> None:
+  """Raises for a string whose own tokens do not lead to the last state."""
+  for text in strings:
+    state, ids = 0, processor.tokenizer(
+        text, add_special_tokens=False)['input_ids']
+    for token in ids:
+      state = moves[state, token]
+    if state != len(moves) - 1:
+      raise ValueError(
+          f'stop: {text!r} would never end a turn: its tokens '
+          f'{[encode.decode([token], processor) for token in ids]} are special '
+          'ones, which are no text, or parts of a character. Allowed are '
+          'strings of characters that are whole in the tokenizer, such as '
+          "'</answer>'; the end of a turn in the chat ends turns anyway.")
 
 
 # Of each tokenizer while it lives.

@@ -221,9 +221,16 @@ def test_m22_what_hears_no_environment(shrink, open_run, tmp_path, flat, match):
 
 @pytest.mark.parametrize('key, value, match', [
     ('max_turns', 0, 'at least 1'), ('limit_s', 0.0, 'above 0'),
+    ('limit_s', float('inf'), 'got inf; .*at most 9'),
     ('stop', ('',), 'at least one'), ('turn_tokens', 0, 'at least 1')])
 def test_m22_limits(shrink, open_run, tmp_path, key, value, match):
   c = config(shrink)
   c.environments.own[key] = value
   with pytest.raises(ValueError, match=match):
     runs.trainer(c, open_run, tmp_path / 'run')
+
+
+def test_m22_a_stop_string_that_is_no_tuple(shrink, open_run, tmp_path):
+  """('</a>') is '</a>', and that would be four strings of a letter."""
+  with pytest.raises(ValueError, match=r"own.stop: .*\('</a>',\)"):
+    runs.trainer(config(shrink, stop='</a>'), open_run, tmp_path / 'run')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import threading
 import time
 import types as types_lib
@@ -210,6 +211,9 @@ class Letters:
   def decode(self, tokens, **kwargs):
     return ''.join(self.letters[token] for token in tokens)
 
+  def __call__(self, text, **kwargs):
+    return {'input_ids': [self.letters.index(letter) for letter in text]}
+
 
 def test_what_stops_a_turn_is_of_the_tokenizer():
   """Also where one lies in memory where another was before."""
@@ -220,6 +224,14 @@ def test_what_stops_a_turn_is_of_the_tokenizer():
     assert environments.table(processor, ('a',)) is table
     assert table[0].tolist() == [int(x == 'a') for x in letters]
     del processor
+
+
+@pytest.mark.parametrize('stop', ['\u7b54\u6848', '\u3002', '<|im_end|>'])
+def test_a_string_that_would_never_stop_a_turn_is_refused(processor, stop):
+  """Characters that the tokenizer cuts into bytes, and a special token."""
+  assert environments.table(processor, ('</answer>',)).shape[0] == 10
+  with pytest.raises(ValueError, match=f"'{re.escape(stop)}' would never end"):
+    player(processor, stop=('</answer>', stop))
 
 
 def test_m13_an_environment_that_always_fails_stops_the_run(processor):
