@@ -19,7 +19,7 @@ from mmr1 import resolve
 Box = tuple[float, float, float, float]
 FORMS = ('tool', 'inline')
 _TOOL = re.compile(r'<tool_call>(.*?)</tool_call>', re.DOTALL)
-_INLINE = re.compile(r'\{[^{}]*\}')
+_INLINE = re.compile(r'\{[^{}]*"bbox_2d"[^{}]*\}')  # other braces are words
 
 
 class State(NamedTuple):
