@@ -10,8 +10,10 @@
 # environment ~/mmr1-venv there, runs the command on all workers at once, and
 # brings their logs to runs/logs/. `python` in the command is that of the
 # environment. With TYPE a slice that is not there, or was preempted, is created,
-# and the same command goes on from what the run has saved; a run is over when
-# --workdir has its marker FINISHED, whatever exit code its workers gave.
+# and the same command goes on from what the run has saved (so --fresh, which
+# would start over each time, is refused); a run is over when --workdir has its
+# marker FINISHED, whatever exit code its workers gave. A marker of an earlier
+# run says nothing: there the exit code counts.
 # Optional: PROJECT; VERSION, the runtime; SPOT=1; TRIES, how often a command is
 # started (100).
 set -euo pipefail
@@ -23,9 +25,20 @@ if (($# == 0)); then
   echo 'launch_tpu.sh: no command given; see the top of this file.' >&2
   exit 2
 fi
-workdir=''
+workdir='' flag=''
 for arg; do
-  if [[ $arg == --workdir=* ]]; then workdir=${arg#--workdir=}; fi
+  case $flag in --workdir | -workdir) workdir=$arg ;; esac
+  case $arg in
+    --workdir=* | -workdir=*) workdir=${arg#*=} ;;
+    --fresh=false | --fresh=False | --fresh=0) ;;
+    --fresh | -fresh | --fresh=* | -fresh=*)
+      echo "launch_tpu.sh: got $arg: the command is started again after a" \
+        'preemption, and would wipe what the run has saved each time. Leave' \
+        'it out, and name a new --workdir or empty the old one.' >&2
+      exit 2
+      ;;
+  esac
+  flag=$arg
 done
 where=("--zone=$ZONE")
 if [[ -n ${PROJECT:-} ]]; then
@@ -48,15 +61,35 @@ create() {
 
 # Leaves a slice that is READY, or ends.
 ready() {
-  local now
+  local now looks
   now=$(state)
+  for ((looks = 0; looks < 180; looks++)); do # half an hour
+    case $now in
+      CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING | STOPPING | \
+        DELETING) ;;
+      *) break ;;
+    esac
+    if ((looks == 0)); then echo "$TPU: $now; waiting"; fi
+    sleep 10
+    now=$(state)
+  done
   if [[ $now == READY ]]; then return; fi
   if [[ -z ${TYPE:-} ]]; then
     echo "launch_tpu.sh: $TPU in $ZONE is ${now:-not there}. With TYPE, as in" \
       'TYPE=v5p-128, it is created.' >&2
     exit 2
   fi
-  if [[ -n $now ]]; then tpu_vm delete "$TPU" --quiet; fi
+  case $now in
+    '') ;;
+    PREEMPTED | TERMINATED | STOPPED | SUSPENDED)
+      tpu_vm delete "$TPU" --quiet
+      ;;
+    *)
+      echo "launch_tpu.sh: $TPU in $ZONE is $now, which is neither READY nor" \
+        'gone. See to it, or delete it, and start again.' >&2
+      exit 2
+      ;;
+  esac
   echo "$TPU: ${now:-not there}; creating $TYPE"
   create
 }
@@ -95,11 +128,17 @@ $command 2>&1 | tee -a ~/mmr1.log"
 }
 
 finished() {
+  local path
   case $workdir in
     '') return 1 ;;
     gs://*) gcloud storage ls "$workdir/FINISHED" > /dev/null 2>&1 ;;
-    *) tpu_vm ssh "$TPU" --worker=0 \
-      --command="cd ~/mmr1 && test -e $(printf '%q' "$workdir")/FINISHED" ;;
+    *)
+      printf -v path '%q' "$workdir"
+      # A leading ~ is the worker's home, as it is to mmr1.
+      if [[ $path == '\~'* ]]; then path=${path#?}; fi
+      tpu_vm ssh "$TPU" --worker=0 \
+        --command="cd ~/mmr1 && test -e $path/FINISHED"
+      ;;
   esac
 }
 
@@ -111,12 +150,14 @@ logs() {
   echo "logs: runs/logs/$TPU-*.log"
 }
 
+earlier='' # whether the marker is there before the first run
 for ((try = 1; try <= ${TRIES:-100}; try++)); do
   ready
   prepare
+  if ((try == 1)) && finished; then earlier=1; fi
   status=0
   run || status=$?
-  if finished; then
+  if finished && { [[ -z $earlier ]] || ((status == 0)); }; then
     status=0
     break
   fi

@@ -17,8 +17,8 @@ would write first. Groups in which nothing is left to learn are dropped.
       --config.model.path=/models/Qwen2.5-VL-32B-Instruct
 
 There is no FLUX or Qwen-Image here: a small diffusion transformer that edits
-pictures of one shape is pretrained first, on pairs of which 40% follow another
-instruction. `paper` has the paper's numbers on a larger one; with a scale of
+pictures of one shape is pretrained first, on pairs of which 40% follow an
+instruction drawn anew (a third another one). `paper` has the paper's numbers on a larger one; with a scale of
 `common.MODELS` that model is the judge. Without one the score compares pixels
 with the target.
 

@@ -9,6 +9,8 @@ from rich import console as rich_console
 from rich import live as rich_live
 from rich import table as rich_table
 
+from mmr1 import printer
+
 _TAIL = 1 << 16  # bytes: some rows
 
 
@@ -30,19 +32,19 @@ class State(NamedTuple):
 
 
 class Progress(NamedTuple):
-  """How far a run has come: stage, step, and its last reward and held-out
-  accuracy; None: there is none yet."""
+  """How far a run has come: stage, step, the stage's last reward, and the last
+  held-out accuracy; None: there is none yet, 'nan': as a row has it."""
   stage: str = ''
   step: int = 0
-  reward: float | None = None
-  accuracy: float | None = None
+  reward: float | str | None = None
+  accuracy: float | str | None = None
 
 
 class Board:
   """Shows states; a context manager."""
 
   def __init__(self, console: rich_console.Console | None = None):
-    self._console = console or rich_console.Console(highlight=False)
+    self._console = console or printer.open_out()
     self._live: rich_live.Live | None = None
     self._told: dict[str, tuple[str, str]] = {}
 
@@ -91,7 +93,8 @@ def _cells(one: State, label: str = '{} ') -> tuple[str, ...]:
       f'{now.stage} {now.step}/{total}' if total else now.stage)
   minutes, seconds = divmod(int(one.seconds), 60)
   return (one.name, one.state, where, *(
-      '' if value is None else f'{label.format(name)}{value:.3f}'
+      '' if value is None else label.format(name) + (
+          value if isinstance(value, str) else f'{value:.3f}')
       for name, value in (('reward', now.reward), ('accuracy', now.accuracy))),
           f'{minutes}:{seconds:02d}' if one.seconds else '')
 
@@ -100,9 +103,10 @@ def progress(workdir: pathlib.Path) -> Progress:
   """From the last rows of a run's metrics, which it may be writing."""
   found = Progress()
   for row in _last_rows(workdir / 'metrics.jsonl'):
+    same = row['stage'] == found.stage
     found = found._replace(
         stage=row['stage'], step=row['step'],
-        reward=row.get('reward/mean'),
+        reward=row.get('reward/mean', found.reward if same else None),
         accuracy=row.get('eval/accuracy', found.accuracy))
   return found
 

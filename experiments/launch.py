@@ -167,6 +167,9 @@ def run(jobs: Sequence[Job], parts: Sequence[Slot], board: board_lib.Board,
 
   Returns:
     What became of each, in the order of `jobs`.
+
+  Raises:
+    What `after` or the board does: all runs are stopped first, as by Ctrl-C.
   """
   ended = {job.name: Ended(job, 'done', continued=True)
            for job in jobs if job.over}
@@ -184,11 +187,11 @@ def run(jobs: Sequence[Job], parts: Sequence[Slot], board: board_lib.Board,
           after(ended[one.job.name])
         board.show(_states(jobs, running, ended))
         time.sleep(_LOOK_S if running else 0)
-    except KeyboardInterrupt:
-      board.say('stopping: each run saves its state; Ctrl-C once more ends '
-                'them at once')
-      _stop(running)
+    except BaseException as error:  # whatever it is: no run outlives this one
+      _stop(running, board.say)
       ended |= {one.job.name: one.end(stopped=True) for one in running}
+      if not isinstance(error, KeyboardInterrupt):
+        raise
   for job in jobs:
     ended.setdefault(job.name, Ended(job, 'stopped'))
   board.show(_states(jobs, [], ended))
@@ -252,11 +255,14 @@ class _Process:
     return Ended(self.job, state, code, self.seconds(), self._continued)
 
 
-def _stop(running: Sequence[_Process]) -> None:
+def _stop(running: Sequence[_Process], say: Callable[[str], None]) -> None:
   """Waits until they have saved their states, or for a second Ctrl-C."""
   with contextlib.suppress(KeyboardInterrupt):
     for one in running:
       one.signal(signal.SIGTERM)
+    with contextlib.suppress(Exception):  # it may be why they are stopped
+      say('stopping: each run saves its state; Ctrl-C once more ends them at '
+          'once')
     until = time.monotonic() + _GRACE_S
     for one in running:
       one.wait(max(0.0, until - time.monotonic()))

@@ -89,6 +89,7 @@ def _chosen(sweep: sweep_file.Sweep) -> sweep_file.Sweep:
       raise ValueError(
           f'--seeds: got {",".join(_FLAGS.seeds)}; needed are integers, as in '
           '0,1,2.') from None
+    sweep_file.check_twice('--seeds', sweep.seeds)
   if _FLAGS.runs is not None:
     for name in _FLAGS.runs:
       if name not in sweep.runs:
@@ -126,7 +127,6 @@ def _run(sweep, planned, jobs, parts, work, command) -> int:
       sweep_results.evaluations(job.workdir) if end.state == 'done' else {})
              for one, job, end in zip(planned, jobs, ended)]
   text = sweep_results.table(results, sweep.metrics)
-  print(f'\n{text}\n')
   about = {'command': command, 'question': sweep.question, 'began': began,
            'seconds': time.time() - began, 'jobs': len(parts),
            'runs': {name: dict(run) for name, run in sweep.runs.items()},
@@ -140,6 +140,7 @@ def _run(sweep, planned, jobs, parts, work, command) -> int:
   workdir_lib.write_whole(
       workdir_lib.absolute(work / 'summary.md'),
       sweep_results.summary(sweep.question, command, text))
+  print(f'\n{text}\n')
   return _close(ended, work)
 
 

@@ -127,6 +127,20 @@ def _check(path: str, runs: Any, seeds: Any) -> None:
   if not seeds or not all(type(seed) is int for seed in seeds):
     raise ValueError(f'{path}: SEEDS is {seeds!r}; needed are integers, as in '
                      '(0, 1, 2).')
+  check_twice(f'{path}: SEEDS', seeds)
+
+
+def check_twice(where: str, seeds: Sequence[int]) -> None:
+  """Refuses a seed that is there twice.
+
+  Raises:
+    ValueError: with its number; `where` says whose seeds they are.
+  """
+  twice = [seed for seed in dict.fromkeys(seeds) if seeds.count(seed) > 1]
+  if twice:
+    raise ValueError(
+        f'{where}: got {", ".join(map(str, seeds))}; seed {twice[0]} is there '
+        'twice, and its runs would be the same. Name each once.')
 
 
 def plan(sweep: Sweep, *, everywhere: Sequence[str] = (),

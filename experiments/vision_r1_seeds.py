@@ -22,6 +22,7 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 
+from experiments.bench import machine
 from mmr1 import log
 
 flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds to run.')
@@ -59,6 +60,7 @@ def run(seed: str, extra: list[str]) -> dict:
       'command': ' '.join(command[1:]), 'seed': int(seed),
       'seconds': round(time.time() - started), 'jax': jax.__version__,
       'python': platform.python_version(), 'machine': platform.machine(),
+      'cores': machine.describe()['cores'],
       'evaluations': evals, 'curves': curves}
 
 
@@ -84,11 +86,19 @@ def table(results: list[dict]) -> str:
     lines.append('')
     lines.append(
         'think_long over cold_start: greedy '
-        f'+{100 * statistics.mean(gains[0]):.1f} points (least '
-        f'+{100 * min(gains[0]):.1f}), sampled '
-        f'+{100 * statistics.mean(gains[1]):.1f} (least '
-        f'+{100 * min(gains[1]):.1f}).')
+        f'{100 * statistics.mean(gains[0]):+.1f} points (least '
+        f'{100 * min(gains[0]):+.1f}), sampled '
+        f'{100 * statistics.mean(gains[1]):+.1f} (least '
+        f'{100 * min(gains[1]):+.1f}).')
   return '\n'.join(lines)
+
+
+def ran_on(results: list[dict]) -> str:
+  """jax and cores of the runs; records of before lack the cores."""
+  return '; '.join(sorted({
+      f'jax {result["jax"]}' + (
+          f', {result["cores"]} CPU cores' if 'cores' in result else '')
+      for result in results}))
 
 
 def draw(results: list[dict], path: pathlib.Path) -> None:
@@ -127,7 +137,7 @@ def main(argv):
           f'Command: `python -m experiments.vision_r1_seeds --seeds='
           f'{",".join(FLAGS.seeds)}'
           f'{f" --arg={FLAGS.arg}" if FLAGS.arg else ""}`, '
-          f'jax {jax.__version__}, 2 CPU cores.\n\n{table(results)}\n')
+          f'{ran_on(results)}.\n\n{table(results)}\n')
   (out / f'summary{suffix}.md').write_text(text)
   if FLAGS.arg in ('',):
     draw(results, out / 'curves.png')

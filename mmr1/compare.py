@@ -7,7 +7,8 @@ Records are paired by uid. It prints both mean scores, their difference with its
 95% interval (a bootstrap over problems, so of each pair together) and McNemar's
 exact test (`mmr1.significance.mcnemar`), for which a score between 0 and 1 is
 right from .5 on. Of several samples of a problem the scores are the means, and
-the test is of the first.
+the test is of the first. Of the rounds of a stage `refine`, which decodes
+greedily, the last one counts.
 """
 
 import json
@@ -42,6 +43,8 @@ def read(path: str, decoding: str) -> dict[int, list[float]]:
   for number, line in enumerate(file.read_text().splitlines(), start=1):
     try:
       row = json.loads(line)
+      if 'turns' in row:  # of `refine`: greedy, `correct` round by round
+        row |= {'decoding': 'greedy', 'correct': row['correct'][-1]}
       if row['decoding'] == decoding:
         found.setdefault(row['uid'], []).append(
             float(row.get('score', row['correct'])))

@@ -25,24 +25,14 @@ from rich import progress_bar
 from rich import table as rich_table
 from rich import text as rich_text
 
+from mmr1 import printer
 from mmr1 import progress
 
 _EVERY_S = 0.25  # between two looks of a live line
 _PLAIN_EVERY_S = 10.0  # between two plain lines of steps
 _ALIVE_EVERY_S = 30.0  # of a phase that goes on
-_WIDTH = 100  # where there is no terminal
 # Of the environment: which host this is, before jax is asked.
 _HOSTS = ('MMR1_HOST', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK', 'TPU_WORKER_ID')
-
-
-def open_out(stream: Any = None) -> rich_console.Console:
-  """Where to print: stdout, or the stream. Escape codes only on terminals, and
-  no colours there if NO_COLOR is set."""
-  stream = stream or sys.stdout
-  terminal = stream.isatty()
-  return rich_console.Console(
-      file=stream, force_terminal=terminal, force_jupyter=False,
-      highlight=False, width=None if terminal else _WIDTH)
 
 
 class Console:
@@ -62,7 +52,7 @@ class Console:
       quiet: nothing but warnings.
       out: where to print; None: stdout.
     """
-    self.out = out or open_out()
+    self.out = out or printer.open_out()
     self.active = all(os.environ.get(name, '0') in ('', '0')
                       for name in _HOSTS)
     self.cache = ''

@@ -1,6 +1,7 @@
 """Preemption: SIGTERM and SIGINT become a flag that the loop looks at."""
 
 from collections.abc import Callable
+import contextlib
 import signal
 import threading
 import warnings
@@ -54,9 +55,11 @@ class Interrupt:
     first, self.requested = not self.requested, True
     self.signal = signal.Signals(number).name
     if first:
-      self._tell(f'{self.signal}: stopping once this step or evaluation is done '
-                 'and saved' + (' (Ctrl-C again: at once).' if number ==
-                                signal.SIGINT else '.'))
+      # The signal may have come in the middle of a print: no other can begin.
+      with contextlib.suppress(Exception):
+        self._tell(f'{self.signal}: stopping once this step or evaluation is '
+                   'done and saved' + (' (Ctrl-C again: at once).' if number ==
+                                       signal.SIGINT else '.'))
 
   @property
   def code(self) -> int:

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from mmr1 import command_line
 from mmr1 import console
+from mmr1 import printer
 from mmr1 import resolve
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -36,7 +37,7 @@ def main(argv):
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
   workdir = _WORKDIR.value or resolve.default_workdir(path)
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
-  screen = console.Console(quiet=_QUIET.value, out=console.open_out(
+  screen = console.Console(quiet=_QUIET.value, out=printer.open_out(
       sys.stderr if _QUIET.value else None))
   try:
     screen.begin('start')

@@ -5,6 +5,7 @@ person to see.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import sys
 import threading
 import time
@@ -79,11 +80,10 @@ class Watchdog:
     file = self._path / 'stalls' / f'host_{host}.txt'
     text = (f'host {host} stands still: {self._what}{step} has taken '
             f'{seconds:.0f} s{prompts}')
-    try:
-      workdir_lib.write_whole(file, f'{text}\n{_threads()}')
-    except OSError:  # a full disk must not silence it
-      pass
+    # First what a person sees: a workdir that hangs or fails may be why.
     self._say(f'{text}. Where its threads are: {file}')
+    with contextlib.suppress(Exception):  # whatever a bucket raises
+      workdir_lib.write_whole(file, f'{text}\n{_threads()}')
 
 
 def _threads() -> str:

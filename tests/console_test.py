@@ -17,6 +17,7 @@ from rich import console as rich_console
 from mmr1 import console as console_lib
 from mmr1 import context
 from mmr1 import guard
+from mmr1 import printer
 from mmr1 import progress
 
 ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]|\r')
@@ -234,6 +235,19 @@ def test_other_hosts_and_quiet_print_nothing(monkeypatch):
   assert said.getvalue() == quiet.out.file.getvalue() == ''
 
 
+@pytest.mark.parametrize('terminal', [True, False])
+def test_text_stands_as_it_is(terminal):
+  stream = io.StringIO()
+  stream.isatty = lambda: terminal
+  one = console_lib.Console(out=printer.open_out(stream))
+  one.note('a:b:c [b]x[/b]')
+  one.table([('a:b:c', '[b]x[/b]')], ('q:b:', '[b]r[/b]'), title=':100:')
+  said = ESCAPES.sub('', stream.getvalue())
+  assert said.startswith('a:b:c [b]x[/b]\n')
+  for part in ('a:b:c ', 'q:b:', '[b]x[/b]', '[b]r[/b]', ':100:'):
+    assert part in said.partition('\n')[2], part
+
+
 # Stopping.
 
 
@@ -246,6 +260,56 @@ def test_ctrl_c_has_its_own_exit_code():
   stop = guard.Interrupt(said.append)
   stop._handle(2, None)
   assert stop.code == 130 and 'Ctrl-C again: at once' in said[-1]
+
+
+def test_a_signal_in_the_middle_of_a_print_is_heard():
+  def reentrant(text):
+    raise RuntimeError('reentrant call')
+  stop = guard.Interrupt(reentrant)
+  stop._handle(2, None)
+  assert stop.requested and stop.code == 130
+
+
+LOOP = '''
+import logging, pathlib, sys, time
+from mmr1 import console, guard, log
+screen = console.Console()
+with guard.Interrupt(screen.note) as stop:
+  logger = log.Logger('run', tensorboard=False, screen=screen)
+  screen.begin('sft', 'sft', '1/2')
+  screen.begin('grpo', 'rl', '2/2')
+  logger.start('grpo', 1000)
+  for step in range(1, 1001):
+    screen._stepped = 0.0  # a line of every step
+    logger.write('grpo', step, {'reward/mean': 0.5})
+    time.sleep(0.02)
+    if stop.agreed():
+      break
+  screen.end()
+  logging.warning('saving')
+  pathlib.Path('saved').write_text(str(logger.errors))
+  sys.exit(stop.code)
+'''
+
+
+@pytest.mark.parametrize('errors', [subprocess.PIPE, subprocess.STDOUT])
+@pytest.mark.parametrize('wait', [0, 1])
+def test_m16_a_pipe_that_nobody_reads_ends_no_run(tmp_path, errors, wait):
+  """The reader goes with Ctrl-C, as `tee` does, or before it, as `head`."""
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  process = subprocess.Popen(
+      [sys.executable, '-c', LOOP], cwd=tmp_path, stdout=subprocess.PIPE,
+      stderr=errors, text=True, env={**os.environ, 'PYTHONPATH': root})
+  for line in process.stdout:
+    if line.startswith('grpo 1/1000'):
+      break
+  process.stdout.close()
+  time.sleep(wait)
+  process.send_signal(signal.SIGINT)
+  said = process.stderr.read() if process.stderr else ''
+  assert process.wait(60) == 130, said
+  assert (tmp_path / 'saved').read_text() == '0'  # sinks that failed
+  assert 'Error' not in said and 'saving' in said or not process.stderr
 
 
 def test_what_the_same_command_goes_on_from():

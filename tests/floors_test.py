@@ -19,7 +19,7 @@ FLOORS = (
      'select', 'hooks', 'views', 'envs', 'flows', 'merging'),
     # F2
     ('mesh', 'arrays', 'hosts', 'sharding', 'policy', 'batch', 'optim',
-     'checkpoint', 'stored', 'workdir', 'log', 'progress', 'console', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
+     'checkpoint', 'stored', 'workdir', 'log', 'progress', 'console', 'printer', 'thumbnails', 'compiles', 'guard', 'forward', 'update', 'objective',
      'sampling', 'context', 'loop', 'training', 'rl_setup', 'handover',
      'release', 'lineage', 'buckets', 'learner', 'phases', 'profiling',
      'watchdog', 'recording', 'rollouts', 'looks', 'passes', 'sockets',

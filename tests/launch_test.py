@@ -29,6 +29,9 @@ for arg; do
   esac
 done
 """
+SLEEP = r"""#!/usr/bin/env bash
+echo "sleep $*" >> "$HOME/calls"
+"""
 # Ends with the next line of `ends`: a status, and 'done' where it finishes.
 PYTHON = r"""#!/usr/bin/env bash
 printf '%s\n' "$@" > "$HOME/arguments"
@@ -43,10 +46,10 @@ exit "$status"
 def launch(tmp_path):
   """(*command, addresses, states, ends, **environment) -> the finished script;
   home is the TPU."""
-  for path, text in (('bin/gcloud', GCLOUD),
+  for path, text in (('bin/gcloud', GCLOUD), ('bin/sleep', SLEEP),
                      ('home/mmr1-venv/bin/python', PYTHON)):
     path = tmp_path / path
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
   home = tmp_path / 'home'
@@ -122,13 +125,15 @@ def test_a_slice_that_is_not_there_is_created(launch):
   assert not any(' delete ' in call for call in done.calls)
 
 
-def test_m16_a_preempted_run_goes_on_to_its_marker(launch):
+@pytest.mark.parametrize('workdir', [
+    ['--workdir=gs://b/run'], ['--workdir', 'gs://b/run']])
+def test_m16_a_preempted_run_goes_on_to_its_marker(launch, workdir):
   """The slice is taken away in the first run (its exit code says nothing), the
   second saves and leaves with 0 (maintenance), the third finishes although a
   worker dies at the very end."""
   marker = launch.home / 'bucket' / 'b' / 'run'
   done = launch(
-      'python', '--workdir=gs://b/run', TYPE='v5p-128',
+      'python', *workdir, TYPE='v5p-128',
       states=('READY', 'PREEMPTED', 'PREEMPTED', 'READY'),
       ends=('255', '0', f'1 {marker}'))
   assert done.returncode == 0, done.stderr
@@ -141,6 +146,62 @@ def test_m16_a_preempted_run_goes_on_to_its_marker(launch):
 def test_a_local_workdir_has_its_marker_on_the_first_worker(launch):
   done = launch('python', '--workdir=runs/a b', ends=('0', '0 runs/a b'))
   assert done.returncode == 0 and started(done) == 2
+
+
+def test_a_workdir_in_the_home_of_the_worker(launch):
+  done = launch('python', '--workdir=~/a run',
+                ends=('0', f'0 {launch.home}/a run', '0'))
+  assert done.returncode == 0 and started(done) == 2
+
+
+def finished_before(launch):
+  marker = launch.home / 'bucket' / 'b' / 'run'
+  marker.mkdir(parents=True)
+  (marker / 'FINISHED').touch()
+
+
+@pytest.mark.parametrize('status', [0, 1])
+def test_an_old_marker_does_not_hide_a_failure(launch, status):
+  finished_before(launch)
+  done = launch('python', '--workdir=gs://b/run', ends=(str(status),))
+  assert done.returncode == status and started(done) == 1
+
+
+def test_a_preempted_run_of_a_finished_workdir_goes_on(launch):
+  finished_before(launch)
+  done = launch('python', '--workdir=gs://b/run', TYPE='v5p-128',
+                states=('READY', 'PREEMPTED', 'PREEMPTED', 'READY'),
+                ends=('255', '0'))
+  assert done.returncode == 0 and started(done) == 2
+
+
+@pytest.mark.parametrize('state', ['CREATING', 'STARTING', 'RESTARTING'])
+@pytest.mark.parametrize('kind', [{}, {'TYPE': 'v5p-128'}])
+def test_a_slice_on_its_way_is_waited_for(launch, state, kind):
+  done = launch('python', 'x', states=(state, state, 'READY'), **kind)
+  assert done.returncode == 0 and started(done) == 1, done.stderr
+  assert done.calls.count('sleep 10') == 2
+  assert not any(' delete ' in call or ' create ' in call
+                 for call in done.calls)
+
+
+@pytest.mark.parametrize('state, sleeps', [('CREATING', 180), ('UNKNOWN', 0)])
+def test_a_slice_that_is_not_gone_is_never_deleted(launch, state, sleeps):
+  done = launch('python', 'x', states=(state,), TYPE='v5p-128')
+  assert done.returncode == 2 and f'is {state}, which' in done.stderr
+  assert done.calls.count('sleep 10') == sleeps
+  assert not any(' delete ' in call for call in done.calls)
+
+
+@pytest.mark.parametrize('given, status', [
+    ('--fresh', 2), ('-fresh', 2), ('--fresh=true', 2), ('--fresh=false', 0),
+    ('--nofresh', 0)])
+def test_what_would_wipe_the_run_at_each_start_is_refused(
+    launch, given, status):
+  done = launch('python', given, '--workdir=gs://b/run', ends=(
+      f'0 {launch.home}/bucket/b/run',))
+  assert done.returncode == status and started(done) == (status == 0)
+  assert (f'got {given}: ' in done.stderr) == (status == 2)
 
 
 def test_shellcheck_finds_nothing():

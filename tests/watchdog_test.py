@@ -23,15 +23,15 @@ def wait_for(condition):
     time.sleep(.01)
 
 
-def hang_in_a_reward(one, said):
+def hang_in_a_reward(one, file):
   one.begin('think_short: score')
-  wait_for(lambda: said)
+  wait_for(file.exists)
 
 
 def test_a_stalled_phase_is_named_once_with_its_threads(dog, tmp_path):
   one, said = dog
   one.step, one.prompts = 7, [11, 12]
-  hang_in_a_reward(one, said)
+  hang_in_a_reward(one, tmp_path / 'stalls' / 'host_0.txt')
   time.sleep(.3)
   text, = said
   assert text.startswith('host 0 stands still: think_short: score, step 7 has')
@@ -42,14 +42,14 @@ def test_a_stalled_phase_is_named_once_with_its_threads(dog, tmp_path):
 
 
 def test_the_main_thread_is_told_first_among_more_than_a_hundred(dog, tmp_path):
-  one, said = dog
+  one, _ = dog
   end = threading.Event()
   waiting = [threading.Thread(target=end.wait, name=f'other {i}', daemon=True)
              for i in range(150)]
   for each in waiting:
     each.start()
   try:
-    hang_in_a_reward(one, said)
+    hang_in_a_reward(one, tmp_path / 'stalls' / 'host_0.txt')
   finally:
     end.set()
   threads = (tmp_path / 'stalls' / 'host_0.txt').read_text().split('\nThread ')
@@ -57,6 +57,29 @@ def test_the_main_thread_is_told_first_among_more_than_a_hundred(dog, tmp_path):
   assert 'in hang_in_a_reward\n' in threads[1]
   assert {f'other {i}' for i in range(150)} <= {
       each.partition(',')[0] for each in threads}
+
+
+@pytest.mark.parametrize('hangs', [True, False])
+def test_a_workdir_that_does_not_take_the_file_silences_nothing(
+    monkeypatch, tmp_path, hangs):
+  end, tried = threading.Event(), []
+  def write(path, text):
+    tried.append(path)
+    if hangs:
+      end.wait(20)
+    raise RuntimeError('no route to the bucket')
+  monkeypatch.setattr(watchdog.workdir_lib, 'write_whole', write)
+  said = []
+  one = watchdog.Watchdog(.2, tmp_path, said.append)
+  try:
+    for phase in ('rl: checkpoint', 'rl: data')[:1 if hangs else 2]:
+      before = len(tried)
+      one.begin(phase)
+      wait_for(lambda: len(tried) > before)
+      assert len(tried) > before and phase in said[-1]
+  finally:
+    end.set()
+    one.close()
 
 
 def test_what_goes_on_is_not(tmp_path):

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from configs import common
+from experiments.bench import machine
 from mmr1 import compiles
 from mmr1 import context
 from mmr1 import optim
@@ -189,7 +190,8 @@ def main(argv):
       'devices': _DEVICES.value, 'compiles_while_timed': counter.count - before,
       'ways': rows, 'jax': jax.__version__, 'jaxlib': jaxlib.__version__,
       'python': platform.python_version(),
-      'machine': f'{platform.machine()}, 2 CPU cores'}
+      'machine': f'{platform.machine()}, {machine.describe()["cores"]} CPU '
+                 'cores'}
   path = pathlib.Path(_OUT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(result, indent=1) + '\n')

@@ -9,7 +9,7 @@ each reads all of it; `mmr1.data.lanes` divides the reading.
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -255,6 +255,8 @@ def all_examples(
     shape: Shape,
     n: int | None = None,
     *,
+    unusable: Callable[[records.Example], str] = lambda example: '',
+    warn: Callable[[str], None] = _LOG.warning,
     max_broken_frac: float = 1.0,
 ) -> tuple[list[Pair], list[records.Broken]]:
   """The first n usable items of a source, in its order, for evaluation.
@@ -262,8 +264,9 @@ def all_examples(
   Args:
     source: any source.
     shape: how to encode.
-    n: how many; None: all. Fewer come back when the source is shorter. None
-      comes twice.
+    n: how many at most; None: all. None comes twice.
+    unusable: why no answer to it can be judged, '' where one can.
+    warn: told of each that is skipped.
     max_broken_frac: more broken records, as a fraction of those seen (counted
       as 100 at least, or all of a smaller source), are refused.
 
@@ -278,9 +281,12 @@ def all_examples(
     if n is not None and len(pairs) == n:
       break
     item, seen = shape.encode(source[i], i), i + 1
+    if not isinstance(item, records.Broken) and (why := unusable(item[0])):
+      item = records.Broken(
+          item[0].source or f'uid {item[0].uid}', f'bad answer: {why}')
     if isinstance(item, records.Broken):
       broken.append(item)
-      _LOG.warning('skipped %s: %s', item.where, item.reason)
+      warn(f'skipped {item.where}: {item.reason}')
       # Not at the end: a procedural source of such items is as good as endless.
       if seen >= breakage.AT_LEAST and len(broken) > max_broken_frac * seen:
         break

@@ -28,7 +28,7 @@ from mmr1.sampling import several
 
 HEAD = '#### Critique\n'
 NOTHING = 'No issue.'
-_WEAKNESS = re.compile(r'Digit (\d+) is (\d), not (\d)\.')
+_WEAKNESS = re.compile(r'Digit (\d{1,4}) is (\d), not (\d)\.')
 _MEDIA = re.compile(r'<(image|video)>')
 Error = tuple[int, int, int]  # position from 1, digit shown, digit said
 

@@ -158,7 +158,7 @@ def _judged(
 
 def _right(said: str, example: records.Example) -> bool:
   """Whether an answer in any form is right."""
-  return bool(answer.match(text.extract_answer(said, strict=False), example))
+  return answer.right(text.extract_answer(said, strict=False), example)
 
 
 def generalisation(

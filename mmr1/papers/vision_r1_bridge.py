@@ -26,7 +26,6 @@ from mmr1 import records
 from mmr1 import text
 from mmr1.data import symbolic
 from mmr1.rewards import answer as answer_lib
-from mmr1.rewards import pool
 from mmr1.sampling import responders
 
 # What the text reasoner is told [paper, figure]; the other prompts are ours.
@@ -200,7 +199,8 @@ def keep(
     completion = (f'<think>{thought}</think>'
                   f'<answer> Final Answer:{final} </answer>')
     parsed = text.parse_think_answer(completion)
-    if not dropped and not (parsed.ok and _right(parsed.answer, example)):
+    if not dropped and not (parsed.ok and answer_lib.right(
+        parsed.answer, example)):
       dropped = 'unparsed'
     if dropped:
       counts[dropped] += 1
@@ -223,7 +223,7 @@ def judge(
   thought, final = split(reply)
   if not thought or not final or thought == final:
     return 'unparsed', '', ''
-  if not _right(final, example):
+  if not answer_lib.right(final, example):
     return 'wrong_answer', '', ''
   if not consistent(thought, final):
     return 'inconsistent', '', ''
@@ -247,13 +247,6 @@ def split(reply: str) -> tuple[str, str]:
   if marks and '\n' not in reply[marks[-1].end():].strip():
     reply = reply[:marks[-1].start()]
   return reply.strip(), final
-
-
-def _right(final: str, example: records.Example) -> bool:
-  try:
-    return bool(answer_lib.match(final, example))
-  except (pool.TimedOut, pool.WorkerDied, pool.RemoteError):
-    return False  # an answer that cannot be checked is wrong
 
 
 def consistent(thought: str, final: str) -> bool:

@@ -11,6 +11,7 @@ from mmr1.rewards import choice_set
 from mmr1.rewards import grounding
 from mmr1.rewards import math
 from mmr1.rewards import number
+from mmr1.rewards import pool
 from mmr1.rewards import quantity
 
 TYPES = ('number', 'choice', 'choices', 'math', 'text', 'puzzle', 'box')
@@ -122,6 +123,14 @@ def match(
   if not answer.strip() or len(answer) > _LONGEST + 4 * len(gold):
     return False
   return text.normalise_answer(gold) == text.normalise_answer(answer)
+
+
+def right(answer: str | None, example: records.Example) -> bool:
+  """`match`, where an answer that cannot be checked is wrong."""
+  try:
+    return bool(match(answer, example))
+  except (pool.TimedOut, pool.WorkerDied, pool.RemoteError):
+    return False
 
 
 def canonical(answer: str, example: records.Example) -> str:

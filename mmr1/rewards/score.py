@@ -204,10 +204,11 @@ class Scorer:
           (dataclasses.replace(
               one, index=rows[one.index // g] * g + one.index % g), size)
           for one, size in part.failures]
-    self._stop_if_always_failing(
-        failures, [sum(x) for x in zip(*(part.asked for _, part in parts))])
-    metrics = self._metrics(columns.reshape(n * g, -1), failures,
-                            sum(part.nones for _, part in parts))
+    asked = [sum(x) for x in zip(*(part.asked for _, part in parts))]
+    self._stop_if_always_failing(failures, asked)
+    metrics = self._metrics(
+        columns.reshape(n * g, -1), failures,
+        sum(part.nones for _, part in parts), max(sum(asked), 1))
     return Scored(columns, self.names, metrics,
                   tuple(failure for failure, _ in failures))
 
@@ -221,12 +222,13 @@ class Scorer:
             f'reward {name!r} failed on all {calls} samples of this step. '
             f'The first failure:\n{first.message}')
 
-  def _metrics(self, columns, failures, nones: int) -> dict[str, float]:
+  def _metrics(
+      self, columns, failures, nones: int, calls: int) -> dict[str, float]:
     metrics = combine.means(columns, self.names)
     for kind in ('error', 'timeout'):
       count = sum(size for failure, size in failures if failure.kind == kind)
-      metrics[f'reward/{kind}_frac'] = count / columns.size
-    metrics['reward/none_frac'] = nones / columns.size
+      metrics[f'reward/{kind}_frac'] = count / calls
+    metrics['reward/none_frac'] = nones / calls
     return metrics
 
 

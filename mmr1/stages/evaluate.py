@@ -139,22 +139,11 @@ class Evaluation:
 
   def _open(self) -> None:
     """Reads the problems; those no answer could match are broken too (M26)."""
-    pairs, self._broken = pipeline.all_examples(
+    self._pairs, self._broken = pipeline.all_examples(
         self._source(),
         self._ctx.shape(self._section.instruction), self._section.examples,
+        unusable=answer.unusable, warn=self._ctx.logger.warn,
         max_broken_frac=self._ctx.config.data.max_broken_frac)
-    for pair in pairs:
-      reason = answer.unusable(pair[0])
-      if reason:
-        where = pair[0].source or f'uid {pair[0].uid}'
-        self._broken.append(records.Broken(where, f'bad answer: {reason}'))
-        self._ctx.logger.warn(f'skipped {where}: bad answer: {reason}')
-      else:
-        self._pairs.append(pair)
-    if not self._pairs:
-      raise ValueError(
-          f'evaluation: none of {len(pairs)} problems has an answer to compare '
-          f'with; the first: {self._broken[-1].reason}')
 
   def _source(self):
     section = self._section

@@ -128,12 +128,9 @@ def run(
 def _problems(ctx, section) -> list[records.Example]:
   pairs, _ = pipeline.all_examples(
       datasets.open_split(ctx.config, 'eval'), ctx.shape(section.instruction),
-      section.examples, max_broken_frac=ctx.config.data.max_broken_frac)
-  found = [example for example, _ in pairs if not answer_lib.unusable(example)]
-  if not found:
-    raise ValueError(f'refine: none of {len(pairs)} problems has an answer to '
-                     'compare with.')
-  return found
+      section.examples, unusable=answer_lib.unusable, warn=ctx.logger.warn,
+      max_broken_frac=ctx.config.data.max_broken_frac)
+  return [example for example, _ in pairs]
 
 
 def _grade(said, example, section, prefilled) -> grades.Grade:

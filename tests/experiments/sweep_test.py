@@ -1,5 +1,6 @@
 """Sweeps: checked as a whole, run beside each other, stopped, gone on with."""
 
+import io
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import time
 
 from absl.testing import flagsaver
 import pytest
+from rich import console as rich_console
 
 from experiments import board
 from experiments import launch
@@ -100,6 +102,8 @@ def test_ptst_has_the_papers_lengths_at_its_scale(monkeypatch):
     ([CONFIG, 'RUNS = {"a": 3}'], ["'a'", 'dict']),
     ([CONFIG, 'RUNS = {}'], ['at least one run']),
     ([CONFIG, 'RUNS = {"a": {}}', 'SEEDS = ("0",)'], ['SEEDS', 'integers']),
+    ([CONFIG, 'RUNS = {"a": {}}', 'SEEDS = (0, 7, 7)'],
+     ['SEEDS', '0, 7, 7', 'seed 7 is there twice']),
     ([CONFIG, 'RUNS = {"a": {}}', 'SEED = (1,)'], ['SEED ', 'SEEDS']),
     ([CONFIG], ['RUNS is missing']),
     (["CONFIG = 'no/such.py'", 'RUNS = {"a": {}}'], ['no/such.py']),
@@ -119,6 +123,7 @@ def test_m22_what_is_wrong_is_said_before_anything_starts(
     ([], ['one sweep']), (['no.py'], ['no.py']),
     (['mine.py', '--runs=b'], ["no run 'b'", 'a']),
     (['mine.py', '--seeds=x'], ['--seeds', 'x']),
+    (['mine.py', '--seeds=3,3'], ['--seeds', '3, 3', 'seed 3 is there twice']),
     (['mine.py', '--steps=0'], ['--steps', '0']),
     (['mine.py', '--jobs=0'], ['--jobs', '0']),
     (['mine.py', '--config.no=1'], ["'no'"]), (['mine.py', '--job=1'], ['job'])])
@@ -234,6 +239,21 @@ def test_the_table_by_hand(tmp_path):
   assert record['versions']['jax'] and record['versions']['commit']
 
 
+def test_a_sweep_of_a_config_that_ends_in_refine(tmp_path):
+  """Its records are right or wrong round by round; the last one counts: only
+  the other was right on 4 problems, p = 2 / 2^4."""
+  results = []
+  for run, last in (('a', [1, 1, 0, 0, 0, 0]), ('b', [1] * 6)):
+    one = finished(tmp_path, f'{run}_seed0', last, step=0)
+    file, = (one.workdir / 'eval').iterdir()
+    file.write_text(''.join(json.dumps({
+        'uid': i, 'correct': [not x, bool(x)], 'turns': []}) + '\n'
+                            for i, x in enumerate(last)))
+    results.append(one)
+  text = sweep_results.table(results, sweep_file.METRICS)
+  assert '| +0.667       | 0.12 ' in text, text
+
+
 def test_other_problems_have_no_p(tmp_path):
   a = finished(tmp_path, 'a_seed0', [1, 0])
   b = finished(tmp_path, 'b_seed0', [1, 0, 1, 1])
@@ -253,7 +273,74 @@ def test_progress_of_a_row_that_is_being_written(tmp_path):
   assert board.progress(tmp_path) == board.Progress('grpo', 0, 0., .25)
 
 
+def test_an_evaluation_leaves_the_stage_its_reward(tmp_path):
+  rows = [{'stage': 'grpo', 'step': 9, 'reward/mean': .5},
+          {'stage': 'grpo', 'step': 9, 'eval/accuracy': .75},
+          {'stage': 'sft', 'step': 1, 'loss': 1.}]
+  def after(count):
+    (tmp_path / 'metrics.jsonl').write_text(
+        ''.join(json.dumps(row) + '\n' for row in rows[:count]))
+    return board.progress(tmp_path)
+  assert after(2) == board.Progress('grpo', 9, .5, .75)
+  assert after(3) == board.Progress('sft', 1, None, .75)
+
+
+@pytest.mark.parametrize('terminal', [True, False])
+def test_the_board_shows_what_is_no_number(tmp_path, terminal):
+  (tmp_path / 'metrics.jsonl').write_text(json.dumps(
+      {'stage': 'grpo', 'step': 1, 'reward/mean': 'nan',
+       'eval/accuracy': .5}) + '\n')
+  out = rich_console.Console(
+      file=io.StringIO(), force_terminal=terminal, width=100)
+  with board.Board(out) as shown:
+    shown.show([board.State('a', tmp_path, {'grpo': 4}, 'running', 61.)])
+  text = out.file.getvalue()
+  for part in ('grpo 1/4', 'nan', '0.500', '1:01'):
+    assert part in text, text
+
+
 # Whole sweeps, in processes.
+
+
+def alive(workdir):
+  """Whether the process whose number lies there is."""
+  try:
+    os.kill(int((workdir / 'number').read_text()), 0)
+  except ProcessLookupError:
+    return False
+  return True
+
+
+@pytest.mark.parametrize('speechless', [True, False])
+def test_no_run_outlives_a_failure_here(tmp_path, speechless):
+  """What is told of an ended run fails; the board may not speak either."""
+  slow, ends = tmp_path / 'slow', tmp_path / 'ends'
+  for workdir in (slow, ends):
+    workdir.mkdir()
+  saves = ('trap "touch saved; exit 0" TERM; echo $$ > number; '
+           'while true; do sleep .1; done')
+  jobs = [launch.Job(workdir.name, ('bash', '-c', f'cd {workdir}; {command}'),
+                     workdir, workdir / 'log')
+          for workdir, command in ((slow, saves), (
+              ends, 'until [ -s ../slow/number ]; do sleep .1; done'))]
+  out = io.StringIO()
+  shown = board.Board(rich_console.Console(file=out))
+  if speechless:
+    def say(text):
+      raise OSError('no space left')
+    shown.say = say
+
+    def show(states):
+      pass
+    shown.show = show
+
+  def after(ended):
+    raise FileNotFoundError(ended.job.name)
+  with pytest.raises(FileNotFoundError, match='ends'):
+    launch.run(jobs, [launch.Slot({})] * 2, shown, after)
+  assert not alive(slow) and (slow / 'saved').exists()
+  if not speechless:
+    assert 'stopping: each run saves its state' in out.getvalue()
 
 
 def test_a_terminal_may_close_where_nohup_says_so():

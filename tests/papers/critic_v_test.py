@@ -93,6 +93,7 @@ def test_the_prompts():
   assert not critic_v.satisfied(critique)
   void = critic_v.HEAD + 'Digit 2 is 6, not 6.'
   assert not critic_v.detections(void)
+  assert not critic_v.detections(f'Digit {"1" * 5000} is 3, not 8.')
   assert not critic_v.satisfied('Check.')  # words in another form
   for nothing in (critic_v.written([]), '', critic_v.HEAD, 'No issue.', void):
     assert critic_v.satisfied(nothing)

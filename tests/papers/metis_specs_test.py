@@ -11,6 +11,7 @@ from mmr1 import text
 from mmr1.losses import preference
 from mmr1.papers import metis_specs
 from mmr1.rewards import answer
+from mmr1.rewards import pool
 from tests.losses import preference_test
 from tests.papers import runs
 
@@ -46,6 +47,17 @@ def test_content_stays_and_form_goes(seed):
     assert text.extract_answer(one, strict=True) in (
         None, text.extract_answer(said, strict=True),
         ' '.join(said[7:said.index('</think>')].split(' ')).strip())
+
+
+@pytest.mark.parametrize(
+    'failure', [pool.TimedOut, pool.WorkerDied, pool.RemoteError])
+def test_m10_an_answer_that_cannot_be_checked_is_wrong(monkeypatch, failure):
+  example = records.Example(uid=0, question='?', answer='7')
+  assert metis_specs._right(GOOD, example)
+  def fail(*args):
+    raise failure('on purpose')
+  monkeypatch.setattr(answer, 'match', fail)
+  assert metis_specs._right(GOOD, example) is False
 
 
 def test_what_has_no_form_is_refused():

@@ -257,10 +257,17 @@ def test_m26_a_bad_gold_answer_is_skipped_named_and_counted(
   assert card['broken'] == 2
   assert 'data.jsonl:2' in warned[0] and 'blue' in warned[0]
   assert 'data.jsonl:3' in warned[1] and 'purple' in warned[1]
-  path.write_text(json.dumps(rows[1]))
-  _, one = opened(config, open_run, tmp_path / 'none')
-  with pytest.raises(ValueError, match='none of 1 problems.*blue'):
-    one(ctx.base, 'base', 0)
+  # As many as were asked for, where there are enough.
+  config.evaluation.examples = 2
+  path.write_text('\n'.join(map(json.dumps, [*rows, rows[0]])))
+  ctx, one = opened(config, open_run, tmp_path / 'two')
+  assert one(ctx.base, 'base', 0)['eval/n'] == 2
+  # Nearly none is no evaluation.
+  for left in ([], rows[:1]):
+    path.write_text('\n'.join(map(json.dumps, [rows[1]] * 3 + left)))
+    ctx, one = opened(config, open_run, tmp_path / f'none_{len(left)}')
+    with pytest.raises(ValueError, match='(?s)3 of the .* cannot be used.*blue'):
+      one(ctx.base, 'base', 0)
 
 
 @pytest.mark.parametrize('failure', [

@@ -66,8 +66,9 @@ def edits(
     i: index, from 0, without an upper end.
     uid_offset: added to `i` to give the uid.
     form: which of `FORMS`, each equally often; None: all.
-    noise: share of items whose target follows another instruction than the one
-      they give: what is learnt from them follows instructions weakly.
+    noise: share of items whose target follows an instruction that is drawn
+      anew, of all forms of this source five times in six another one than they
+      give: what is learnt from them follows instructions weakly.
     scale: of the pictures.
 
   Returns:
