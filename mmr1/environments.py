@@ -6,6 +6,9 @@ section of `environments`: `fn(**kwargs)` has
   reset(example, seed) -> state
   step(state, sample) -> state, records.Observation
 
+and, if it likes, `unusable(example) -> str`: why no episode can begin with an
+example, '' where one can. Such examples are skipped and named.
+
 `sample` is the episode so far (`records.Sample`); its last turn is what the
 assistant has just said. All samples of a group start from the same seed. States
 are not changed in place: samples of other rows are stepped at the same time, in
@@ -72,6 +75,11 @@ class Environment:
   images: int
   workers: int
   limit_s: float
+
+  @property
+  def unusable(self) -> Callable[[records.Example], str] | None:
+    """The environment's, if it has one."""
+    return getattr(self.fn, 'unusable', None)
 
   @property
   def room(self) -> int:

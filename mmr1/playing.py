@@ -75,6 +75,9 @@ class Player:
       group, length: G, T.
       seed: of the run.
       kind: of what the assistant says.
+
+    Raises:
+      ValueError: an episode cannot begin; on all hosts.
     """
     self.env, self._processor, self._length = env, processor, length
     self._kind = kind
@@ -99,12 +102,25 @@ class Player:
     self.rewards = np.zeros((n, group, env.max_turns))
     self._outcomes: list[Outcome] = []
     self._own: dict[tuple[int, int], _Episode] = {}
+    _, error = hosts.attempt(lambda: self._reset(examples, group, seed), None)
+    hosts.share(None, error)
+
+  def _reset(self, examples: Mapping[int, records.Example], group: int,
+             seed: int) -> None:
     for row, example in examples.items():
-      example = environments.framed(example, processor)
+      example = environments.framed(example, self._processor)
       start = zlib.crc32(f'{seed}/{example.uid}'.encode())
-      for slot in range(group):
-        self._own[row, slot] = _Episode(
-            example, env.fn.reset(example, start))
+      try:
+        for slot in range(group):
+          self._own[row, slot] = _Episode(
+              example, self.env.fn.reset(example, start))
+      except Exception as error:  # an environment may raise anything
+        raise ValueError(
+            f'environments.{self.env.name}: no episode can begin with '
+            f'{example.source or f"uid {example.uid}"} '
+            f'({type(error).__name__}: {error}). Leave it out of the data, or '
+            'let `unusable(example)` of the environment say why it is skipped.'
+        ) from error
 
   def step(self, stopped: Mapping[tuple[int, int], chunks.Stopped],
            ) -> dict[tuple[int, int], encode.Encoded]:

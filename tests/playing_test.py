@@ -13,6 +13,7 @@ import pytest
 
 from mmr1 import environments
 from mmr1 import episodes
+from mmr1 import hosts
 from mmr1 import playing
 from mmr1 import records
 from mmr1 import types
@@ -244,6 +245,27 @@ def test_m13_an_environment_that_always_fails_stops_the_run(processor):
 def test_samples_of_a_group_begin_alike(processor):
   one = player(processor)
   assert len({one._own[0, g].state['seed'] for g in range(4)}) == 1
+
+
+class Unready(World):
+  def reset(self, example, seed):
+    raise KeyError('no board')
+
+
+def test_what_an_episode_cannot_begin_with_is_named_on_all_hosts(
+    processor, monkeypatch):
+  said = r"environments.w: no episode can begin with uid 7 .*no board"
+  with pytest.raises(ValueError, match=said):
+    player(processor, fn=Unready())
+  told = []
+  def gather(own):
+    told.append(own)
+    return [(None, None), own]
+  monkeypatch.setattr(hosts, 'count', lambda: 2)
+  monkeypatch.setattr(hosts, 'gather', gather)
+  with pytest.raises(ValueError, match=f'host 1 of 2: .*{said}'):
+    player(processor, fn=Unready())
+  assert 'no board' in told[0][1]
 
 
 def traced(processor, *turns, **kwargs):
