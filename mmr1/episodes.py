@@ -97,8 +97,12 @@ def imitated(
     if cut is not None and cut < len(text):
       raise ValueError(f'turn {number}: {text[:cut]!r} would have ended it')
     ids = encode.encode_completion(text, processor)
+    ids = ids if cut is None else ids[:-1]
+    if len(ids) > player.turn_tokens:
+      raise ValueError(f'turn {number} has {len(ids)} tokens; the environment '
+                       f'allows {player.turn_tokens}')
     told = player.step({(0, 0): chunks.Stopped(
-        ids if cut is None else ids[:-1], 'eos' if cut is None else 'stop')})
+        ids, 'eos' if cut is None else 'stop')})
     if bool(told) == (number == len(said) - 1):
       raise ValueError(
           f'turn {number} of {len(said)}: the environment '

@@ -21,6 +21,7 @@ from mmr1.data import trajectories
 from mmr1.sampling import chunks
 
 _SHOWN = 200  # characters of an error that are told to the model
+_ALWAYS = 4  # so many calls of a rollout failed, and no other came: always
 
 
 class Outcome(NamedTuple):
@@ -171,6 +172,9 @@ class Player:
     """What the environment says, and that as tokens; on a thread."""
     episode = self._own[at]
     state, said = self.env.fn.step(episode.state, self._sample(at, episode))
+    reward = np.asarray(said.reward, np.float64)
+    if reward.ndim or not np.isfinite(reward):
+      raise ValueError(f'its reward is {said.reward!r}, not a finite number')
     said = dataclasses.replace(said, text=_whole(said.text))
     return state, said, None if said.done else inserting.encode(
         said, self._processor, closed=closed)
@@ -258,14 +262,15 @@ class Player:
       'env/<end>_frac'    how they ended
 
     Raises:
-      RuntimeError: the environment failed at whatever it was asked.
+      RuntimeError: the environment failed at whatever it was asked, four times
+        at least.
     """
     played = [one for row in self.trajectories for one in row if len(one)]
     count, ends = max(len(played), 1), list(self.ends.values())
     calls = sum(one.called for one in self._outcomes)
     broken = [one.error for one in self._outcomes
               if one.error in environments.FAILURES]
-    if calls and len(broken) == calls:
+    if len(broken) == calls >= _ALWAYS:
       raise RuntimeError(
           f'environments.{self.env.name}: all {calls} calls of a rollout '
           f'failed ({broken[0]}); the samples say how.')

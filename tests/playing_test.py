@@ -242,6 +242,26 @@ def test_m13_an_environment_that_always_fails_stops_the_run(processor):
     one.metrics()
 
 
+def test_a_failed_call_or_two_are_not_always(processor):
+  """The only one of a rollout may have come on a busy machine."""
+  one = player(processor)
+  one.step(says(processor, 'end', 'end', 'end', 'sleep'))
+  one.step(says(processor, None, None, None, 'end'))
+  assert one.metrics()['env/errors'] == 1 / 4
+
+
+@pytest.mark.parametrize('reward', [float('nan'), float('inf'), None, 'one'])
+def test_a_reward_that_is_no_number_is_a_failure(processor, reward):
+  class Paying(World):
+    def step(self, state, sample):
+      return state, records.Observation(done=True, reward=reward)
+  one = player(processor, group=1, fn=Paying())
+  told = one.step(says(processor, 'end'))
+  assert one._outcomes[0].error == 'env_error' and not one.rewards.any()
+  said = processor.tokenizer.decode(told[0, 0].tokens)
+  assert 'Error: ValueError: ' in said and str(reward) in said
+
+
 def test_samples_of_a_group_begin_alike(processor):
   one = player(processor)
   assert len({one._own[0, g].state['seed'] for g in range(4)}) == 1
@@ -294,6 +314,7 @@ def test_traces_are_episodes(processor):
     (('end', 'end'), {}, "ends with 'answer'"),
     (('long', 'end'), {}, "ends with 'overflow'"),
     (('a look b', 'end'), dict(stop=('look',)), 'would have ended'),
+    (('look', 'x' * 40), dict(turn_tokens=30), 'turn 1 has 41 tokens; .* 30'),
 ])
 def test_m22_traces_that_are_none(processor, turns, kwargs, match):
   with pytest.raises(ValueError, match=match):
