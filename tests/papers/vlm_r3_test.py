@@ -215,6 +215,18 @@ def test_configs_at_scale():
     assert c.rewards.format.weight == (.5 if arg else 1.0)
 
 
+@pytest.mark.parametrize('lenient', [False, True])
+@pytest.mark.parametrize('said', [r'So x = \frac{1}{2}.', '{1, 2}: both roots.'])
+def test_braces_alone_are_no_call(said, lenient):
+  env = crop.Crop(rule='mmr1.papers.vlm_r3:region', form='inline', role='',
+                  lenient=lenient)
+  example = records.Example(uid=0, images=(Image.new('RGB', (64, 64)),))
+  found = env.step(env.reset(example, 0), dataclasses.replace(
+      sample(said), turns=(records.Turn('assistant', said),)))[1]
+  assert found.done and found.reason == 'no_answer' and found.call is None
+  assert crop.called(f'{said} {BOX} so {said}', 'inline') == BOX
+
+
 def test_a_box_that_cannot_be_read_is_passed_over():
   """The turn goes on with nothing cropped, whatever ended it like a call."""
   env = crop.Crop(rule='mmr1.papers.vlm_r3:region', form='inline', role='',
