@@ -184,8 +184,8 @@ class Player:
     error, why = problem
     episode = self._own[at]
     said = records.Observation(
-        text=f'Error: {_whole(why[:_SHOWN])}', role=getattr(self.env.fn, 'role', 'user'),
-        call={}, error=error)
+        text=f'Error: {_whole(why[:_SHOWN])}', call={}, error=error,
+        role=getattr(self.env.fn, 'role', 'user'))
     try:
       encoded = inserting.encode(said, self._processor, closed=closed)
     except ValueError:  # a message with special tokens in it

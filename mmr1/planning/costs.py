@@ -114,7 +114,8 @@ def forward(config: Any, work: Work) -> dict[str, float]:
   attention = c.head_width * (c.heads + 2 * c.kv_heads + c.heads)
   layer = 2 * c.width * (attention + 3 * c.mlp_width)
   whole = getattr(c, 'whole_prompt', False)  # it is not read causally
-  pairs = w.prompt**2 / (1 if whole else 2) + w.group * (w.length * w.prompt + w.length**2 / 2)
+  pairs = w.prompt**2 / (1 if whole else 2) + w.group * (
+      w.length * w.prompt + w.length**2 / 2)
   scores = 4 * c.heads * c.head_width * c.depth * w.prompts * pairs
   found = {
       'prompt': c.depth * layer * w.prompts * w.prompt,
