@@ -45,7 +45,7 @@ def get_config(arg: str | None = None):
   c.rewards.outcome = common.reward(
       'mmr1.papers.vl_rethinker:outcome', native_waits=True, form='valid',
       boxed=True)
-  c.rewards.correct = common.reward('answer.correct', 0.0, strict=False)
+  c.rewards.correct = common.reward('answer.correct', 0.0, boxed=True)
   c.rewards.waits = common.reward('mmr1.papers.vl_rethinker:waited', 0.0)
   c.rl.rewards = ('outcome', 'correct', 'waits')
   c.rl.advantage.fn = 'dr_grpo'
@@ -76,7 +76,7 @@ def _tiny(c):
   common.small_digits(c)
   c.rl.max_new_tokens = 64
   c.rewards.outcome.kwargs.boxed = False
-  c.rewards.correct.kwargs.strict = True
+  c.rewards.correct.kwargs.boxed = False
   if c.rl.revise.fn is not None:
     c.rl.revise.kwargs = dict(
         longest=48, queries=0.5, share=1.0, neutral=0.5,

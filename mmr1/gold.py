@@ -89,14 +89,17 @@ def written(example: records.Example, *, prefilled: bool, boxed: bool,
   Args:
     example: the problem.
     prefilled: the prompt ends with an open `<think>`.
-    boxed: forms with a box come first, as an instruction about one wants.
+    boxed: a box and nothing else is asked for: only forms with one, so that a
+      reward which reads none is found out.
   """
   if example.completions:
     yield OWN, example.completions[0]
   said = answer(example)
   if said is None:
     return
-  for form in sorted(FORMS, key=lambda name: ('box' in name) != boxed):
+  for form in FORMS:
+    if boxed and 'box' not in form:
+      continue
     text = FORMS[form].format(why=reasoning(example), answer=said)
     yield form, text.removeprefix('<think>') if prefilled else text
 
@@ -199,7 +202,8 @@ def of_stage(first: first_samples.First, config: Any, name: str, plan: Any,
   return best(
       first.example, rewards, {} if plan is None or section.kind != 'rl'
       else plan.objective.knobs, prefilled=first.prefilled,
-      boxed='boxed' in first.instruction, processor=processor,
+      boxed='boxed' in first.instruction and (
+          '<answer>' not in first.instruction), processor=processor,
       also=lambda text: [] if first.example.member.rewards is not None else [
           _parsed(text, first, parser) for parser in parsers])
 

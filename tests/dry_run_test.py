@@ -90,8 +90,9 @@ def test_a_completion_is_written_as_the_rewards_ask():
   # The prompt has opened the think block.
   prefilled = dict(gold.written(solved, prefilled=True, boxed=False))
   assert prefilled['think and answer tags'].startswith('I see')
-  first, *_ = gold.written(solved, prefilled=False, boxed=True)
-  assert first[0] == 'think tags and a box'
+  # Where a box is asked for, no other form will do.
+  assert [form for form, _ in gold.written(
+      solved, prefilled=False, boxed=True)] == ['think tags and a box', 'a box']
   assert list(gold.written(
       dataclasses.replace(solved, answer=None), prefilled=False,
       boxed=False)) == []
@@ -111,6 +112,15 @@ def test_the_form_is_the_first_with_all_full_marks(fns, form):
                     boxed=False, processor=None)
   assert found.form == form and not found.wrong
   assert all(row == gold.Row(row.name, 1.0, 1.0, True) for row in found.rows)
+
+
+def test_a_reward_that_reads_no_box_where_one_is_asked_for_is_wrong():
+  for kwargs, wrong in (
+      ({}, 1), (dict(strict=False), 0), (dict(boxed=True), 0)):
+    found = gold.best(
+        example(), {'a': score.Reward(answer.correct, kwargs)}, {},
+        prefilled=False, boxed=True, processor=None)
+    assert found.wrong == wrong, kwargs
 
 
 def test_what_cannot_be_had_is_wrong_and_what_cannot_be_asked_is_neither():
