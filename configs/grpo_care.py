@@ -86,6 +86,7 @@ def _real(c, options):
   # A prompt on each of 4 GPUs; here a batch that divides over more [ours]:
   # take --config.rl.prompts_per_step=4 for the paper's.
   c.rl.prompts_per_step = 32
+  c.evaluation.max_new_tokens = 768  # as in training [ours]
   c.grpo_care = common.overlay(
       c.rl, steps=1000 if 'general' in options else 188,
       samples_per_prompt=8, max_new_tokens=768, chunks_per_minibatch=4)

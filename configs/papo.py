@@ -97,6 +97,8 @@ def _real(c, options):
   c.rl.old = 'recompute'
   if 'dapo' in options:
     c.rl.rounds = 20  # the tries of EasyR1
+  # avg@8 at temperature 1.
+  c.evaluation.max_new_tokens, c.evaluation.samples_per_problem = 2048, 8
   # 78K prompts: two epochs over 39K.
   c.papo = common.overlay(
       c.rl, steps=202, samples_per_prompt=5, max_new_tokens=2048,

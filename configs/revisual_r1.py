@@ -126,6 +126,7 @@ def _real(c, pad):
   c.rl.old = 'recompute'
   shape = dict(samples_per_prompt=8, max_new_tokens=8192,
                chunks_per_minibatch=8, length_buckets=(1024, 2048, 4096))
+  c.evaluation.max_new_tokens = 8192  # as in training [ours]
   c.mrl = common.overlay(c.rl, steps=50, rewards=MRL, **shape, **pad)
   c.trl = common.overlay(
       c.rl, steps=58, rewards=TRL, hooks=('entropy',),

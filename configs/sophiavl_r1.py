@@ -129,5 +129,6 @@ def _real(c):
   c.rl.optimizer.clip_norm = 4.0
   c.rl.prompts_per_step, c.rl.samples_per_prompt = 16, 8
   c.rl.max_new_tokens = 1024
+  c.evaluation.max_new_tokens = 1024  # as in training [ours]
   c.sophiavl_r1 = common.overlay(c.rl, steps=1500, chunks_per_minibatch=2)
   c.stages = ('sophiavl_r1',)

@@ -101,6 +101,7 @@ def _real(c):
     c.rl.revise.kwargs.longest = c.rl.max_new_tokens - 1024
   _memory(c)
   c.evaluation.temperature = 0.6
+  c.evaluation.max_new_tokens = 2048  # as in training [ours]
   c.vl_rethinker = common.overlay(
       c.rl, steps=3 * 39_000 // 128, chunks_per_minibatch=8,
       length_buckets=(512, 1024))

@@ -93,6 +93,7 @@ def _real(c):
   c.rl.prompts_per_step = 256
   c.rl.minibatches_per_step = 2  # of 128 prompts
   c.rl.old = 'recompute'
+  c.evaluation.max_new_tokens = 2048  # as in training [ours]
   c.vogue = common.overlay(
       c.rl, steps=200, samples_per_prompt=5, max_new_tokens=2048,
       chunks_per_minibatch=5, length_buckets=(512, 1024))

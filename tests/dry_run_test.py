@@ -207,14 +207,17 @@ def test_a_reward_that_the_right_answer_does_not_satisfy_is_an_error(
 
 def test_without_model_and_data_what_can_be_said_is(tmp_path):
   out = io.StringIO()
+  config = vision_r1.get_config('qwen2_5_vl_7b')
+  config.evaluation.max_new_tokens = 4096
   code = dry_run.show(
-      vision_r1.get_config('qwen2_5_vl_7b'), str(tmp_path / 'run'),
+      config, str(tmp_path / 'run'),
       console.Console(out=rich_console.Console(file=out, width=100)))
   text = out.getvalue()
   first = text.index('WARNING: model.path')
   assert first < text.index('WARNING: data.path') < text.index('keys differ')
   for part in ('--config.model.path=', '--config.data.path=', 'GB',
                'completions [512, 16, 4096]', 'user: <image>', 'hard',
+               'is 4096, think_long writes up to 8192', 'answers are cut',
                'What is missing must be there'):
     assert part in text, part
   assert code == 0
