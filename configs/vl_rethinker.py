@@ -20,7 +20,7 @@ nor: all responses), joined by commas.
 
 Ablations:
   --config.rl.select.kwargs.power=2.0 --config.rl.replay.kwargs.power=2.0
-                                               the paper's alpha
+                                               alpha, 1 in the paper
   --config.rl.revise.kwargs.queries=0.25       of the prompts; not known [ours]
   --config.terms.imitation.coefficient=0.0     no SFT loss
   --config.rewards.outcome.kwargs.native_waits=False
@@ -100,6 +100,8 @@ def _real(c):
   if c.rl.revise.fn is not None:
     c.rl.revise.kwargs.longest = c.rl.max_new_tokens - 1024
   _memory(c)
+  if c.rl.replay.fn is None:
+    c.rl.minibatches_per_step = 2  # an update is of 512 responses here too
   c.evaluation.temperature = 0.6
   c.evaluation.max_new_tokens = 2048  # as in training [ours]
   c.vl_rethinker = common.overlay(
