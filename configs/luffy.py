@@ -42,7 +42,8 @@ def get_config(arg: str | None = None):
   c.name = 'luffy'
   c.terms.shaped = common.term(
       'mmr1.papers.luffy:shaped', 1.0, gamma=0.1, shape=True)
-  c.terms.imitation = common.term('mmr1.papers.luffy:imitation', 1e-3)  # [ours]
+  # sft_loss_coef of the repository's mix_ppo_trainer.yaml.
+  c.terms.imitation = common.term('mmr1.papers.luffy:imitation', 1.0)
   c.rl.experts = 1
   c.rl.terms = ('imitation',) if 'multitask' in options else ('shaped',)
   c.rl.advantage.fn, c.rl.advantage.kwargs = 'dr_grpo', {}
@@ -84,6 +85,7 @@ def _real(c):
   c.data.max_pixels = 401_408  # the paper's problems have no pictures [ours]
   c.rl.rewards = ('result',)
   c.rl.optimizer.lr = 1e-6
+  c.rl.optimizer.weight_decay = 1e-2  # the default of mix_fsdp_worker.py
   c.rl.prompts_per_step = 128
   c.rl.minibatches_per_step = 2
   c.rl.old = 'recompute'
