@@ -24,7 +24,7 @@ Ablations:
   --config.rl.policy.surrogate=clip            with the clip
 
 The paper evaluates at temperature .6, AIME and AMC by the mean of 32 answers
-(--config.evaluation.samples_per_problem=32); here one answer is sampled.
+(evaluation.samples_per_problem=32); here one answer is sampled.
 
 Marked [ours]: the paper gives no value. In the tiny run everything but the
 objective is ours.
