@@ -5,7 +5,7 @@
 A config names its stages and sets what differs from configs/common.py; the
 name of a function is the path of its code (`answer.correct` is
 mmr1/rewards/answer.py:correct; `my_package.rewards:mine` is yours). As it
-stands this file is plain GRPO from the embedded model, about two minutes.
+stands this file is plain GRPO from the embedded model, 74 s on two free cores.
 """
 
 from configs import common

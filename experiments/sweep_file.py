@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_dict
 from ml_collections import config_flags
 
-from mmr1 import main as main_lib
+from mmr1 import command_line
 from mmr1 import resolve
 from mmr1 import runner
 from mmr1.reporting import settings
@@ -239,10 +239,6 @@ def parsed(path: str, given: Sequence[str],
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
       'config', flag_values=values, sys_argv=argv)
-  try:
-    values(argv)
-    values.config.lock()  # a file that cannot be read says so when used
-  except main_lib.REFUSALS as error:
-    raise ValueError(main_lib.told(error, argv)) from error
+  command_line.parsed(values, argv)
   return values.config, list(
       config_flags.get_override_values(values['config']))

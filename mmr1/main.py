@@ -1,6 +1,5 @@
 """The command: `python -m mmr1.main --config=configs/<paper>.py[:scale]`."""
 
-import re
 import sys
 
 from absl import app
@@ -67,35 +66,9 @@ def main(argv):
     print(workdir)
 
 
-# What goes wrong with flags.
-REFUSALS = (flags.Error, KeyError, AttributeError, OSError, TypeError)
-
-
 def parse(argv):
   """The flags; what is wrong with them in a line and not as a traceback."""
-  try:
-    rest = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _CONFIG.value.lock()  # a file that cannot be read says so when used
-    return rest
-  except REFUSALS as error:
-    sys.exit(f'mmr1: {told(error, argv)}')
-
-
-def told(error: Exception, argv: list[str]) -> str:
-  """One of `REFUSALS`, raised by reading these arguments, in a sentence."""
-  said = str(error)
-  if isinstance(error, flags.IllegalFlagValueError):
-    said = said.strip()
-    if 'Traceback' in said:  # of the config file; its last line is the reason
-      said = '--config: ' + said.splitlines()[-1].partition(': ')[2]
-  elif isinstance(error, (KeyError, AttributeError)):
-    key = re.search(r'\w+', said)[0]
-    near = re.search(r'Did you mean "\w+"', said)
-    given = [arg for arg in argv if f'.{key}' in arg.partition('=')[0]]
-    said = (f'{given[0] if given else "--config"}: there is no key {key!r}.'
-            + (f' {near[0]}?' if near else ''))
-  return said
+  return command_line.parsed_or_exit(flags.FLAGS, argv)
 
 
 if __name__ == '__main__':

@@ -149,9 +149,10 @@ def _check_reaches(path, raw, merged, families, overlays):
     return
   takers = [s for s in stages if raw[s]['kind'] == head]
   for stage in takers:
-    own, value = _at(raw[stage], rest), _at(merged[stage], rest)
+    own = _at(raw[stage], rest)
     # Of another function's arguments nothing is left in the merged section.
-    if isinstance(own, dict) or own is None and value is not None:
+    if isinstance(own, dict) or own is None and (
+        rest[-1] in (_at(merged[stage], rest[:-1]) or ())):
       return
   names = ', '.join(takers)
   why = (f'{names} set their own: override those' if takers and own is not None

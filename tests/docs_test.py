@@ -18,10 +18,12 @@ from absl import flags
 from ml_collections import config_flags
 import pytest
 
+from mmr1 import command_line
 from mmr1 import log
 from mmr1 import resolve
 from mmr1 import runner
 from mmr1 import training
+from mmr1.reporting import settings
 from tests import command as command_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -144,7 +146,7 @@ def configured(args, monkeypatch):
   monkeypatch.setattr('sys.argv', ['mmr1.main', *mine])
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file('config', None, flag_values=values)
-  values(['mmr1.main', *mine])
+  command_line.parsed(values, ['mmr1.main', *mine])
   return holder.value, config_flags.get_override_values(values['config'])
 
 
@@ -445,6 +447,16 @@ def test_the_data_of_the_page(run, tmp_path, monkeypatch):
               '--config.data.path=dots/mine.jsonl',
               '--config.grpo.max_new_tokens=8')
   assert len(rows_) == 2 and rows_[-1]['data/broken'] == 0
+
+
+def test_every_key_is_on_a_page():
+  """But for the arguments of worlds, which are those of their functions."""
+  import configs.common
+  named = {*re.findall(r'\w+', ' '.join(
+      page.read_text() for page in (ROOT / 'docs').glob('*.md')))}
+  assert not [key for key in settings.flat(configs.common.get_base().to_dict())
+              if not key.startswith('tasks.')
+              and key.rpartition('.')[2] not in named]
 
 
 def snippets():

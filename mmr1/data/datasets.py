@@ -194,7 +194,8 @@ def _mixed(config: Any, split: str, order: int,
            block: int | None) -> sources.Mixture:
   data = config.data
   if len(data.mixture) != len(data.weights) or not data.mixture or not all(
-      0 < weight < float('inf') for weight in data.weights):
+      type(weight) in (int, float) and 0 < weight < float('inf')
+      for weight in data.weights):
     raise ValueError(
         f'data.weights: got {data.weights} for data.mixture={data.mixture}; '
         'needed is at least one world and one positive number for each.')

@@ -74,14 +74,14 @@ def audit(run: reading.Run, rows: Sequence[Mapping[str, Any]]) -> Audit:
     for name, values in columns.items():
       line = _line(stage, name, values, length, advantage, groups)
       lines.append(line)
-      advice += _suspected(line)
+      advice += _suspected(line, len(values))
     pairs += _pairs(stage, columns)
     advice += _repeated(stage, part)
   return Audit(lines, pairs, advice)
 
 
 def _or_nan(value: Any) -> float:
-  found = entries.number(value)
+  found = entries.finite(value)
   return np.nan if found is None else found
 
 
@@ -109,7 +109,7 @@ def _line(stage: str, name: str, values: np.ndarray, length: np.ndarray,
   if not len(there):
     return Line(stage, name, 0, none, *[None] * 8)
   high = float(there.max())
-  flat = [np.ptp(part[np.isfinite(part)]) == 0
+  flat = [not _varies(part[np.isfinite(part)])
           for part in (values[i] for i in groups) if np.isfinite(part).any()]
   return Line(
       stage, name, len(there), none, float(there.mean()), float(there.std()),
@@ -118,11 +118,16 @@ def _line(stage: str, name: str, values: np.ndarray, length: np.ndarray,
       correlation(values, length), correlation(values, advantage))
 
 
+def _varies(values: np.ndarray) -> bool:
+  """By more than what adding in another order does to a sum."""
+  return bool(np.ptp(values) > 1e-9 * np.abs(values).max())
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
   """Pearson's, where both are finite; None if one of them does not vary."""
   both = np.isfinite(a) & np.isfinite(b)
   a, b = a[both], b[both]
-  if len(a) < 3 or not np.ptp(a) or not np.ptp(b):
+  if len(a) < 3 or not _varies(a) or not _varies(b):
     return None
   return float(np.corrcoef(a, b)[0, 1])
 
@@ -143,14 +148,14 @@ def _pairs(stage: str, columns: Mapping[str, np.ndarray],
   return result
 
 
-def _suspected(line: Line) -> list[str]:
+def _suspected(line: Line, seen: int) -> list[str]:
+  """`seen`: samples, with those that do not have it."""
   where = f'{line.stage}, {line.name}: '
-  seen = line.n / (1 - line.none) if line.none < 1 else _ENOUGH
   if seen < _ENOUGH:
     return []
   if not line.n:
     return [where + 'has no value in any sample.']
-  if line.low == line.high:
+  if not _varies(np.array([line.low, line.high])):
     return [where + f'is {line.low:g} in all {line.n} samples; it teaches '
             'nothing.']
   advice = []
@@ -192,9 +197,8 @@ def _from_metrics(run: reading.Run) -> list[str]:
     rows = [row for row in run.rows if row['stage'] == stage]
     for name, what in (('reward/error_frac', 'failed'),
                        ('reward/timeout_frac', 'ran out of time')):
-      worst = max((_or_nan(row.get(name)) for row in rows
-                   if entries.number(row.get(name)) is not None),
-                  default=0.0)
+      worst = max((x for x in (entries.finite(row.get(name)) for row in rows)
+                   if x is not None), default=0.0)
       if worst > 0:
         advice.append(f'{stage}: up to {worst:.1%} of the reward calls of a '
                       f'step {what}.')
@@ -212,7 +216,7 @@ def _from_metrics(run: reading.Run) -> list[str]:
 def _ends(rows: Sequence[Mapping[str, Any]],
           name: str) -> tuple[float, float] | None:
   """Means of the first and of the last quarter of a metric."""
-  values = [x for x in (entries.number(row.get(name)) for row in rows)
+  values = [x for x in (entries.finite(row.get(name)) for row in rows)
             if x is not None]
   if len(values) < 2:
     return None

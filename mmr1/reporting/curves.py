@@ -143,7 +143,7 @@ def series(run: reading.Run) -> Series:
              for name in dict.fromkeys(key for row in thin for key in row[3])}
   return Series(
       [begin[stage] + step for stage, step, *_ in thin],
-      [_short(((first if time is None else time) - first) / 60)
+      [round(((first if time is None else time) - first) / 60, 4)
        for _, _, time, _ in thin],
       [order[stage] for stage, *_ in thin], stages, columns)
 

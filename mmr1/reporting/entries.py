@@ -24,9 +24,19 @@ def packed(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-  """A finite number of a row; None for 'nan', for text, and for nothing."""
+  """A finite number of a row, whole or with five digits; None for 'nan', for
+  text, and for nothing."""
+  value = finite(value)
+  if value is None:
+    return None
+  whole = value.is_integer() and abs(value) < 1e15
+  return int(value) if whole else float(f'{value:.5g}')
+
+
+def finite(value: Any) -> float | None:
+  """As `number`, with all of its digits."""
   good = type(value) in (int, float) and math.isfinite(value)
-  return float(f'{value:.5g}') if good else None
+  return float(value) if good else None
 
 
 def entry(row: Mapping[str, Any]) -> dict[str, Any]:

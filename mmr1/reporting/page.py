@@ -109,11 +109,15 @@ def write(workdirs: Sequence[Any], out: Any | None = None) -> epath.Path:
 
 
 def _name(runs: list[reading.Run]) -> None:
-  """Folders of one name are told apart by the ones that they are in."""
-  names = [run.name for run in runs]
-  for run in runs:
-    if names.count(run.name) > 1:
-      run.name = f'{run.path.parent.name}/{run.path.name}'
+  """Folders of one name are told apart by the ones that they are in, as many as
+  it needs."""
+  parts = [reading.absolute(run.path).parts for run in runs]
+  for count in range(1, max(map(len, parts)) + 1):
+    names = [run.name for run in runs]
+    for run, part in zip(runs, parts):
+      same = {other for name, other in zip(names, parts) if name == run.name}
+      if count == 1 or len(same) > 1:
+        run.name = '/'.join(part[-count:])
 
 
 def build(runs: Sequence[reading.Run], budget: Budget = Budget()) -> str:

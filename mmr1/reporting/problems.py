@@ -40,14 +40,14 @@ def collect(runs: Sequence[reading.Run], budget: int) -> list[Problems]:
 def _set(name: str, runs: Sequence[reading.Run], budget: int) -> Problems:
   evaluations, found = [], {}
   for i, run in enumerate(runs):
-    for one in run.evaluations:
-      if one.name != name:
-        continue
+    mine = [one for one in run.evaluations if one.name == name]
+    asked = _asked([row for one in mine for row in one.rows])
+    for one in mine:
       here = len(evaluations)
       evaluations.append({'run': i, 'stage': one.stage, 'step': one.step})
       for row in one.rows:
         # Runs of other data may have another problem of this number.
-        problem = repr(row.get('uid')), repr(row.get('gold'))
+        problem = *_number(row), asked.get(_number(row))
         found.setdefault(problem, []).append((here, row))
   problems = [sorted(part, key=lambda x: (
       x[0], x[1].get('decoding') != 'greedy', _int(x[1].get('sample'))))
@@ -67,6 +67,19 @@ def _set(name: str, runs: Sequence[reading.Run], budget: int) -> Problems:
           'evaluation': [here for _, here, _ in rows],
           **_columns([row for *_, row in rows])},
       chunks, [row for k in chosen for row in made[k]])
+
+
+def _number(row: Mapping[str, Any]) -> tuple[str, str]:
+  """Which problem of its run's data."""
+  return repr(row.get('uid')), repr(row.get('gold'))
+
+
+def _asked(rows: Sequence[Mapping[str, Any]],
+           ) -> dict[tuple[str, str], tuple[str, str]]:
+  """{number: question and pictures} of a run's problems; loops between two
+  models leave neither."""
+  return {_number(row): (repr(row['prompt']), repr(row.get('images')))
+          for row in rows if row.get('prompt') is not None}
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ have lost files: its report says so and shows the rest.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import json
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def read(path: Any) -> Run:
   if not any((path / name).exists() for name in known):
     raise ValueError(f'--workdir: {path} has none of {", ".join(known)}: it is '
                      'not the folder of a run.')
-  run = Run(path.name, path)
+  run = Run(absolute(path).name, path)
   run.config = _config(run)
   run.finished = (path / 'FINISHED').exists()
   run.rows = _merged(_metrics(run))
@@ -98,6 +99,11 @@ def read(path: Any) -> Run:
         f'Not among the stages of config.json: {", ".join(unknown)}. Their '
         'rows are shown after the others.')
   return run
+
+
+def absolute(path: epath.Path) -> epath.Path:
+  """With the names of its folders, also of '.' and '..'; gs:// as it is."""
+  return path if path.is_absolute() else epath.Path(os.path.abspath(path))
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -37,14 +37,14 @@ class Samples(NamedTuple):
 def rewards_of(row: Mapping[str, Any]) -> dict[str, float | None]:
   """{name: its value or None} of a row."""
   found = row.get('rewards')
-  return {str(name): entries.number(value) for name, value in found.items()
+  return {str(name): entries.finite(value) for name, value in found.items()
           } if isinstance(found, dict) else {}
 
 
 def total_of(row: Mapping[str, Any]) -> float | None:
   """The combined reward; of rows that do not have it the mean of the rewards."""
   if 'reward' in row:
-    return entries.number(row['reward'])
+    return entries.finite(row['reward'])
   values = [x for x in rewards_of(row).values() if x is not None]
   return sum(values) / len(values) if values else None
 
@@ -89,7 +89,7 @@ def collect(runs: Sequence[reading.Run], budget: int,
       flat, tokens_budget, runs[0].notes if runs else [])
   index['tokens'] = places
   names = dict.fromkeys(name for row in flat for name in rewards_of(row))
-  rewards = {name: [rewards_of(row).get(name) for row in flat]
+  rewards = {name: [entries.number(rewards_of(row).get(name)) for row in flat]
              for name in names}
   return Samples(index | _columns(flat), rewards, chunks, made, rows, left_out)
 

@@ -55,7 +55,8 @@ def _cell(made: Mapping[str, float | None], name: str) -> str:
   low, high = made.get(f'{name}_low'), made.get(f'{name}_high')
   if low is not None and high is not None:
     return f'{value:.3f} ({low:.2f}-{high:.2f})'
-  return str(int(value)) if name == 'n' else f'{value:.4g}'
+  # Of counts and lengths all digits are meant.
+  return f'{value:.0f}' if 1e4 <= abs(value) < 1e15 else f'{value:.4g}'
 
 
 def cards(run: reading.Run) -> list[dict[str, Any]]:

@@ -125,6 +125,7 @@ def test_imitation_does_not_see_what_is_held_out(config, tmp_path):
     (dict(weights=(1.0, 2.0)), r"data.weights: got \(1.0, 2.0\) .*'digits'"),
     (dict(weights=(-1.0,)), r'data.weights: got \(-1.0,\)'),
     (dict(weights=(float('nan'),)), 'data.weights: got'),
+    (dict(weights=('one',)), r"data.weights: got \('one',\)"),
     (dict(weights=(), mixture=()), 'data.weights: got .*at least one world'),
     (dict(train_size=0), 'data.train_size: got 0'),
     (dict(path='no/such.jsonl'), 'no/such.jsonl: no such file.*data.path'),

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from configs import common
+from mmr1 import command_line
 from mmr1 import forward
 from mmr1 import guard
 from mmr1 import resolve
@@ -145,7 +146,7 @@ def commanded(slug, given, arg=None, change=None):
   command = ['test', *given]
   with mock.patch.object(sys, 'argv', command):  # read as flags are defined
     config_flags.DEFINE_config_dict('config', c, flag_values=values)
-    values(command)
+    command_line.parsed(values, command)
   final = resolve.finalise(c, keys(given))
   return final, runner.plan(final)[1]
 
