@@ -3,7 +3,8 @@
 A reward says what such a completion earns as `fn.perfect`; one that it cannot
 be asked of says why as `fn.no_gold`, in a few words. How a completion is to be
 written (tags, a box, an answer alone) is what the rewards of a stage ask for:
-the first of `FORMS` that has all of their full marks, or most of them.
+the first of `FORMS` that has all of their full marks, or most of them. An
+instruction about a box allows forms with one alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
