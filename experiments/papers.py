@@ -121,27 +121,18 @@ ARMS = {
              'cold_start:eval/gain/out',
              'cold_start:eval/generalisation_factor', 'eval/accuracy',
              'eval/accuracy_sampled')),
-    # Where does it zoom? Without the group-aware reward; with crops that show
-    # nothing.
+    # Where does it zoom?
     'chain_of_focus': Paper(
-        {'chain_of_focus': ('', ('--config.cold_start.steps=90',)),
-         'plain': ('plain', ('--config.cold_start.steps=90',)),
-         'blank': ('', ('--config.cold_start.steps=90',
-                        '--config.environments.zoom.kwargs.blank=True'))},
+        {'chain_of_focus': ('', ('--config.cold_start.steps=90',))},
         ('reward/zoomed_small/mean', 'reward/zoomed_large/mean',
          'reward/result/mean'), steps=24, ends=(
              'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
              'eval/accuracy', 'eval/accuracy_sampled')),
-    # Regions, and right answers with them. Where regions are not paid; where no
-    # picture comes back.
+    # Regions, and right answers with them.
     'vlm_r3': Paper(
-        {'vlm_r3': ('', ('--config.cold_start.steps=60',)),
-         'unpaid': ('', ('--config.cold_start.steps=60',
-                         '--config.rewards.region.weight=0.0')),
-         'blank': ('', ('--config.cold_start.steps=60',
-                        '--config.environments.region.kwargs.blank=True'))},
+        {'vlm_r3': ('', ('--config.cold_start.steps=60',))},
         ('env/calls', 'reward/zoomed/mean', 'reward/region/mean',
-         'reward/result/mean'), steps=40, ends=(
+         'reward/result/mean'), steps=24, ends=(
              'cold_start:eval/accuracy', 'cold_start:eval/accuracy_sampled',
              'eval/accuracy', 'eval/accuracy_sampled')),
     'sophiavl_r1': Paper(

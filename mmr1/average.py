@@ -20,8 +20,9 @@ NAME = 'ema'  # in `TrainState.slow`
 class Average:
   """ema <- decay * ema + (1 - decay) * params, after every so many updates.
 
-  It starts as the parameters of the stage. Only what trains has one, in its
-  own dtype; it is in checkpoints.
+  It starts as the parameters of the stage. Only what trains has one, which is
+  float32: what an update adds, 1 - decay of a difference, bfloat16 rounds away.
+  It is in checkpoints.
   """
 
   def __init__(self, section: Any, memory: str):
@@ -44,7 +45,25 @@ class Average:
     part, _ = trees.partition(state.params['policy'], start.mask)
     self._mask = start.mask
     return start._replace(state=state.replace(
-        slow={**state.slow, NAME: self._hold(layout.own(part))}))
+        slow={**state.slow, NAME: self._hold(layout.own(
+            trees.cast(part, jnp.float32)))}))
+
+  def reader(self, layout: sharding.Layout, *,
+             whole: bool) -> Callable[[types.TrainState], Tree]:
+    """(state) -> all parameters, as the policy has them: of what trains the
+    average.
+
+    `whole`: in buffers of its own, to be read while an update gives up the
+    state's; else what does not train is the state's.
+    """
+    own = layout.own if whole else (lambda tree: tree)
+
+    def read(state):
+      now, rest = trees.partition(state.params['policy'], self._mask)
+      slow = jax.tree.map(lambda x, like: x.astype(like.dtype),
+                          self._fetch(state.slow[NAME]), now)
+      return own(trees.merge(slow, rest))
+    return read
 
   def after(
       self, train_step: Callable[..., Any], state: types.TrainState,

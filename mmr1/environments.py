@@ -6,6 +6,9 @@ section of `environments`: `fn(**kwargs)` has
   reset(example, seed) -> state
   step(state, sample) -> state, records.Observation
 
+and, if it likes, `unusable(example) -> str`: why no episode can begin with an
+example, '' where one can. Such examples are skipped and named.
+
 `sample` is the episode so far (`records.Sample`); its last turn is what the
 assistant has just said. All samples of a group start from the same seed. States
 are not changed in place: samples of other rows are stepped at the same time, in
@@ -74,6 +77,11 @@ class Environment:
   limit_s: float
 
   @property
+  def unusable(self) -> Callable[[records.Example], str] | None:
+    """The environment's, if it has one."""
+    return getattr(self.fn, 'unusable', None)
+
+  @property
   def room(self) -> int:
     """Patches of an episode at most."""
     return self.images * self.observation_patches
@@ -99,9 +107,13 @@ def environment(config: Any, name: str | None) -> Environment | None:
   if section.turn_tokens is not None and section.turn_tokens < 1:
     raise ValueError(f'{where}.turn_tokens: got {section.turn_tokens}; allowed:'
                      ' at least 1, or None.')
-  if not section.limit_s > 0:
+  if not 0 < section.limit_s <= threading.TIMEOUT_MAX:
     raise ValueError(f'{where}.limit_s: got {section.limit_s}; allowed: above '
-                     '0 seconds.')
+                     f'0 seconds, at most {threading.TIMEOUT_MAX:g}.')
+  if isinstance(section.stop, str):
+    raise ValueError(
+        f'{where}.stop: got the string {section.stop!r}, each of whose letters '
+        f'would end a turn; allowed is a tuple of strings: ({section.stop!r},).')
   if section.stop:
     stops.table((), section.stop)
   if section.max_turns > 127:
@@ -185,7 +197,11 @@ def _late(began: dict[Any, float], lock: threading.Lock,
 
 def table(processor: processor_lib.Processor,
           strings: Sequence[str]) -> np.ndarray:
-  """`stops.table` of a tokenizer, made once."""
+  """`stops.table` of a tokenizer, made once.
+
+  Raises:
+    ValueError: a string that would never be found.
+  """
   made = _tables.setdefault(processor.tokenizer, {})
   key = processor.vocab_size, tuple(strings)
   if key not in made:
@@ -193,7 +209,25 @@ def table(processor: processor_lib.Processor,
     made[key] = stops.table(
         [encode.decode([token], processor) if token < known else ''
          for token in range(processor.vocab_size)], strings)
+    _check_found(made[key], processor, strings)
   return made[key]
+
+
+def _check_found(moves: np.ndarray, processor: processor_lib.Processor,
+                 strings: Sequence[str]) -> None:
+  """Raises for a string whose own tokens do not lead to the last state."""
+  for text in strings:
+    state, ids = 0, processor.tokenizer(
+        text, add_special_tokens=False)['input_ids']
+    for token in ids:
+      state = moves[state, token]
+    if state != len(moves) - 1:
+      raise ValueError(
+          f'stop: {text!r} would never end a turn: its tokens '
+          f'{[encode.decode([token], processor) for token in ids]} are special '
+          'ones, which are no text, or parts of a character. Allowed are '
+          'strings of characters that are whole in the tokenizer, such as '
+          "'</answer>'; the end of a turn in the chat ends turns anyway.")
 
 
 # Of each tokenizer while it lives.

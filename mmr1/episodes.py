@@ -1,6 +1,6 @@
 """Episodes for the stages: of a rollout, and of traces that are imitated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -12,10 +12,33 @@ from mmr1 import playing
 from mmr1 import records
 from mmr1 import types
 from mmr1.data import encode
+from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
 from mmr1.data import trajectories
 from mmr1.rewards import score as score_lib
 from mmr1.sampling import chunks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Shape(pipeline.Shape):
+  """With `unusable` of an environment: such examples are Broken."""
+  unusable: Callable[[records.Example], str]
+
+  def encode(self, item: Any, index: int) -> pipeline.Pair | records.Broken:
+    made = super().encode(item, index)
+    if isinstance(made, records.Broken) or not (why := self.unusable(made[0])):
+      return made
+    return records.Broken(made[0].source or f'uid {made[0].uid}',
+                          f'no episode: {why}')
+
+
+def playable(shape: pipeline.Shape,
+             env: environments.Environment | None) -> pipeline.Shape:
+  """How prompts are written with which an episode can begin; what the
+  environment has no use for is skipped, counted and named (M26)."""
+  if env is None or env.unusable is None:
+    return shape
+  return _Shape(**vars(shape), unusable=env.unusable)
 
 
 def begin(env: environments.Environment | None, ctx: Any,
@@ -74,8 +97,12 @@ def imitated(
     if cut is not None and cut < len(text):
       raise ValueError(f'turn {number}: {text[:cut]!r} would have ended it')
     ids = encode.encode_completion(text, processor)
+    ids = ids if cut is None else ids[:-1]
+    if len(ids) > player.turn_tokens:
+      raise ValueError(f'turn {number} has {len(ids)} tokens; the environment '
+                       f'allows {player.turn_tokens}')
     told = player.step({(0, 0): chunks.Stopped(
-        ids if cut is None else ids[:-1], 'eos' if cut is None else 'stop')})
+        ids, 'eos' if cut is None else 'stop')})
     if bool(told) == (number == len(said) - 1):
       raise ValueError(
           f'turn {number} of {len(said)}: the environment '

@@ -30,7 +30,8 @@ for _name, _help in (
              'to, where that is not the base model.')):
   flags.DEFINE_string(_name, None, _help, flag_values=_FLAGS)
 flags.DEFINE_enum('dtype', None, ['bfloat16', 'float32'],
-                  "Of the weights. Default: the run's model.param_dtype.",
+                  "Of the weights. Default: the run's model.param_dtype; with "
+                  '--adapter float32.',
                   flag_values=_FLAGS)
 flags.DEFINE_bool('adapter', False, 'Writes the adapters alone, for PEFT.',
                   flag_values=_FLAGS)

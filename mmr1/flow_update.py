@@ -35,8 +35,9 @@ def make(
   """A jitted (state, round, key, reference) -> (state, metrics).
 
   The gradient is the mean over the samples that are kept and the points of
-  each; in one without any, nothing changes. It is made in pieces, a point of
-  1 / `chunks` of the prompts at a time. The state is donated.
+  each; without any the parameters and moments stay, but it counts as an update
+  and the average moves on towards the parameters. The gradient is made in
+  pieces, a point of 1 / `chunks` of the prompts at a time. The state is donated.
 
   Args:
     config: of the model.

@@ -74,6 +74,7 @@ class Model:
     if 'scalars' in tree:  # small, and computed in float32
       cast = {**cast, 'scalars': tree['scalars']}
     self.params = _held(self.policy.layout.own(cast), section.memory)
+    ctx.forget_base()  # the copy does
 
   def prompts(self, examples: Sequence[records.Example],
               n: int) -> tuple[types.Prompts, np.ndarray]:

@@ -27,9 +27,11 @@ class Judged(NamedTuple):
     rewards: f64[N, G, K'], combined; nan: no value.
     advantage: f32[N, G, 1 or T].
     keep: bool[N, G], or int[N, G]: how often each trains.
-    counts: what select dropped, and what combine says, by name.
-    more: whether select wants more groups.
+    counts: what select dropped, by name.
+    more: how many groups select wants besides; True: for every place in which
+      nothing is kept.
     extra: {name: f32[N, G, T]}, what the advantage hands to terms.
+    says: what combine says, by name: of every rollout so far.
   """
   samples: list[records.Sample]
   scored: score_lib.Scored
@@ -37,13 +39,32 @@ class Judged(NamedTuple):
   advantage: np.ndarray
   keep: np.ndarray
   counts: Mapping[str, float]
-  more: bool = False
+  more: bool | int = False
   extra: Mapping[str, np.ndarray] = {}
+  says: tuple[Mapping[str, float], ...] = ()
 
   @property
   def good(self) -> np.ndarray:
     """bool[N], groups of which something is kept."""
     return self.keep.any(1)
+
+  @property
+  def wanted(self) -> int:
+    """How many groups of a later rollout have a place here."""
+    free = int((~self.good).sum())
+    return free if self.every else min(int(self.more), free)
+
+  @property
+  def every(self) -> bool:
+    """Whether `more` is True and no number."""
+    return isinstance(self.more, (bool, np.bool_)) and bool(self.more)
+
+  @property
+  def said(self) -> dict[str, float]:
+    """What combine says, as the mean over the rollouts of which it says it."""
+    names = {name: None for says in self.says for name in says}
+    return {name: float(np.mean([
+        says[name] for says in self.says if name in says])) for name in names}
 
 
 class Arrays(NamedTuple):
@@ -90,12 +111,12 @@ class Filled:
   @property
   def short(self) -> bool:
     """Whether another rollout would have a place here."""
-    return self.judged.more and not self.judged.good.all()
+    return self.judged.wanted > 0
 
   def with_next(self, other: 'Filled') -> 'Filled':
     """Good groups of a later rollout in the places of dropped ones."""
     free = np.flatnonzero(~self.judged.good)
-    found = np.flatnonzero(other.judged.good)[:len(free)]
+    found = np.flatnonzero(other.judged.good)[:self.judged.wanted]
     source = np.arange(len(self.judged.keep))
     source[free[:len(found)]] = found
     take = np.zeros(len(source), bool)
@@ -142,6 +163,8 @@ def _judged(a: Judged, b: Judged, source: np.ndarray, take: np.ndarray,
   counts = {name: a.counts.get(name, 0) + b.counts.get(name, 0)
             for name in {**a.counts, **b.counts}}
   keep = _mixed(a.keep, b.keep, source, take)
+  more = (bool(b.more) and not keep.any(1).all() if a.every
+          else a.wanted - int(take.sum()))
   return Judged(
       sorted(samples, key=lambda s: (s.group, s.slot)),
       dataclasses.replace(
@@ -149,7 +172,7 @@ def _judged(a: Judged, b: Judged, source: np.ndarray, take: np.ndarray,
           failures=a.scored.failures + b.scored.failures),
       _mixed(a.rewards, b.rewards, source, take),
       _mixed(a.advantage, b.advantage, source, take),
-      keep, counts, b.more and not keep.any(1).all())
+      keep, counts, more, says=a.says + b.says)
 
 
 def replace(filled: Filled, **fields: Any) -> Filled:

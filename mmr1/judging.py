@@ -76,8 +76,8 @@ class Judging:
     # A sample without any reward has nothing to say.
     keep = keep * ~np.isnan(rewards).all(-1)
     return judged_lib.Filled(made.rollout, looks, facts, judged_lib.Judged(
-        made.samples, scored, rewards, advantage, keep, {**says, **counts},
-        more, extra))
+        made.samples, scored, rewards, advantage, keep, counts, more, extra,
+        (says,)))
 
   def _cut(self, made: asking.Made) -> np.ndarray:
     """`judged.Arrays.cut`. The cap is on all tokens of a completion."""
@@ -176,8 +176,8 @@ def report(filled: judged_lib.Filled, *,
   short = {'select/short': 1} if judged.more else {}
   longest = {'env/tokens_max': facts.whole[own].max()} if episodes else {}
   return {
-      **judged.scored.metrics, **judged.counts, **reward, **flat, **handed,
-      **short, **longest,
+      **judged.scored.metrics, **judged.said, **judged.counts, **reward, **flat,
+      **handed, **short, **longest,
       'response_length/mean': lengths.mean(),
       'response_length/max': lengths.max(),
       'response_length/clip_frac': facts.cut[own].mean()}

@@ -94,10 +94,7 @@ class GroupLearner(Learner):
     self._objective = objective
     self._average = average.Average(section.ema, section.reference_memory)
     self.start = self._average.begin(self.start, ctx.policy.layout)
-    self._params = {name: training.reference(
-        ctx, self.start, section.reference if name == 'reference' else name,
-        whole=objective.reference_hidden, memory=section.reference_memory)
-                    for name in self._others()}
+    self._params = {name: self._read(name) for name in sorted(self._others())}
     self._weigh = weighing.Weighing(
         ctx, stage, section, sockets.weights(
             ctx.config, dict.fromkeys((*section.weights, *objective.weights))),
@@ -107,6 +104,17 @@ class GroupLearner(Learner):
     """Whose parameters are read besides the policy's."""
     found = {look.params for look in self.looks} - {'policy'}
     return found | ({'reference'} if self._objective.reference else set())
+
+  def _read(self, name: str) -> Callable[[types.TrainState], Any]:
+    """(state) -> parameters: 'reference', 'ema'."""
+    section, source = self._section, name
+    whole = name == 'reference' and self._objective.reference_hidden
+    if name == 'reference':
+      source = section.reference
+    if source == average.NAME:
+      return self._average.reader(self._ctx.policy.layout, whole=whole)
+    return training.reference(self._ctx, self.start, source, whole=whole,
+                              memory=section.reference_memory)
 
   @phases.phase('look', ready=lambda seen: seen)
   def look(

@@ -230,14 +230,14 @@ def read_rows(path: Any) -> list[dict[str, Any]]:
   Raises:
     ValueError: any other line that is not JSON, with its number.
   """
-  lines = epath.Path(path).read_bytes().decode('utf-8').split('\n')
+  lines = epath.Path(path).read_bytes().split(b'\n')
   rows = []
   for number, line in enumerate(lines, 1):
     if not line:
       continue
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError as error:
+      rows.append(json.loads(line.decode('utf-8')))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
       if number < len(lines):  # only what no newline ends can be half-written
         raise ValueError(f'{path}:{number}: no JSON: {error}.') from error
   return rows

@@ -31,15 +31,16 @@ class Objective(NamedTuple):
     reference: True if a term reads the reference's log-probs.
     reference_hidden: True if a term needs the reference over the whole
       vocabulary.
-    views: names of the looks that terms of the library read.
-    weights: names of the weights that they read.
+    views: names of the looks that terms of the library read, sorted: programs
+      go through them, and no order may come from a set (M15, M27).
+    weights: names of the weights that they read, sorted.
   """
   terms: tuple[update.Term, ...]
   knobs: dict[str, float]
   reference: bool
   reference_hidden: bool
-  views: frozenset[str] = frozenset()
-  weights: frozenset[str] = frozenset()
+  views: tuple[str, ...] = ()
+  weights: tuple[str, ...] = ()
 
 
 def split(kwargs: Mapping[str, Any], term: str):
@@ -125,8 +126,8 @@ def build(
   return Objective(
       tuple(kept), knobs, kl_on or ('target', 'ref') in reads,
       kl_on and section.kl.estimator == 'full',
-      views=frozenset(x for key, x in reads if key == 'view'),
-      weights=frozenset(x for key, x in reads if key == 'weight'))
+      views=tuple(sorted(x for key, x in reads if key == 'view')),
+      weights=tuple(sorted(x for key, x in reads if key == 'weight')))
 
 
 def _read(section: Any) -> set[tuple[str, str]]:

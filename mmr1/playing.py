@@ -21,6 +21,7 @@ from mmr1.data import trajectories
 from mmr1.sampling import chunks
 
 _SHOWN = 200  # characters of an error that are told to the model
+_ALWAYS = 4  # so many calls of a rollout failed, and no other came: always
 
 
 class Outcome(NamedTuple):
@@ -75,6 +76,9 @@ class Player:
       group, length: G, T.
       seed: of the run.
       kind: of what the assistant says.
+
+    Raises:
+      ValueError: an episode cannot begin; on all hosts.
     """
     self.env, self._processor, self._length = env, processor, length
     self._kind = kind
@@ -99,12 +103,25 @@ class Player:
     self.rewards = np.zeros((n, group, env.max_turns))
     self._outcomes: list[Outcome] = []
     self._own: dict[tuple[int, int], _Episode] = {}
+    _, error = hosts.attempt(lambda: self._reset(examples, group, seed), None)
+    hosts.share(None, error)
+
+  def _reset(self, examples: Mapping[int, records.Example], group: int,
+             seed: int) -> None:
     for row, example in examples.items():
-      example = environments.framed(example, processor)
+      example = environments.framed(example, self._processor)
       start = zlib.crc32(f'{seed}/{example.uid}'.encode())
-      for slot in range(group):
-        self._own[row, slot] = _Episode(
-            example, env.fn.reset(example, start))
+      try:
+        for slot in range(group):
+          self._own[row, slot] = _Episode(
+              example, self.env.fn.reset(example, start))
+      except Exception as error:  # an environment may raise anything
+        raise ValueError(
+            f'environments.{self.env.name}: no episode can begin with '
+            f'{example.source or f"uid {example.uid}"} '
+            f'({type(error).__name__}: {error}). Leave it out of the data, or '
+            'let `unusable(example)` of the environment say why it is skipped.'
+        ) from error
 
   def step(self, stopped: Mapping[tuple[int, int], chunks.Stopped],
            ) -> dict[tuple[int, int], encode.Encoded]:
@@ -155,6 +172,10 @@ class Player:
     """What the environment says, and that as tokens; on a thread."""
     episode = self._own[at]
     state, said = self.env.fn.step(episode.state, self._sample(at, episode))
+    reward = np.asarray(said.reward, np.float64)
+    if reward.ndim or not np.isfinite(reward):
+      raise ValueError(f'its reward is {said.reward!r}, not a finite number')
+    said = dataclasses.replace(said, text=_whole(said.text))
     return state, said, None if said.done else inserting.encode(
         said, self._processor, closed=closed)
 
@@ -163,8 +184,8 @@ class Player:
     error, why = problem
     episode = self._own[at]
     said = records.Observation(
-        text=f'Error: {why[:_SHOWN]}', role=getattr(self.env.fn, 'role', 'user'),
-        call={}, error=error)
+        text=f'Error: {_whole(why[:_SHOWN])}', call={}, error=error,
+        role=getattr(self.env.fn, 'role', 'user'))
     try:
       encoded = inserting.encode(said, self._processor, closed=closed)
     except ValueError:  # a message with special tokens in it
@@ -241,14 +262,15 @@ class Player:
       'env/<end>_frac'    how they ended
 
     Raises:
-      RuntimeError: the environment failed at whatever it was asked.
+      RuntimeError: the environment failed at whatever it was asked, four times
+        at least.
     """
     played = [one for row in self.trajectories for one in row if len(one)]
     count, ends = max(len(played), 1), list(self.ends.values())
     calls = sum(one.called for one in self._outcomes)
     broken = [one.error for one in self._outcomes
               if one.error in environments.FAILURES]
-    if calls and len(broken) == calls:
+    if len(broken) == calls >= _ALWAYS:
       raise RuntimeError(
           f'environments.{self.env.name}: all {calls} calls of a rollout '
           f'failed ({broken[0]}); the samples say how.')
@@ -262,6 +284,12 @@ class Player:
         'env/answered_frac': called / count,
         **{f'env/{end}_frac': ends.count(end) / count
            for end in sorted({*ends, 'answer', *environments.LIMITS})}}
+
+
+def _whole(text: str) -> str:
+  """Half a character, as JSON of the model may hold, becomes '?': tokenizers
+  and files take none."""
+  return text.encode('utf-8', 'replace').decode()
 
 
 def words(said: Sequence[records.Turn]) -> str:

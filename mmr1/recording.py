@@ -82,7 +82,8 @@ def load(path: Any) -> Record:
   """Reads what `save` wrote.
 
   Raises:
-    ValueError: no such file, or one that is no record.
+    ValueError: no such file, one that is no record, or one of a stage that has
+      no completions.
   """
   path = epath.Path(path)
   if not path.exists():
@@ -98,13 +99,21 @@ def load(path: Any) -> Record:
                     for name in [*arrays] if name.startswith(f'{part}/')}
              for part in _GIVEN}
     blocks = nested(arrays)
-    batch = tuple(block(blocks[str(i)]) for i in range(len(blocks)))
-    return Record(head['stage'], head['step'], batch, **given)
+    numbered = '0' in blocks or not blocks
+    batch = tuple(block(blocks[str(i)]) for i in range(
+        len(blocks) if numbered else 0))
+    record = Record(head['stage'], head['step'], batch, **given)
   except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError
           ) as error:
     raise ValueError(
         f'{path} is not a record of this version ({type(error).__name__}: '
         f'{error}).') from error
+  if not numbered:
+    raise ValueError(
+        f'{path} is of stage {record.stage!r}, whose batches hold {min(blocks)!r}'
+        ' and no completions. Replay reads those of stages of language models, '
+        'as sft and rl.')
+  return record
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -139,12 +139,16 @@ def kept_tokens(sample: records.Sample, said: str, processor: Any) -> int:
   low, high = 0, len(sample.tokens)
   while low < high:
     middle = (low + high + 1) // 2
-    text = encode.decode(sample.tokens[:middle], processor)
-    if len(text) <= len(said) and said.startswith(text) and (
+    # Where a character is several tokens, its first ones say U+FFFD, which is no
+    # part of the text: without it, more tokens never say less.
+    whole = encode.decode(sample.tokens[:middle], processor).rstrip('\ufffd')
+    if said.startswith(whole) and (
         sample.tokens[middle - 1] != processor.eos_id):
       low = middle
     else:
       high = middle - 1
+  while not said.startswith(encode.decode(sample.tokens[:low], processor)):
+    low -= 1
   return low
 
 
@@ -179,9 +183,12 @@ def _merged(made: asking.Made, before: score_lib.Scored, again: asking.Made,
   samples = [b if keep[a.group, a.slot] else a
              for a, b in zip(made.samples, again.samples)]
   columns = np.where(keep[..., None], after.columns, before.columns)
+  # What failed is a share of all calls; both scorings had as many.
+  failed = {name: (x + after.metrics[name]) / 2
+            for name, x in before.metrics.items() if name.endswith('_frac')}
   scored = dataclasses.replace(
       before, columns=columns, failures=before.failures + after.failures,
-      metrics={**before.metrics, **combine.means(columns, before.names),
-               **says})
+      metrics={**before.metrics, **failed,
+               **combine.means(columns, before.names), **says})
   return made._replace(rollout=old.replace(**chosen), host=host,
                        samples=samples, scored=scored)

@@ -53,6 +53,7 @@ def check_sockets(section: Any, stage: str, config: Any,
   sockets.looks(section, stage, config, {*names, *section.branches})
   sockets.weights(
       config, (*section.weights, *objective.weights), section.old)
+  sockets.check_select(section, stage)
 
 
 def _check_rollouts(section: Any, stage: str) -> None:

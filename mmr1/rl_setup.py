@@ -94,6 +94,7 @@ def setup(section: Any, stage: str, config: Any) -> Plan:
     raise ValueError(
         f'{stage}.hooks: there is no knob {knob!r}. '
         f'{resolve.nearest(knob, {**objective.knobs, **host_knobs})}')
+  sockets.check_knobs(section, stage, {**objective.knobs, **host_knobs})
   rl_checks.check_sockets(section, stage, config, objective)
   scorer = _scorer(section, stage, config)
   if not 0 < section.temperature:

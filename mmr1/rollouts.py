@@ -57,7 +57,7 @@ class Rollouts:
     self._ctx, self._stage, self._section = ctx, stage, section
     self.plan, self.clock = plan, clock
     self.shape = dataclasses.replace(
-        ctx.shape(), completions=section.experts,
+        episodes.playable(ctx.shape(), plan.env), completions=section.experts,
         fewer=not section.experts_required,
         completion_tokens=section.max_new_tokens)
     self._layout = ctx.policy.layout

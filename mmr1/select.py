@@ -12,10 +12,10 @@
   keep: bool[N, G], False takes a completion out of every term; or int[N, G],
     how often it is in every sum and count, as if it were repeated.
   counts: {metric name: int}, what was dropped and why.
-  more: True says that fewer groups are kept than wanted. A stage then makes
-    another rollout, whose good groups take the places of those in which nothing
-    is kept, `rounds` times at most; a step that stays short is trained on and
-    counted as 'select/short'.
+  more: True says that fewer groups are kept than wanted, which are all; an int,
+    how many are missing. A stage then makes another rollout, of which as many
+    good groups take places of those in which nothing is kept, `rounds` times at
+    most; a step that stays short is trained on and counted as 'select/short'.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ import numpy as np
 
 Columns = Mapping[str, np.ndarray]
 State = Mapping[str, Any]
-Selection = tuple[np.ndarray, dict[str, int], bool, State]
+Selection = tuple[np.ndarray, dict[str, int], bool | int, State]
 
 
 def keep_all(
@@ -47,8 +47,8 @@ def drop_zero_std(
 
   arXiv:2503.14476, eq. 11. EasyR1's form also asks low < mean < high (0.01,
   0.99). With `groups`, at most that many are kept, the surplus, latest first,
-  is dropped. Fewer than wanted are reported as `more`: with `rounds` above 1
-  the stage resamples until the batch is full (verl 10 rounds, EasyR1 20).
+  is dropped. How many are missing is reported as `more`: with `rounds` above 1
+  the stage resamples until there are as many (verl 10 rounds, EasyR1 20).
 
   Args:
     columns, advantage, meta, state, rng: see the module.
@@ -94,7 +94,8 @@ def drop_zero_std(
       'select/out_of_range_groups': int((varies & ~inside).sum()),
       'select/surplus_groups': int((good & ~kept).sum()),
   }
-  more = int(good.sum()) < (len(good) if groups is None else groups)
+  more = (not good.all() if groups is None
+          else max(groups - int(good.sum()), 0))
   keep = np.broadcast_to(kept[:, None], value.shape).copy()
   return keep, counts, more, state
 

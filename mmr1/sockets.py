@@ -6,6 +6,8 @@ Each is checked when the run is set up, and bound where the model is known.
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
+import inspect
+import math
 from typing import Any
 
 from mmr1 import looks as looks_lib
@@ -69,15 +71,57 @@ def host_knobs(section: Any, config: Any) -> dict[str, float]:
   return found
 
 
+def check_knobs(
+    section: Any, stage: str, knobs: Mapping[str, float]) -> None:
+  """Refuses numbers that no checkpoint can hold.
+
+  Args:
+    section: of the stage.
+    stage: its name.
+    knobs: all of them, see `objective` and `host_knobs`.
+
+  Raises:
+    ValueError: one is not finite; names its key.
+  """
+  for knob, value in knobs.items():
+    if math.isfinite(value):
+      continue
+    owner, _, key = knob.partition('/')
+    owner, key = (key, 'coefficient') if owner == 'coef' else (
+        owner, f'kwargs.{key}')
+    above = stage if owner in _TAKEN else (
+        'terms' if owner in section.terms else 'probes')
+    raise ValueError(
+        f'{above}.{owner}.{key}: got {value}; allowed are finite numbers, which '
+        'hooks may move and checkpoints hold. For no bound give None, where '
+        'the function takes it, or a large number, as in 1e9.')
+
+
+def check_select(section: Any, stage: str) -> None:
+  """Refuses a list of prompts that no rl stage reads.
+
+  Raises:
+    ValueError: `select` would ban prompts.
+  """
+  asked = section.select
+  ban = inspect.signature(resolve.function(
+      asked.fn, 'mmr1.select')).parameters.get('ban')
+  if ban is not None and asked.kwargs.as_dict().get('ban', ban.default):
+    raise ValueError(
+        f'{stage}.select.kwargs.ban: {asked.fn!r} bans prompts, which only a '
+        'stage of flows passes over. Set ban to False: its other part, which '
+        'drops groups, works here too.')
+
+
 def requested(
     section: Any, config: Any, objective: objective_lib.Objective,
-) -> frozenset[str]:
-  """Names of the looks that anything in a stage reads."""
+) -> tuple[str, ...]:
+  """Names of the looks that anything in a stage reads, sorted."""
   asked = {section.advantage.kwargs.as_dict().get('view')}
   asked |= {config.weights[name].kwargs.as_dict().get('view')
             for name in (*section.weights, *objective.weights)}
   asked |= {config.probes[name].view for name in section.probes}
-  return frozenset({*objective.views, *section.watch, *asked} - {None})
+  return tuple(sorted({*objective.views, *section.watch, *asked} - {None}))
 
 
 def looks(

@@ -211,19 +211,17 @@ def reference(
   Args:
     ctx: the run.
     begun: the stage's start.
-    name: 'init', 'ema' (`state.slow`) or what `Context.params` knows.
-    whole: in buffers of its own; else what does not train is the state's.
+    name: 'init' or what `Context.params` knows.
+    whole: in buffers of its own, to be read while an update gives up the
+      state's; else what does not train is the state's.
     memory: where it waits, 'device' or 'host': then every call copies it to
       the devices, where it is gone when nothing reads it any more.
   """
   hold, fetch = (arrays.in_host, arrays.on_device) if (
       memory == 'host') else (lambda x: x, lambda x: x)
-  if name == 'ema':
-    return lambda state: trees.merge(
-        fetch(state.slow['ema']),
-        trees.partition(state.params['policy'], begun.mask)[1])
   if name != 'init':
     params = hold(_only_read(ctx, ctx.params(name)))
+    ctx.forget_base()  # the copy does
     return lambda state: fetch(params)
   part, rest = trees.partition(begun.state.params['policy'], begun.mask)
   part = _only_read(ctx, part)

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from configs import common
@@ -144,6 +145,34 @@ def test_pictures_have_a_gradient_of_their_own(made):
   assert max(gap) > 1e-5
 
 
+def test_m26_what_no_episode_can_begin_with_is_skipped(
+    shrink, open_run, tmp_path, caplog):
+  """One problem of sixteen has no picture to crop: nobody stumbles over it,
+  and it is counted and named."""
+  Image.new('RGB', (32, 32)).save(tmp_path / 'one.png')
+  lines = [dict(problem=f'{i}+1=?', answer=i + 1, image='one.png')
+           for i in range(16)]
+  del lines[5]['image']
+  (tmp_path / 'data.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+  c = config(shrink)
+  c.data.path = c.data.eval_path = str(tmp_path / 'data.jsonl')
+  c.environments.own = common.environment(
+      'mmr1.envs.crop:Crop', max_turns=4, turn_tokens=TURN, stop=(),
+      observation_tokens=40, observation_patches=16, images=2,
+      rule='mmr1.papers.vlm_r3:region')
+  c.evaluation.env, c.evaluation.examples = 'own', 16
+  one = runs.trainer(c, open_run, tmp_path / 'run')
+  seen = {example.question for _ in range(8)
+          for example, _ in one.rollouts.take()[0].pairs}
+  assert len(seen) == 15 and one.rollouts.broken == 1
+  assert 'data.jsonl:6: no episode: there is no picture' in caplog.text
+  held_out = evaluate.Evaluation(one._ctx, one._ctx.config.evaluation)
+  held_out._open()
+  assert len(held_out._pairs) == 15 and [
+      one.where.rpartition('/')[2] for one in held_out._broken] == [
+          'data.jsonl:6']
+
+
 def test_evaluation_plays_too(shrink, open_run, tmp_path):
   c = config(shrink, fails=2, spread=2)
   c.evaluation.env, c.evaluation.max_new_tokens = 'own', T
@@ -221,9 +250,16 @@ def test_m22_what_hears_no_environment(shrink, open_run, tmp_path, flat, match):
 
 @pytest.mark.parametrize('key, value, match', [
     ('max_turns', 0, 'at least 1'), ('limit_s', 0.0, 'above 0'),
+    ('limit_s', float('inf'), 'got inf; .*at most 9'),
     ('stop', ('',), 'at least one'), ('turn_tokens', 0, 'at least 1')])
 def test_m22_limits(shrink, open_run, tmp_path, key, value, match):
   c = config(shrink)
   c.environments.own[key] = value
   with pytest.raises(ValueError, match=match):
     runs.trainer(c, open_run, tmp_path / 'run')
+
+
+def test_m22_a_stop_string_that_is_no_tuple(shrink, open_run, tmp_path):
+  """('</a>') is '</a>', and that would be four strings of a letter."""
+  with pytest.raises(ValueError, match=r"own.stop: .*\('</a>',\)"):
+    runs.trainer(config(shrink, stop='</a>'), open_run, tmp_path / 'run')

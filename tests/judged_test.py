@@ -4,14 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmr1 import judged
+from mmr1 import judging
 from mmr1 import records
+from mmr1 import select
 from mmr1 import types
 from mmr1.rewards import score
 
 N, G, T = 4, 2, 3
 
 
-def filled(tag, good, *, more=True):
+def filled(tag, good, *, more=True, **says):
   """A rollout whose every array says which it is and which row: 10 tag + n."""
   rows = 10.0 * tag + np.arange(N)
   def wide(*shape):
@@ -44,7 +46,8 @@ def filled(tag, good, *, more=True):
   return judged.Filled(
       rollout, {'look': types.Seen(logp=wide(G, T))}, arrays, judged.Judged(
           samples, scored, columns, np.array(wide(G, 1), np.float32), keep,
-          {'select/zero_std_groups': int(N - np.sum(good))}, more))
+          {'select/zero_std_groups': int(N - np.sum(good))}, more,
+          says=({**says},)))
 
 
 def test_good_groups_take_the_places_of_dropped_ones():
@@ -83,3 +86,42 @@ def test_a_step_may_stay_short_and_the_surplus_is_cut():
   # Fractions over the rounds: (0 + .1 + .2) / 3.
   np.testing.assert_allclose(
       three.judged.scored.metrics['reward/error_frac'], 0.1)
+
+
+def test_what_combine_says_is_its_mean_over_the_rounds():
+  """A share that is .6 in both stays .6, and what one round alone says is no
+  mean with 0. What select dropped is a sum."""
+  one = filled(0, [True, False, False, False], unit=.6, share=.2)
+  two = one.with_next(filled(1, [False] * N, unit=.6, mean=3.0))
+  three = two.with_next(filled(2, [True] * N, unit=.6, share=.7, mean=4.0))
+  np.testing.assert_allclose(
+      [three.judged.said[name] for name in ('unit', 'share', 'mean')],
+      [.6, .45, 3.5])
+  logged = judging.report(three)
+  assert logged['unit'] == three.judged.said['unit']
+  assert logged['select/zero_std_groups'] == 3 + 4 + 0
+
+
+def varying(tag, vary):
+  """A rollout of which `drop_zero_std` wants two groups that vary."""
+  columns = np.where(np.asarray(vary)[:, None], [0.0, 1.0], 1.0)
+  keep, _, more, _ = select.drop_zero_std(
+      {'a': columns}, columns[..., None], {}, {}, None, column='a', groups=2)
+  return filled(tag, keep[:, 0], more=more)
+
+
+def test_no_more_groups_are_taken_than_are_missing():
+  one = varying(0, [True, False, False, False])
+  assert one.judged.more == 1 and one.short
+  # One and one of two; and one was enough.
+  for rest in ([False, True, True], [False] * 3):
+    two = one.with_next(varying(1, [True, *rest]))
+    assert two.judged.good.tolist() == [True, True, False, False]
+    assert two.judged.rewards[:, 0, 0].tolist() == [0, 10, 2, 3]
+    assert not two.short and 'select/short' not in judging.report(two)
+  # Nothing was found, and the next finds it.
+  two = one.with_next(varying(1, [False] * N))
+  assert two.short and judging.report(two)['select/short'] == 1
+  three = two.with_next(varying(2, [True] * N))
+  assert three.judged.rewards[:, 0, 0].tolist() == [0, 20, 2, 3]
+  assert not three.short

@@ -109,6 +109,14 @@ class TestRows:
     assert [r['step'] for r in log.read_rows(tmp_path / 'metrics.jsonl')] == [
         1, 2]
 
+  def test_a_line_that_ends_inside_a_character_is_half_written(self, tmp_path):
+    path, said = tmp_path / 's.jsonl', '{"said": "因'.encode()
+    path.write_bytes(b'{"step": 1}\n' + said[:-1])
+    assert log.read_rows(path) == [{'step': 1}]
+    path.write_bytes(b'{"step": 1}\n' + said[:-1] + b'"}\n')
+    with pytest.raises(ValueError, match='s.jsonl:2: no JSON'):
+      log.read_rows(path)
+
   def test_a_broken_line_inside_is_named(self, tmp_path):
     (tmp_path / 'm.jsonl').write_text('{}\noops\n{}\n')
     with pytest.raises(ValueError, match='m.jsonl:2'):

@@ -1,6 +1,8 @@
 """Episodes on the host: limits, failures, what rewards see."""
 
 import dataclasses
+import json
+import re
 import threading
 import time
 import types as types_lib
@@ -11,6 +13,7 @@ import pytest
 
 from mmr1 import environments
 from mmr1 import episodes
+from mmr1 import hosts
 from mmr1 import playing
 from mmr1 import records
 from mmr1 import types
@@ -95,6 +98,28 @@ def test_every_failure_is_an_observation_and_the_others_go_on(processor):
   assert sample[2].text == 'look\nend' and sample[2].end == 'answer'
   assert sample[2].rewards == (.5, 1.0)
   assert [t.role for t in sample[2].turns] == ['assistant', 'user', 'assistant']
+
+
+@pytest.mark.parametrize('raises, error', [(True, 'env_error'), (False, '')])
+def test_half_a_character_in_what_an_environment_says(processor, raises, error):
+  """JSON of the model may hold a lone surrogate, which no tokenizer takes."""
+  class Tools(World):
+    def step(self, state, sample):
+      text = 'no tool ' + json.loads(sample.turns[-1].text)['name']
+      if raises:
+        raise ValueError(text)
+      return state, records.Observation(text=text, call={})
+  one = player(processor, group=1, fn=Tools())
+  told = one.step(says(processor, r'{"name": "\ud83d"}'))
+  assert 'no tool ?' in processor.tokenizer.decode(told[0, 0].tokens)
+  assert one._own[0, 0].turns[-1].error == error
+  # The end of an episode too is read: by rewards, and by who writes it down.
+  class Last(World):
+    def step(self, state, sample):
+      return state, records.Observation(text='\ud83d', done=True)
+  one = player(processor, group=1, fn=Last())
+  one.step(says(processor, 'x'))
+  assert one._own[0, 0].turns[-1].text == 'x?'
 
 
 def test_an_exception_leaves_the_others_as_they_were(processor):
@@ -187,6 +212,9 @@ class Letters:
   def decode(self, tokens, **kwargs):
     return ''.join(self.letters[token] for token in tokens)
 
+  def __call__(self, text, **kwargs):
+    return {'input_ids': [self.letters.index(letter) for letter in text]}
+
 
 def test_what_stops_a_turn_is_of_the_tokenizer():
   """Also where one lies in memory where another was before."""
@@ -199,6 +227,14 @@ def test_what_stops_a_turn_is_of_the_tokenizer():
     del processor
 
 
+@pytest.mark.parametrize('stop', ['\u7b54\u6848', '\u3002', '<|im_end|>'])
+def test_a_string_that_would_never_stop_a_turn_is_refused(processor, stop):
+  """Characters that the tokenizer cuts into bytes, and a special token."""
+  assert environments.table(processor, ('</answer>',)).shape[0] == 10
+  with pytest.raises(ValueError, match=f"'{re.escape(stop)}' would never end"):
+    player(processor, stop=('</answer>', stop))
+
+
 def test_m13_an_environment_that_always_fails_stops_the_run(processor):
   one = player(processor)
   one.step(says(processor, *['break'] * 4))
@@ -206,9 +242,50 @@ def test_m13_an_environment_that_always_fails_stops_the_run(processor):
     one.metrics()
 
 
+def test_a_failed_call_or_two_are_not_always(processor):
+  """The only one of a rollout may have come on a busy machine."""
+  one = player(processor)
+  one.step(says(processor, 'end', 'end', 'end', 'sleep'))
+  one.step(says(processor, None, None, None, 'end'))
+  assert one.metrics()['env/errors'] == 1 / 4
+
+
+@pytest.mark.parametrize('reward', [float('nan'), float('inf'), None, 'one'])
+def test_a_reward_that_is_no_number_is_a_failure(processor, reward):
+  class Paying(World):
+    def step(self, state, sample):
+      return state, records.Observation(done=True, reward=reward)
+  one = player(processor, group=1, fn=Paying())
+  told = one.step(says(processor, 'end'))
+  assert one._outcomes[0].error == 'env_error' and not one.rewards.any()
+  said = processor.tokenizer.decode(told[0, 0].tokens)
+  assert 'Error: ValueError: ' in said and str(reward) in said
+
+
 def test_samples_of_a_group_begin_alike(processor):
   one = player(processor)
   assert len({one._own[0, g].state['seed'] for g in range(4)}) == 1
+
+
+class Unready(World):
+  def reset(self, example, seed):
+    raise KeyError('no board')
+
+
+def test_what_an_episode_cannot_begin_with_is_named_on_all_hosts(
+    processor, monkeypatch):
+  said = r"environments.w: no episode can begin with uid 7 .*no board"
+  with pytest.raises(ValueError, match=said):
+    player(processor, fn=Unready())
+  told = []
+  def gather(own):
+    told.append(own)
+    return [(None, None), own]
+  monkeypatch.setattr(hosts, 'count', lambda: 2)
+  monkeypatch.setattr(hosts, 'gather', gather)
+  with pytest.raises(ValueError, match=f'host 1 of 2: .*{said}'):
+    player(processor, fn=Unready())
+  assert 'no board' in told[0][1]
 
 
 def traced(processor, *turns, **kwargs):
@@ -237,6 +314,7 @@ def test_traces_are_episodes(processor):
     (('end', 'end'), {}, "ends with 'answer'"),
     (('long', 'end'), {}, "ends with 'overflow'"),
     (('a look b', 'end'), dict(stop=('look',)), 'would have ended'),
+    (('look', 'x' * 40), dict(turn_tokens=30), 'turn 1 has 41 tokens; .* 30'),
 ])
 def test_m22_traces_that_are_none(processor, turns, kwargs, match):
   with pytest.raises(ValueError, match=match):

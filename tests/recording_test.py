@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmr1 import flow_objectives
 from mmr1 import recording
 from mmr1 import types
 from tests import small
@@ -86,3 +87,12 @@ def test_m22_what_is_no_record(tmp_path):
     write(path)
     with pytest.raises(ValueError, match=f'{name}.npz is not a record'):
       recording.load(path)
+  path = recording.save(
+      tmp_path / 'pictures_3.npz', flow_objectives.Round(
+          condition=jnp.zeros((2, 3), jnp.int32), source=None,
+          uid=jnp.arange(2), x0=jnp.zeros((2, 1, 4, 4, 3)),
+          advantage=jnp.zeros((2, 1)), keep=jnp.ones((2, 1)),
+          schedule=jnp.ones(3)), {'rewards': {}}, stage='pictures', step=3)
+  with pytest.raises(ValueError, match="pictures_3.npz is of stage 'pictures', "
+                     "whose batches hold 'advantage'.*language models"):
+    recording.load(path)

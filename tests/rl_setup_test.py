@@ -8,6 +8,7 @@ from configs import common
 from mmr1 import columns
 from mmr1 import resolve
 from mmr1 import rl_setup
+from mmr1 import sockets
 from mmr1 import types
 from tests.losses import blocks
 
@@ -61,6 +62,32 @@ def test_a_hook_keeps_its_term():
   assert plan.objective.reference
   knobs, _ = plan.hooks['beta'](plan.objective.knobs, {}, {}, {}, 5)
   assert knobs['coef/kl'] == pytest.approx(0.05)
+
+
+def test_m27_what_programs_go_through_has_the_order_of_names():
+  """A set of names has another order under every PYTHONHASHSEED: on every
+  host, and after every restart."""
+  names = tuple('abcdefgh')
+
+  def asked(terms, watch):
+    c = common.get_base()
+    c.stages = ('rl',)
+    for name in names:
+      c.views[f'view_{name}'] = common.view('mask')
+      c.weights[f'cov_{name}'] = dict(fn='clip_cov', kwargs={})
+      c.terms[name] = common.term(
+          'kl', 0.1, target='old', estimator='absolute', weight=f'cov_{name}')
+      c.terms[f'seen_{name}'] = common.term(
+          'mmr1.papers.papo:perception', 0.1, view=f'view_{name}')
+    c.rl.old, c.rl.watch = 'recompute', [f'view_{name}' for name in watch]
+    c.rl.terms = [f'{kind}{name}' for name in terms for kind in ('', 'seen_')]
+    final = resolve.finalise(c)
+    made = rl_setup.objective_of(final.rl, 'rl', final)
+    return made.weights, made.views, sockets.requested(final.rl, final, made)
+  weights, views, looks = asked(names, names)
+  assert weights == tuple(f'cov_{name}' for name in names)
+  assert views == looks == tuple(f'view_{name}' for name in names)
+  assert asked(names[::-1], names[3:] + names[:3]) == (weights, views, looks)
 
 
 def test_sampler_and_trainer_are_compared_over_kept_tokens():
@@ -128,6 +155,14 @@ def reward(**values):
     (dict(steps=0), 'rl.steps: got 0'),
     (dict(carry=('momentum',)), "rl.carry: got 'momentum'.*optimizer"),
     (dict(eval_every=-1), 'rl.eval_every: got -1'),
+    (dict(select__fn='drop_saturated'),
+     r"rl.select.kwargs.ban: 'drop_saturated' bans .*to False"),
+    # No checkpoint could hold these.
+    (dict(kl__coefficient=float('inf')), r'rl.kl.coefficient: got inf.*finite'),
+    (dict(policy__kwargs=dict(eps_low=.2, eps_high=float('inf'))),
+     r'rl.policy.kwargs.eps_high: got inf.*1e9'),
+    (dict(advantage__kwargs=dict(eps=float('nan'))),
+     r'rl.advantage.kwargs.eps: got nan.*finite'),
 ])
 def test_m22_contradictions_and_typos_are_refused(flat, said):
   with pytest.raises(ValueError, match=said):
@@ -140,6 +175,9 @@ def test_m22_contradictions_and_typos_are_refused(flat, said):
     (reward(kwargs=dict(no_such=1)), 'no_such'),
     (hook('coef/kll'), "rl.hooks.*'coef/kll'.*coef/"),
     (hook('policy/eps_low'), "rl.hooks.*'policy/eps_low'"),
+    (lambda c: c.update_from_flattened_dict({
+        'terms.pull': common.term('kl', float('inf')), 'rl.terms': ('pull',)}),
+     'terms.pull.coefficient: got inf'),
     (lambda c: c.rl.advantage.kwargs.update(epsilon=1.0),
      'rl.advantage.kwargs.epsilon.*eps'),
     (lambda c: c.rl.combine.kwargs.update(weight=1.0),
@@ -148,6 +186,14 @@ def test_m22_contradictions_and_typos_are_refused(flat, said):
 def test_m22_unknown_functions_and_keywords_are_refused(change, said):
   with pytest.raises(ValueError, match=said):
     setup(change)
+
+
+def test_saturated_groups_may_be_dropped():
+  rewards = np.array([[1.0, 1.0], [0.0, 1.0]])
+  plan = setup(select__fn='drop_saturated', select__kwargs=dict(ban=False))
+  keep, _, more, _ = plan.select(
+      {'overall': rewards}, rewards[..., None], {}, {}, None)
+  assert keep.tolist() == [[False] * 2, [True] * 2] and not more
 
 
 def test_a_group_of_one_may_have_another_advantage():

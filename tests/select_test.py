@@ -37,7 +37,7 @@ def test_all_right_and_all_wrong_groups_go():
   keep, counts, more = call(select.drop_zero_std, column='accuracy')
   assert groups(keep) == [False, True, False, True]
   # Two places of the batch are free.
-  assert counts['select/zero_std_groups'] == 2 and more
+  assert counts['select/zero_std_groups'] == 2 and more is True
 
 
 def test_bounds_on_the_mean():
@@ -51,7 +51,7 @@ def test_bounds_on_the_mean():
 
 def test_says_when_groups_are_short_and_drops_the_surplus():
   kw = dict(column='accuracy')
-  assert call(select.drop_zero_std, groups=3, **kw)[2]
+  assert call(select.drop_zero_std, groups=3, **kw)[2] == 1
   keep, counts, more = call(select.drop_zero_std, groups=2, **kw)
   assert groups(keep) == [False, True, False, True] and not more
   keep, counts, more = call(select.drop_zero_std, groups=1, **kw)

@@ -19,7 +19,7 @@ from mmr1 import resolve
 Box = tuple[float, float, float, float]
 FORMS = ('tool', 'inline')
 _TOOL = re.compile(r'<tool_call>(.*?)</tool_call>', re.DOTALL)
-_INLINE = re.compile(r'\{[^{}]*\}')
+_INLINE = re.compile(r'\{[^{}]*"bbox_2d"[^{}]*\}')  # other braces are words
 
 
 class State(NamedTuple):
@@ -68,6 +68,11 @@ class Crop:
     self._size = dict(size)
     resolve.check_kwargs(self._rule, self._size, 'crop: size')
 
+  @staticmethod
+  def unusable(example: records.Example) -> str:
+    """Why an example is skipped: it has no picture; '' where it has."""
+    return '' if example.images else 'there is no picture to cut from'
+
   def reset(self, example: records.Example, seed: int) -> State:
     """Of an example with a picture; nothing is drawn.
 
@@ -75,8 +80,8 @@ class Crop:
       ValueError: it has none.
     """
     del seed
-    if not example.images:
-      raise ValueError(f'crop: {example.source or example.uid} has no picture.')
+    if why := self.unusable(example):
+      raise ValueError(f'crop: {why}')
     image = example.images[0]
     width, height = image.size
     return State(image, tuple(example.meta.get('seen') or (height, width)))

@@ -91,14 +91,15 @@ class Attention(nn.Module):
     heads = lambda x, name: layers.dense(c.width, name, **kw)(x).reshape(
         *x.shape[:-1], c.heads, -1)
     q, k, v = heads(q, 'q'), heads(k, 'k'), heads(v, 'v')
-    a = jnp.einsum('bqhd,bkhd->bhqk', q, k).astype(jnp.float32)
-    a = a * q.shape[-1]**-0.5
+    a = jnp.einsum('bqhd,bkhd->bhqk', q, k, precision=c.precision)
+    a = a.astype(jnp.float32) * q.shape[-1]**-0.5
     if mask is not None:
       a = jnp.where(mask[:, None], a, -1e9)
     p = jax.nn.softmax(a, -1)
     if mask is not None:
       p = jnp.where(mask[:, None].any(-1, keepdims=True), p, 0.0)
-    y = jnp.einsum('bhqk,bkhd->bqhd', p.astype(v.dtype), v)
+    y = jnp.einsum('bhqk,bkhd->bqhd', p.astype(v.dtype), v,
+                   precision=c.precision)
     return layers.dense(c.width, 'o', **kw)(y.reshape(*y.shape[:2], -1))
 
 
@@ -193,7 +194,9 @@ class Detector(nn.Module):
     learned inverse temperature."""
     unit = lambda x: x / jnp.maximum(
         jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-    return jnp.exp(self.temperature) * unit(prompts) @ unit(self.names).T
+    return jnp.matmul(
+        jnp.exp(self.temperature) * unit(prompts), unit(self.names).T,
+        precision=self.config.precision)
 
   def detect(self, features: Array, prompts: Array, known: Array) -> Found:
     """Boxes of the classes that prompts [C, D] show; `known`: bool[C]."""
@@ -231,7 +234,8 @@ class Detector(nn.Module):
     return Found(jnp.stack(boxes), jnp.stack(logits), scores, index)
 
   def _logits(self, x, prompts, known, i):
-    y = jnp.einsum('bqd,bcd->bqc', self.norms[i](x), prompts)
+    y = jnp.einsum('bqd,bcd->bqc', self.norms[i](x), prompts,
+                   precision=self.config.precision)
     y = y.astype(jnp.float32) * self.config.width**-0.5 + self.bias[i]
     return jnp.where(known, y, -jnp.inf)
 

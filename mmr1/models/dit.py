@@ -93,12 +93,14 @@ class Layer(nn.Module):
         layers.dense(6 * c.width, 'modulation', **kw)(e)[:, :, None], 6, -1)
     y = _norm(x) * (1 + scale) + shift
     q, k, v = (heads(layers.dense(c.width, name, **kw)(y)) for name in 'qkv')
-    y = _attend(q, k, v, 'ngphd,ngshd->ngphs', 'ngphs,ngshd->ngphd')
+    y = _attend(q, k, v, 'ngphd,ngshd->ngphs', 'ngphs,ngshd->ngphd',
+                c.precision)
     x = x + gate * layers.dense(c.width, 'o', **kw)(y)
     q = heads(layers.dense(c.width, 'cross_q', **kw)(_norm(x)))
     k, v = (heads(layers.dense(c.width, f'cross_{name}', **kw)(condition))
             for name in 'kv')
-    y = _attend(q, k, v, 'ngphd,nlhd->ngphl', 'ngphl,nlhd->ngphd')
+    y = _attend(q, k, v, 'ngphd,nlhd->ngphl', 'ngphl,nlhd->ngphd',
+                c.precision)
     x = x + layers.dense(c.width, 'cross_o', **kw)(y)
     y = _norm(x) * (1 + scale2) + shift2
     y = jax.nn.gelu(layers.dense(_MLP * c.width, 'up', **kw)(y))
@@ -169,8 +171,11 @@ def _norm(x: Array) -> Array:
       jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
-def _attend(q: Array, k: Array, v: Array, scores: str, sums: str) -> Array:
+def _attend(q: Array, k: Array, v: Array, scores: str, sums: str,
+            precision: str) -> Array:
   """[N, G, P, D], with weights in float32."""
-  a = jnp.einsum(scores, q, k).astype(jnp.float32) * q.shape[-1]**-0.5
-  y = jnp.einsum(sums, jax.nn.softmax(a, -1).astype(v.dtype), v)
+  a = jnp.einsum(scores, q, k, precision=precision)
+  a = a.astype(jnp.float32) * q.shape[-1]**-0.5
+  y = jnp.einsum(
+      sums, jax.nn.softmax(a, -1).astype(v.dtype), v, precision=precision)
   return y.reshape(*y.shape[:-2], -1)

@@ -92,8 +92,15 @@ def consistent(
   options = sample.example.meta.get('choices') or ()
   said = [option for letter, option in zip(items.LETTERS, options)
           if choice.equal(letter, parsed.answer, options)]
-  ends = rf'(?<!\w){re.escape((said or [parsed.answer])[0])}\W*$'
-  return float(re.search(ends, parsed.think) is not None)
+  return float(_ends(parsed.think, (said or [parsed.answer])[0]))
+
+
+def _ends(think: str, value: str) -> bool:
+  """Whether a text ends with `value`, no word's end, and no word after it. An
+  earlier place than the last one could only match where the last one does."""
+  at = think.rfind(value)
+  return at >= 0 and not re.match(r'\w', think[max(at - 1, 0):at]) and (
+      re.fullmatch(r'\W*', think[at + len(value):]) is not None)
 
 
 consistent.range = (0.0, 1.0)

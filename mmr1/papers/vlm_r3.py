@@ -21,7 +21,6 @@ from mmr1.envs import crop
 from mmr1.rewards import answer as answers
 
 FORMS = ('paper', 'released')
-_ANSWERED = re.compile(r'.*?<answer>.*?</answer>\s*', re.DOTALL)
 _BOX = re.compile(r'\{[^{}]*\}')
 _TAG = re.compile(r'</?(?:think|answer)>')
 
@@ -111,7 +110,9 @@ def answered(sample: records.Sample, knobs: Mapping[str, float]) -> float:
   tags are not looked at, nor is another block before it, by the published rule.
   The release pays .5 of it."""
   del knobs
-  return float(bool(_ANSWERED.fullmatch(sample.text)))
+  said = sample.text.rstrip()
+  inside = said.removesuffix('</answer>')
+  return float(inside != said and '<answer>' in inside)
 
 
 answered.range = (0.0, 1.0)

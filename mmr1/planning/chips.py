@@ -95,7 +95,16 @@ def topology(name: str) -> Topology:
 
 
 def slices(names: tuple[str, ...]) -> list[Topology]:
-  """Those that are listed for these chips, fewest chips first."""
+  """Those that are listed for these chips, fewest chips first.
+
+  Raises:
+    ValueError: a chip of which no slices are listed.
+  """
+  for name in names:
+    if name not in SLICES:
+      raise ValueError(
+          f'chips: got {name!r}; allowed are {list(SLICES)}. '
+          f'{resolve.nearest(name, list(SLICES))}')
   found = [topology(f'{name}:{shape}') for name in names
            for shape in SLICES[name]]
   return sorted(found, key=lambda t: t.count)

@@ -12,6 +12,8 @@ from typing import Any
 
 from jax.extend import core as extend_core
 
+from mmr1.planning import towers
+
 
 _VISITS = re.compile(r'visits_(\d+)_blocks')
 
@@ -105,13 +107,15 @@ def forward(config: Any, work: Work) -> dict[str, float]:
   Of the masked half of causal scores none count.
 
   Args:
-    config: of the model; a `vision` of the Qwen families, or none.
+    config: of the model; with a `vision`, see `towers`, or none.
     work: what it reads.
   """
   c, w = config, work
   attention = c.head_width * (c.heads + 2 * c.kv_heads + c.heads)
   layer = 2 * c.width * (attention + 3 * c.mlp_width)
-  pairs = w.prompt**2 / 2 + w.group * (w.length * w.prompt + w.length**2 / 2)
+  whole = getattr(c, 'whole_prompt', False)  # it is not read causally
+  pairs = w.prompt**2 / (1 if whole else 2) + w.group * (
+      w.length * w.prompt + w.length**2 / 2)
   scores = 4 * c.heads * c.head_width * c.depth * w.prompts * pairs
   found = {
       'prompt': c.depth * layer * w.prompts * w.prompt,
@@ -120,20 +124,8 @@ def forward(config: Any, work: Work) -> dict[str, float]:
       'head': 2.0 * c.width * c.vocab * w.head,
       'tower': 0.0}
   if w.patches and hasattr(config, 'vision'):
-    found['tower'] = w.prompts * _tower(config.vision, w.patches)
+    found['tower'] = w.prompts * towers.operations(config, w.patches)
   return found
-
-
-def _tower(v: Any, patches: int) -> float:
-  gates = 3 if v.mlp == 'swiglu' else 2
-  per_patch = 2 * v.depth * v.width * (4 * v.width + gates * v.mlp_width)
-  cell = v.width * v.merge**2
-  merger = 2 * patches / v.merge**2 * cell * (cell + v.out_width) * (
-      1 + len(v.deepstack))
-  embed = 2 * patches * v.patch_values * v.width
-  full = len(v.full_layers) if v.windows else v.depth
-  seen = full * patches + (v.depth - full) * v.window_patches
-  return patches * per_patch + merger + embed + 4 * v.width * seen * patches
 
 
 # Forward passes that a gradient is worth, and those of what layers compute

@@ -5,6 +5,7 @@ import functools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from mmr1 import average
@@ -226,8 +227,9 @@ class _Rl:
                       and self.section.reference != average.NAME):
       held['reference'] = self._of('reference')
     if on_device and self.section.ema.decay is not None:
-      held['average'], _ = trees.partition(
-          self._params, self._optimizer.mask)
+      part, _ = trees.partition(self._params, self._optimizer.mask)
+      held['average'] = jax.tree.map(lambda x: shapes_lib.Struct(
+          x.shape, jnp.float32, sharding=x.sharding), part)
     return held
 
   def useful(self) -> float:

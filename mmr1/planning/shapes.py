@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mmr1 import forward
 from mmr1 import types
 from mmr1.planning import costs
+from mmr1.planning import towers
 
 Struct = jax.ShapeDtypeStruct
 
@@ -56,10 +57,14 @@ class Shapes:
       return {}
     lead = tokens[:-1]
     i32 = functools.partial(self.array, jnp.int32)
+    config = self._policy.module.config
+    taps = towers.taps(config)
     return {'vision': types.Media(
         patches=self.array(jnp.float32, *lead, s, self._vision.patch_values),
         position=i32(*lead, s, 2), segment=i32(*lead, s), slot=i32(*tokens),
-        extent=i32(*lead, s, 2) if self._vision.table else None)}
+        extent=i32(*lead, s, 2) if towers.extent(config) else None,
+        taps=i32(*tokens, taps) if taps else None,
+        weights=self.array(jnp.float32, *tokens, taps) if taps else None)}
 
   def room(self, config: Any, name: str | None) -> int:
     """Patches of an episode in the environment `name`; 0: there are none."""

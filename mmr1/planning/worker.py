@@ -21,6 +21,7 @@ import time
 from typing import Any, NamedTuple
 
 _JOB, _TRACED, _ERROR = 'job.pickle', 'traced.json', 'error.txt'
+_STDERR = 'stderr.txt'
 _ASSIGNED = 'after_optimizations-buffer-assignment.txt'
 # The last file before machine code: those before it are whole.
 _DECIDED = 'after_optimizations_after_buffer_assignment.txt'
@@ -58,16 +59,16 @@ def decide(job: Mapping[str, Any]) -> Decided:
   with tempfile.TemporaryDirectory(prefix='mmr1-plan-') as name:
     folder = pathlib.Path(name)
     (folder / _JOB).write_bytes(pickle.dumps(dict(job)))
-    process = subprocess.Popen(
-        [sys.executable, '-c', _MAIN, name], env=_environment(folder),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True)
+    # Not into a pipe: who writes more than it holds waits for a reader.
+    with open(folder / _STDERR, 'wb') as stderr:
+      process = subprocess.Popen(
+          [sys.executable, '-c', _MAIN, name], env=_environment(folder),
+          stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
     try:
       return _wait(process, folder)
     finally:
       if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-      process.stderr.close()
       process.wait()
 
 
@@ -114,8 +115,8 @@ def _said(process: subprocess.Popen, folder: pathlib.Path) -> str:
   error = folder / _ERROR
   if error.exists():
     return error.read_text()
-  return (f'its process ended with {process.returncode}: '
-          f'{process.stderr.read()[-2000:]}')
+  said = (folder / _STDERR).read_text(errors='replace')
+  return f'its process ended with {process.returncode}: {said[-2000:]}'
 
 
 _ALLOCATION = re.compile(r'^allocation \d+: size (\d+), (.*?):?$', re.MULTILINE)

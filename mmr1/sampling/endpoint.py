@@ -19,9 +19,9 @@ from typing import Any
 import urllib.error
 import urllib.request
 
-import jax
 from PIL import Image
 
+from mmr1 import hosts
 from mmr1 import workdir as workdir_lib
 
 KEY = 'OPENAI_API_KEY'
@@ -63,12 +63,15 @@ class Endpoint:
       requests: each with a `prompt` and `images`, PIL images shown before it.
 
     Raises:
-      ValueError: no request was answered, or many failed in a row.
+      ValueError: no request was answered, or many failed in a row; the key is
+        none. On all hosts.
     """
     files = [self._file(self._body(request)) for request in requests]
-    if jax.process_index() == 0:
-      self._fetch(dict(zip(files, requests)))
-    workdir_lib.barrier('replies')
+    error = None
+    if hosts.index() == 0:
+      _, error = hosts.attempt(
+          lambda: self._fetch(dict(zip(files, requests))), None)
+    hosts.share(None, error)  # nobody reads before all is there
     return [json.loads(file.read_text())['reply'] if file.exists() else None
             for file in files]
 
@@ -104,8 +107,8 @@ class Endpoint:
           self._ctx.logger.note(
               f'{self._model}: {done} of {total} asked, '
               f'{len(errors)} of them failed')
-        # Other hosts wait at the barrier and cannot agree on a stop.
-        if self._ctx.interrupt.requested and jax.process_count() == 1:
+        # Other hosts wait for this one and cannot agree on a stop.
+        if self._ctx.interrupt.requested and hosts.count() == 1:
           self._ctx.stop()
     if errors and len(errors) == total:
       raise ValueError(self._refusal(f'all {total} requests', errors))
@@ -153,7 +156,7 @@ class Endpoint:
           waiting.get_nowait()
 
   def _refusal(self, what: str, errors: Sequence[str]) -> str:
-    given = 'is set' if os.environ.get(KEY) else 'is not set'
+    given = 'is set' if _key() else 'is not set'
     return (
         f'{self._address} (model {self._model!r}): {what} failed; the first '
         f'error: {errors[0]}. Check url and model, and set the environment '
@@ -178,9 +181,7 @@ class Endpoint:
       try:
         return reply_text(self._post(body))
       except urllib.error.HTTPError as error:
-        with error:
-          said = error.read(300).decode('utf-8', 'replace')
-        reason = f'HTTP {error.code} {error.reason}: {said}'
+        reason = f'HTTP {error.code} {error.reason}: {_said(error)}'
         if error.code != 429 and error.code < 500:
           break
       except (OSError, http.client.HTTPException) as error:
@@ -189,8 +190,8 @@ class Endpoint:
 
   def _post(self, body: bytes) -> bytes:
     headers = {'Content-Type': 'application/json'}
-    if os.environ.get(KEY):
-      headers['Authorization'] = f'Bearer {os.environ[KEY]}'
+    if key := _key():
+      headers['Authorization'] = f'Bearer {key}'
     deadline = time.monotonic() + self._timeout_s
     parts = []
     with urllib.request.urlopen(
@@ -201,7 +202,34 @@ class Endpoint:
         # The socket's own limit is per read: a slow drip would never end.
         if time.monotonic() > deadline:
           raise TimeoutError(f'no whole reply in {self._timeout_s} s')
+      if response.length:  # `read1` takes a lost line for the end
+        raise http.client.IncompleteRead(b''.join(parts), response.length)
     return b''.join(parts)
+
+
+def _key() -> str:
+  """What OPENAI_API_KEY says, '' if nothing.
+
+  Raises:
+    ValueError: it cannot be sent. The message has nothing of it.
+  """
+  key = os.environ.get(KEY, '').strip()
+  if ' ' in key or not (key.isascii() and key.isprintable()):
+    raise ValueError(
+        f'{KEY}: a key has no white space, control characters or letters '
+        f'beyond ASCII; this one of {len(key)} characters has (it is not shown '
+        'here). Set it again, as in export '
+        f'{KEY}="$(cat key.txt)".')
+  return key
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+  """How a refusal goes on; '' where nothing of that comes."""
+  try:
+    with error:
+      return error.read(300).decode('utf-8', 'replace')
+  except (OSError, http.client.HTTPException):
+    return ''
 
 
 def reply_text(body: bytes) -> str:

@@ -167,8 +167,9 @@ class Device:
     if len(schedule.shapes) == 1:
       return  # the call itself runs all there are
     leaves, tree = jax.tree.flatten((self.params, self.asked))
-    key = (self.policy, self.length, self.entropy, schedule.shapes, tree, *(
-        (x.shape, x.dtype, x.sharding) for x in map(jnp.asarray, leaves)))
+    key = (self.policy, self.length, self.entropy, self.spare, schedule.shapes,
+           tree, *((x.shape, x.dtype, x.sharding)
+                   for x in map(jnp.asarray, leaves)))
     if key in _warm:
       return
     kept = self.begin(schedule.nobody(schedule.shapes[0]))

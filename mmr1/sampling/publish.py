@@ -84,7 +84,8 @@ def make(section: Any, policy: forward.Policy) -> Sampler:
   Args:
     section: rows, cache_chunk, shrink, layers, entropy as in
       `sample.Decoding`; dtype: of the weights and activations that
-      sample, None: the trainer's compute dtype; tensor: parts that each of them is in, None: as in training.
+      sample, None: the trainer's compute dtype; tensor: parts that each of
+      them is in, None: as in training.
     policy: that trains.
 
   Raises:

@@ -265,7 +265,8 @@ def _draw(
     limit = jnp.minimum(knobs.max_new_tokens, state.found.tokens.shape[2])
   matched, going = state.matched, live & ~ended & (age + 1 < limit)
   if asked.stops is not None:
-    matched = asked.stops[matched, token]
+    # What a row draws while it waits for the host is part of no turn.
+    matched = jnp.where(live, asked.stops[matched, token], matched)
     going &= matched < len(asked.stops) - 1
   return state.replace(
       live=going, token=token, matched=matched,

@@ -140,8 +140,9 @@ class Evaluation:
   def _open(self) -> None:
     """Reads the problems; those no answer could match are broken too (M26)."""
     self._pairs, self._broken = pipeline.all_examples(
-        self._source(),
-        self._ctx.shape(self._section.instruction), self._section.examples,
+        self._source(), episodes.playable(
+            self._ctx.shape(self._section.instruction), self._env),
+        self._section.examples,
         unusable=answer.unusable, warn=self._ctx.logger.warn,
         max_broken_frac=self._ctx.config.data.max_broken_frac)
 

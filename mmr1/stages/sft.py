@@ -59,14 +59,14 @@ def setup(section: Any, stage: str, config: Any) -> Mapping[str, Any]:
 
 
 def _check_data(data: str, stage: str, config: Any) -> None:
-  collects = [name for name in config.stages
-              if config[name].kind == 'collect']
+  before = config.stages[:config.stages.index(stage)]
+  collects = [name for name in before if config[name].kind == 'collect']
   if data == 'train' or datasets.is_file(data):
     datasets.open_expert(config, data)  # now, not after the stages before
   elif data not in collects:
     raise ValueError(
         f'{stage}.data: got {data!r}; allowed are \'train\', a file (.jsonl, '
-        f'.parquet, tfds:name/split) and the collect stages of this run, '
+        f'.parquet, tfds:name/split) and the collect stages before it, '
         f'{collects}.')
 
 

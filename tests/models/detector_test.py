@@ -1,11 +1,14 @@
 """The detector: what sees what, and what its queries are."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmr1.models import detector
+from tests.models import passes
 
 CONFIG = detector.Config(size=16, patch=4, width=16, heads=2, encoder=1,
                          decoder=1, queries=6, classes=3)
@@ -122,3 +125,13 @@ def test_alike_is_a_scaled_cosine(net, params):
   assert int(np.argmax(got)) == 1
   assert float(got[1]) == pytest.approx(
       float(np.exp(params['temperature'])), rel=1e-5)
+
+
+def test_every_product_has_the_precision_of_the_config(params, images):
+  """Those of attention and of class names too."""
+  c = dataclasses.replace(CONFIG, precision='highest')
+  found = list(passes.precisions_in(jax.make_jaxpr(
+      lambda params: detector.Detector(c).apply(
+          {'params': params}, images, jnp.full((B, 3, 4), .5)))(
+              params).jaxpr))
+  assert len(found) > 10 and {*found} == {(jax.lax.Precision.HIGHEST,) * 2}

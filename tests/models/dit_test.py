@@ -9,6 +9,7 @@ import pytest
 
 from mmr1.models import dit
 from mmr1.models import lora
+from tests.models import passes
 
 CONFIG = dit.Config(size=8, patch=2, channels=3, source=True, width=16,
                     layers=2, heads=2, vocabulary=9, tokens=3)
@@ -120,3 +121,12 @@ def test_computing_layers_again_changes_nothing(params, given):
   jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
       loss(again), loss(dit.DiT(CONFIG)))
+
+
+def test_every_product_has_the_precision_of_the_config(params, given):
+  """Those of attention too."""
+  c = dataclasses.replace(CONFIG, precision='highest')
+  found = list(passes.precisions_in(jax.make_jaxpr(
+      lambda params: dit.DiT(c).apply({'params': params}, *given))(
+          params).jaxpr))
+  assert len(found) > 10 and {*found} == {(jax.lax.Precision.HIGHEST,) * 2}

@@ -165,3 +165,12 @@ def shapes_in(jaxpr):
       yield variable.aval.shape
     for inner in extend_core.jaxprs_in_params(equation.params):
       yield from shapes_in(inner)
+
+
+def precisions_in(jaxpr):
+  """Those of every product of a jaxpr, loops and branches included."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation.params['precision']
+    for inner in extend_core.jaxprs_in_params(equation.params):
+      yield from precisions_in(inner)

@@ -191,7 +191,7 @@ def test_the_bonus_of_answers_is_by_the_average(made, state):
   np.testing.assert_allclose(
       judged.judged.rewards[..., 0],
       columns['result'] + columns['format'] + bonus)
-  assert judged.judged.counts['reward/bonus/mean'] == .125
+  assert judged.judged.said['reward/bonus/mean'] == .125
 
 
 def test_a_skipped_update_counts_and_its_nan_is_nowhere(made, state):

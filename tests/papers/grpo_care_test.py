@@ -4,6 +4,8 @@ Steps are in grpo_care_steps_test.py.
 """
 
 import functools
+import re
+import time
 import types
 
 import jax.numpy as jnp
@@ -134,7 +136,8 @@ def test_a_column_that_is_not_there_is_named():
 # The average.
 
 
-def after(every, steps, *, decay=.995, start=2.0, learnt=3.0, skip=()):
+def after(every, steps, *, decay=.995, start=2.0, learnt=3.0, skip=(),
+          dtype=jnp.float32):
   """What the average of one number is after each of these updates."""
   section = types.SimpleNamespace(decay=decay, every=every)
   one = average.Average(section, 'device')
@@ -142,7 +145,8 @@ def after(every, steps, *, decay=.995, start=2.0, learnt=3.0, skip=()):
       own=lambda tree: {k: jnp.array(x) for k, x in tree.items()})
   state = records_of_device.TrainState(
       step=jnp.int32(0), opt={},
-      params={'policy': {'w': jnp.float32(start), 'frozen': jnp.float32(7)}})
+      params={'policy': {
+          'w': dtype(start), 'frozen': jnp.float32(7)}})
   begun = one.begin(training.Start(
       state, None, {'w': True, 'frozen': False}, ('.*',)), layout)
   state, seen = begun.state, []
@@ -152,11 +156,14 @@ def after(every, steps, *, decay=.995, start=2.0, learnt=3.0, skip=()):
       if done in skip:
         return state, {}
       return state.replace(params={'policy': {
-          **state.params['policy'], 'w': jnp.float32(learnt)}}), {}
+          **state.params['policy'], 'w': dtype(learnt)}}), {}
     state, _ = one.after(update, state, (), {}, None, done)
     assert set(state.slow) == {'ema'}
     seen.append(float(state.slow['ema']['w']))
     assert state.slow['ema'].get('frozen') is None
+  read = one.reader(layout, whole=True)(state)
+  assert read['w'].dtype == dtype and read['frozen'] == 7
+  np.testing.assert_allclose(read['w'].astype(float), seen[-1], rtol=2**-8)
   return seen
 
 
@@ -171,6 +178,14 @@ def test_the_average_by_hand():
       after(1, 5), 3 - .995**np.arange(1, 6), rtol=1e-6)
   # A decay of 0 is the policy itself.
   assert after(2, 4, decay=0.0) == [2, 3, 3, 3]
+
+
+def test_the_average_of_a_policy_in_bfloat16_moves():
+  """From 1 towards 1.25: 1.25 - .25 x .995^500. A step of it, .00125, is less
+  than bfloat16 has between 1 and the next number."""
+  seen = after(1, 500, start=1.0, learnt=1.25, dtype=jnp.bfloat16)
+  np.testing.assert_allclose(
+      seen, 1.25 - .25 * .995**np.arange(1, 501), rtol=1e-5)
 
 
 def test_an_update_that_is_skipped_leaves_the_average_where_it_was():
@@ -225,6 +240,28 @@ def test_consistent_by_hand(think, says, wanted):
 def test_consistent_of_numbers_by_hand(think, says, wanted):
   said = f'<think>{think}</think><answer>{says}</answer>'
   assert grpo_care.consistent(sample(said, choices=None), {}) == wanted
+
+
+def test_consistent_of_any_text_is_the_rule_that_searches():
+  """By a regex from every place of the text."""
+  rng, ones = np.random.default_rng(0), 0
+  for _ in range(3000):
+    value, think = (''.join(rng.choice(list('ab. \n'), int(count)))
+                    for count in (rng.integers(1, 4), rng.integers(0, 9)))
+    want = re.search(rf'(?<!\w){re.escape(value)}\W*$', think) is not None
+    assert grpo_care._ends(think, value) == want, (think, value)
+    ones += want
+  assert 200 < ones < 2800
+
+
+def test_consistent_of_a_long_text_takes_no_square_of_it():
+  n, start = 100_000, time.process_time()
+  for think, says, wanted in (
+      ('.' * n + 'a', '.', 0.0), ('.' * n, '.', 1.0), ('a.' * (n // 2), 'a', 1),
+      ('a' * n, 'a', 0.0), ('8 ' * (n // 2) + 'b', '8', 0.0)):
+    said = f'<think>{think}</think><answer>{says}</answer>'
+    assert grpo_care.consistent(sample(said, choices=None), {}) == wanted
+  assert time.process_time() - start < 1
 
 
 def test_consistent_needs_both_blocks():

@@ -1,6 +1,8 @@
 """VLM-R3: the rule of regions and both sets of rewards, by hand."""
 
 import dataclasses
+import re
+import time
 
 import numpy as np
 from PIL import Image
@@ -145,6 +147,24 @@ def test_traces_look_at_both_rows_inside_one_turn(opened):
     assert paper.answered(s, {}) == 1
 
 
+def test_an_answer_at_the_end_of_any_text():
+  """As the regex of the release says, which takes a square of the length."""
+  rule = re.compile(r'.*?<answer>.*?</answer>\s*', re.DOTALL)
+  rng, ones = np.random.default_rng(0), 0
+  parts = ['<answer>', '</answer>', '\n ', 'x', '</answer', '<', '>', '\x1f']
+  for _ in range(3000):
+    said = ''.join(rng.choice(parts, int(rng.integers(0, 7))))
+    want = bool(rule.fullmatch(said))
+    assert paper.answered(sample(said), {}) == want, said
+    ones += want
+  assert 100 < ones < 2900
+  start = time.process_time()
+  for said in ('<answer>' * 12_000 + '</answer>' + ' ' * 9000 + 'x',
+               '<answer></answer>' * 6000 + 'x'):
+    assert paper.answered(sample(said), {}) == 0
+  assert time.process_time() - start < 1
+
+
 def test_what_is_no_box_is_passed_over(opened):
   """Nothing is cropped, and the thought goes on."""
   c, processor, pairs = opened
@@ -193,6 +213,18 @@ def test_configs_at_scale():
     assert c.environments.region.max_turns == 8
     assert c.vlm_r3.policy.kwargs.eps_high == .28
     assert c.rewards.format.weight == (.5 if arg else 1.0)
+
+
+@pytest.mark.parametrize('lenient', [False, True])
+@pytest.mark.parametrize('said', [r'So x = \frac{1}{2}.', '{1, 2}: both roots.'])
+def test_braces_alone_are_no_call(said, lenient):
+  env = crop.Crop(rule='mmr1.papers.vlm_r3:region', form='inline', role='',
+                  lenient=lenient)
+  example = records.Example(uid=0, images=(Image.new('RGB', (64, 64)),))
+  found = env.step(env.reset(example, 0), dataclasses.replace(
+      sample(said), turns=(records.Turn('assistant', said),)))[1]
+  assert found.done and found.reason == 'no_answer' and found.call is None
+  assert crop.called(f'{said} {BOX} so {said}', 'inline') == BOX
 
 
 def test_a_box_that_cannot_be_read_is_passed_over():

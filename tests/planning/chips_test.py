@@ -21,3 +21,10 @@ def test_topologies():
 def test_m22_an_unknown_topology(name, said):
   with pytest.raises(ValueError, match=said):
     chips.topology(name)
+
+
+@pytest.mark.parametrize('name, said', [
+    ('v5x', "got 'v5x'; allowed are .*v5e"), ('h100', "got 'h100'; allowed")])
+def test_m22_chips_without_slices(name, said):
+  with pytest.raises(ValueError, match=f'chips: {said}'):
+    chips.slices(('v5e', name))

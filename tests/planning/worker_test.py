@@ -82,6 +82,18 @@ def test_what_cannot_be_compiled(stand_in, code, said):
     worker.decide({})
 
 
+def test_an_error_of_any_length_is_told(stand_in, monkeypatch):
+  """XLA's are long, and Python writes them to stderr once more."""
+  monkeypatch.setattr(worker, '_LIMIT_S', 20)
+  stand_in('''
+      (folder / 'error.txt').write_text('Used 40G of 31G hbm')
+      sys.stderr.write(200_000 * 'x')
+      sys.exit(1)
+      ''')
+  with pytest.raises(worker.Failed, match='^Used 40G of 31G hbm$'):
+    worker.decide({})
+
+
 def test_an_error_of_the_trace_is_told():
   """The true process: there is no such topology."""
   with pytest.raises(worker.Failed, match='TypeError'):

@@ -6,6 +6,8 @@ import io
 import json
 import pathlib
 import runpy
+import socket
+import struct
 import threading
 import time
 import types
@@ -17,6 +19,7 @@ from PIL import Image
 import pytest
 
 from mmr1 import forward
+from mmr1 import hosts
 from mmr1 import records
 from mmr1.data import pipeline
 from mmr1.data import processor as processor_lib
@@ -62,7 +65,7 @@ def said(text, **message):
 
 class Server:
   """An endpoint; `answer(prompt, nth)` gives (status, body) for the nth time
-  that this prompt is asked."""
+  that this prompt is asked, or what is done with the handler instead."""
 
   def __init__(self, answer):
     self.asked, self.headers, self._lock = [], [], threading.Lock()
@@ -77,7 +80,11 @@ class Server:
           outer.asked.append((self.path, body, prompt))
           outer.headers.append(dict(self.headers))
           nth = sum(p == prompt for _, _, p in outer.asked)
-        status, text = answer(prompt, nth)
+        reply = answer(prompt, nth)
+        if callable(reply):
+          reply(self)
+          return
+        status, text = reply
         self.send_response(status)
         self.end_headers()
         try:
@@ -158,6 +165,19 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
     assert 'sesame' not in file.read_text()
 
 
+@pytest.mark.parametrize('key', ['sesame open', 'sesame\nopen', 'sesam\xe9'])
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    serve, tmp_path, monkeypatch, key):
+  server = serve(lambda prompt, nth: said('yes'))
+  monkeypatch.setenv(endpoint.KEY, ' sesame\n')  # as files end
+  ask(server, context(tmp_path), [request('a')])
+  assert server.headers[0]['Authorization'] == 'Bearer sesame'
+  monkeypatch.setenv(endpoint.KEY, key)
+  with pytest.raises(ValueError, match='OPENAI_API_KEY: a key has no') as error:
+    ask(server, context(tmp_path), [request('b')])
+  assert 'sesam' not in str(error.value)
+
+
 def test_nothing_is_asked_twice(serve, tmp_path):
   """Equal requests once; a second responder (a resumed run) reads the files."""
   server = serve(lambda prompt, nth: said(f'{prompt} {nth}'))
@@ -200,6 +220,46 @@ def test_what_may_pass_is_retried_and_what_may_not_gives_none(serve, tmp_path):
   # A failure is no reply: it is asked again.
   ask(server, ctx, [request('refused'), request('good')])
   assert [p for _, _, p in server.asked[-1:]] == ['refused']
+
+
+@pytest.mark.parametrize('fault', ['cut', 'stall', 'reset'])
+def test_what_breaks_off_is_asked_again(serve, tmp_path, fault):
+  """A reply that ends too early; a refusal whose words do not come, or whose
+  line is lost."""
+  body = said('whole')[1]
+
+  def broken(handler):
+    status = dict(cut=200, stall=503, reset=502)[fault]
+    handler.send_response(status)
+    handler.send_header('Content-Length', str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body[:20].encode())
+    if fault == 'stall':
+      time.sleep(1.5)
+    if fault == 'reset':
+      time.sleep(0.2)
+      handler.connection.setsockopt(
+          socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+      handler.connection.close()
+  server = serve(lambda prompt, nth: broken if nth == 1 else said('whole'))
+  assert ask(server, context(tmp_path), [request('a')], timeout_s=0.5) == [
+      'whole']
+  assert len(server.asked) == 2
+
+
+def test_what_host_0_cannot_get_is_an_error_of_all(
+    serve, tmp_path, monkeypatch):
+  """The others wait for it: it must tell them before it raises."""
+  told = []
+  def gather(own):
+    told.append(own)
+    return [own, (None, None)]
+  monkeypatch.setattr(hosts, 'count', lambda: 2)
+  monkeypatch.setattr(hosts, 'gather', gather)
+  server = serve(lambda prompt, nth: (401, 'no such key'))
+  with pytest.raises(ValueError, match='host 0 of 2: .*no such key'):
+    ask(server, context(tmp_path), [request('a')])
+  assert 'no such key' in told[-1][1]
 
 
 def test_separate_reasoning_becomes_a_think_block(serve, tmp_path):

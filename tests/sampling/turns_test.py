@@ -15,6 +15,8 @@ from mmr1.data import encode
 from mmr1.data import trajectories
 from mmr1.data.codecs import base
 from mmr1.models import sight
+from mmr1.sampling import chunks
+from mmr1.sampling import programs
 from mmr1.sampling import sample
 from mmr1.sampling import schedule
 from mmr1.sampling import stops
@@ -58,14 +60,14 @@ def observation(n, g, turn, blank=False):
 class Player:
   """A scripted environment: so many turns, by prompt and sample."""
   codec, patches, room = CODEC, 2 * small.WINDOW, 6 * small.WINDOW
-  turn_tokens, chunk = TURN, CHUNK
+  turn_tokens, chunk, ending = TURN, CHUNK, STOPS
 
   def __init__(self, uids, stop=True, blank=False, following=None):
     self.uids, self.blank = uids, blank
     self.stops = None
     if stop:
       pieces = [''] * small.VOCAB
-      for token in STOPS:
+      for token in self.ending:
         pieces[token] = '!'
       self.stops = stops.table(pieces, ('!',))
     self.trajectories = [[trajectories.Trajectory(int(at)) for _ in range(G)]
@@ -90,9 +92,9 @@ class Player:
     return told
 
 
-def play(batch, decoding=schedule.Decoding(), seed=0, params=None, **kwargs):
-  player = Player(np.asarray(batch.uid), following=batch.next_position,
-                  **kwargs)
+def play(batch, decoding=schedule.Decoding(), seed=0, params=None, kind=Player,
+         **kwargs):
+  player = kind(np.asarray(batch.uid), following=batch.next_position, **kwargs)
   rollout = turns.sample(
       small.policy(), params or small.params(), batch, jax.random.key(seed),
       sample.knobs(max_new_tokens=T), jnp.int32(0), group=G, length=T,
@@ -232,12 +234,49 @@ def same(a, b):
   np.testing.assert_array_equal(a.done, b.done)
 
 
+def test_m3_why_turns_end_has_nothing_to_do_with_their_neighbours(batch):
+  """A turn that its cap has cut waits for the others: nothing that its row
+  draws meanwhile makes it one that ended by itself."""
+  ends = []
+
+  class Eight(Player):
+    turn_tokens, ending = 8, (20, 53, 57)
+
+    def step(self, stopped):
+      ends.extend((one.why, int(one.tokens[-1])) for one in stopped.values())
+      return super().step(stopped)
+  whys = [play(batch, decoding, seed=3, kind=Eight)[1].why for decoding in (
+      schedule.Decoding(), schedule.Decoding(rows=1))]
+  assert whys[0] == whys[1]
+  assert {token for why, token in ends if why == 'stop'} <= {*Eight.ending}
+  assert {why for why, _ in ends} >= {'stop', 'length'}
+
+
 def test_m3_the_order_of_prompts_changes_nothing(batch, played):
   order = [2, 0, 3, 1]
   moved = jax.tree.map(lambda x: x[np.array(order)], batch)
   again, _ = play(moved, FEW)
   want = played[0].replace(prompts=None, version=None)
   same(again, jax.tree.map(lambda x: x[np.array(order)], want))
+
+
+def test_m28_a_second_environment_is_warmed_up_too(batch, monkeypatch):
+  """One of the same shapes, but for the length of what it says."""
+  programs_of = (programs.decode, programs._resize, programs._regroup,
+                 chunks.observe, chunks._close, programs.begin)
+  warm, warm_up = [], chunks.Device.warm_up
+
+  def count():
+    return [program._cache_size() for program in programs_of]
+
+  def noted(device, schedule):
+    warm_up(device, schedule)
+    warm.append(count())
+  monkeypatch.setattr(chunks.Device, 'warm_up', noted)
+  for tokens in (CHUNK, CHUNK + 4):
+    said = type('Said', (Player,), {'chunk': tokens})
+    play(batch, schedule.Decoding(rows=8, shrink=True), stop=False, kind=said)
+    assert count() == warm[-1]
 
 
 def test_what_a_picture_shows_is_read(batch, played):

@@ -28,6 +28,15 @@ def halves(samples, columns, meta, rng):
           for s in samples if s.slot < 2}
 
 
+def untouched(sample, knobs):
+  """No value where something was put in."""
+  del knobs
+  return None if types.KIND_FORCED in sample.kinds else float(sample.slot % 2)
+
+
+untouched.range = (0.0, 1.0)
+
+
 def not_the_second(before, after, meta):
   """Of those that were asked all but slot 1."""
   assert before.keys() == after.keys() == {'one'}
@@ -106,10 +115,21 @@ def test_revised_completions_replace_what_they_were(trainer, temperature):
       np.where(block.mask, block.extra['sampler_logp'], 0), want, atol=1e-4)
 
 
-def test_edits_keep_whole_tokens(trainer):
+def test_what_a_reward_fails_on_is_a_share_of_both_scorings(trainer):
+  one = trainer(**REVISED, reward=f'{__name__}:untouched')
+  _, _, metrics, _ = step(one, one.start.state, 0)
+  assert metrics['revise/asked'] > 0
+  assert metrics['reward/none_frac'] == metrics['revise/asked'] / 2
+
+
+@pytest.mark.parametrize('text', [
+    'so it is twelve', 'the angle ∠ABC is 60° so x² ≤ 4', '因为三角形',
+    'π·r² ≈ 3.14 😀 ok', 'so\ufffd x ∠', '😀😀'])
+def test_edits_keep_whole_tokens(trainer, text):
+  """As many as can be, also where a character is several."""
   one = trainer()
   processor = one._ctx.processor
-  tokens = (*encode.encode_given(['so it is twelve'], processor).tolist(),
+  tokens = (*encode.encode_given([text], processor).tolist(),
             processor.eos_id)
   said = encode.decode(tokens, processor)
   sample = records.Sample(
@@ -117,9 +137,8 @@ def test_edits_keep_whole_tokens(trainer):
       truncated=False, example=records.Example(uid=0), uid=0, group=0, slot=0)
   for end in range(len(said) + 1):
     kept = revising.kept_tokens(sample, said[:end], processor)
-    assert said[:end].startswith(encode.decode(tokens[:kept], processor))
-    longer = encode.decode(tokens[:kept + 1], processor)
-    assert kept == len(tokens) - 1 or len(longer) > end
+    assert kept == max(m for m in range(len(tokens)) if said[:end].startswith(
+        encode.decode(tokens[:m], processor)))
   with pytest.raises(ValueError, match="revise: 'other' is the end of no"):
     revising.kept_tokens(sample, 'other', processor)
 

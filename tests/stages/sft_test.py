@@ -380,6 +380,9 @@ def test_m22_a_stage_without_a_model_is_no_start(config):
     setup(config)
   config.imitate.init = 'previous'
   setup(config, data='bridge')
+  config.stages = ('imitate', 'bridge')  # it is not written by then
+  with pytest.raises(ValueError, match=r"data: got 'bridge'.*before it, \[\]"):
+    setup(config, data='bridge')
 
 
 def test_train_without_a_file_names_the_key(config):

@@ -270,3 +270,27 @@ def test_a_critic_learns_the_returns(trainer):
 def test_m22_a_critic_must_be_there(trainer):
   with pytest.raises(ValueError, match=r"model.scalars=\('value',\)"):
     trainer(advantage__fn='mmr1.returns:gae')
+
+
+@pytest.mark.parametrize('flat', [
+    dict(minibatches_per_step=2, old='recompute'), dict(lora__rank=2)])
+def test_the_average_is_a_reference_over_the_whole_vocabulary(trainer, flat):
+  """It is read while an update gives up what it is made of: its own buffers,
+  which move after the first of two updates, and the frozen parameters."""
+  one = trainer(kl__coefficient=.04, kl__estimator='full', reference='ema',
+                ema__decay=.5, **flat)
+  state = one.start.state
+  for k in range(2):
+    step = one.step(state, k)
+    state = step.state
+  # The policy has left its average.
+  assert step.metrics['kl'] > 0 and np.isfinite(step.metrics['loss'])
+
+
+def test_a_reference_leaves_no_second_base_model(trainer):
+  """It is a copy; who needs the base model after that reads it again."""
+  one = trainer(kl__coefficient=.04, reference='base')
+  ctx, start = one._ctx, one.start.state.params['policy']
+  assert ctx.base is None
+  for tree in (ctx.params('base'), one.learner._params['reference'](None)):
+    jax.tree.map(np.testing.assert_array_equal, tree, start)

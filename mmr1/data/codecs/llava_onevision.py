@@ -29,7 +29,7 @@ _DEFAULTS = {'image_size': 224, 'patch_size': 16}
 _ASPECT = 'anyres_max_9'
 IMAGE, VIDEO = '<image>', '<video>'
 END = -2  # the learned token, see `types.Media.slot`
-_TAPS = 4
+TAPS = 4  # cells that a token is the sum of, at most
 _SLACK = 1.1  # a map is shrunk if its sides are more than this too long
 
 Map = tuple[np.ndarray, np.ndarray]  # taps, weights: i32, f32[rows, columns, 4]
@@ -100,8 +100,8 @@ class Codec(base.Codec):
 
   def nothing(self):
     return super().nothing()._replace(
-        taps=np.zeros((0, _TAPS), np.int32),
-        weights=np.zeros((0, _TAPS), np.float32))
+        taps=np.zeros((0, TAPS), np.int32),
+        weights=np.zeros((0, TAPS), np.float32))
 
   def map_shape(self, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the map of an image of this size."""
@@ -143,12 +143,12 @@ class Codec(base.Codec):
     taps, weights, slot = [nothing.taps], [nothing.weights], [nothing.slot]
     for part in tokens:
       if isinstance(part, int):
-        part = np.zeros((1, _TAPS), np.int32), np.zeros((1, _TAPS), np.float32)
+        part = np.zeros((1, TAPS), np.int32), np.zeros((1, TAPS), np.float32)
         slot.append(np.full(1, END, np.int32))
       else:
         slot.append(part[0][..., 0].ravel())
-      taps.append(part[0].reshape(-1, _TAPS))
-      weights.append(part[1].reshape(-1, _TAPS))
+      taps.append(part[0].reshape(-1, TAPS))
+      weights.append(part[1].reshape(-1, TAPS))
     return base.Pixels(
         patches=x.reshape(count * side**2, -1).astype(np.float32),
         position=positions.patch_positions((count, side, side), 1),
@@ -197,7 +197,7 @@ def unpadded(
 
 def whole(cells: np.ndarray) -> Map:
   """Every one of cells i[rows, columns] as it is."""
-  taps = np.repeat(cells[..., None], _TAPS, -1)
+  taps = np.repeat(cells[..., None], TAPS, -1)
   weights = np.zeros(taps.shape, np.float32)
   weights[..., 0] = 1
   return taps.astype(np.int32), weights
