@@ -116,6 +116,7 @@ def _real(c):
   c.rl.rounds = 20  # [EasyR1]; at each of them targets and alphas move
   # Microbatches of a step: 4,096 responses, 4 on each of 8 devices [ours].
   c.hooks.beta.kwargs.calls = 128
+  c.evaluation.max_new_tokens = 8192  # as in training [ours]
   c.ares = common.overlay(  # steps [ours]
       c.rl, steps=150, samples_per_prompt=8, max_new_tokens=8192,
       chunks_per_minibatch=8, length_buckets=(1024, 2048, 4096))

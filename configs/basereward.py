@@ -117,6 +117,7 @@ def _real(c, options):
     c.rl.optimizer.lr = 1e-6  # [ours]
     c.rl.prompts_per_step, c.rl.samples_per_prompt = 256, 8
     c.rl.max_new_tokens, c.rl.old = 1024, 'recompute'
+    c.evaluation.max_new_tokens = 1024
     # The second is the voter on Qwen2-VL-7B in the paper.
     c.judges.model = common.reward_model.judge(
         'checkpoints/basereward/qwen2_5_vl_7b',

@@ -381,12 +381,15 @@ def judge(params: str, *, instruction: str, suffix: str = '\nScore: ',
 
 
 def boxed(c: ConfigDict) -> None:
-  r"""Answers in \boxed{} after a think block: EasyR1's mathematics."""
+  r"""Answers in \boxed{} after a think block: EasyR1's mathematics.
+
+  The reward pays nothing for an answer outside of a box.
+  """
   c.data.instruction = (
       'Reason step by step inside <think> </think> first, then put the final '
       'answer into \\boxed{}.')
   c.rewards.format.fn = 'format.think_boxed'
-  c.rewards.result.kwargs = dict(strict=False)
+  c.rewards.result.kwargs = dict(boxed=True)
 
 
 def cold_start(c: ConfigDict, *, steps: int = 24, size: int = 768,

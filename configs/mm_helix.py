@@ -82,6 +82,8 @@ def _real(c):
   c.data.prompt_tokens, c.rl.experts_required = 2048, False
   c.rl.optimizer.lr, c.rl.optimizer.weight_decay = 1e-6, 1e-2  # [ours]
   c.rl.prompts_per_step = 128
+  # As the paper evaluates models that think.
+  c.evaluation.temperature, c.evaluation.max_new_tokens = 0.6, 32_768
   c.mm_helix = common.overlay(  # steps, lengths [ours]
       c.rl, steps=290, max_new_tokens=8192, chunks_per_minibatch=6,
       length_buckets=(1024, 2048, 4096))

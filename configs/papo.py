@@ -25,6 +25,10 @@ Ablations:
   --config.rl.entropy.coefficient=0.0         without the entropy of the policy
   --config.terms.blind_entropy.coefficient=0.0
                                               or of the masked one
+  --config.terms.perception.kwargs.value_clamp=0.2
+                                              k up to .2 (off in the code)
+The code's fraction of a response's tokens that count, those with the largest k
+(.2; off), no flag sets: it is the keyword `top` of terms.perception in this file.
 Annealing of gamma: a hook `linear` on 'coef/perception' (and, in proportion, on
 both entropies). The auxiliary SFT loss of the code is not here.
 
@@ -55,7 +59,8 @@ def get_config(arg: str | None = None):
   elif 'no_ref' in options:
     gamma, eta = 0.01, 0.03
   c.terms.perception = common.term(
-      'mmr1.papers.papo:perception', gamma, view='masked', form='code')
+      'mmr1.papers.papo:perception', gamma, view='masked', form='code',
+      difference_clamp=20.0, value_clamp=10.0)
   c.terms.blind_entropy = common.term(
       'mmr1.papers.papo:blind_entropy', eta, view='masked')
   c.rl.terms = ('perception', 'blind_entropy')
@@ -97,6 +102,8 @@ def _real(c, options):
   c.rl.old = 'recompute'
   if 'dapo' in options:
     c.rl.rounds = 20  # the tries of EasyR1
+  # avg@8 at temperature 1.
+  c.evaluation.max_new_tokens, c.evaluation.samples_per_problem = 2048, 8
   # 78K prompts: two epochs over 39K.
   c.papo = common.overlay(
       c.rl, steps=202, samples_per_prompt=5, max_new_tokens=2048,

@@ -157,6 +157,7 @@ def _real(c, options):
   c.rl.optimizer.lr = 1e-6  # [ours]
   c.rl.optimizer.warmup_steps = steps // 10
   c.rl.prompts_per_step = 16
+  c.evaluation.max_new_tokens = 2048
   c.recap = common.overlay(
       c.rl, steps=steps, samples_per_prompt=4,
       max_new_tokens=2048,  # of setting 2; in setting 1 [ours]

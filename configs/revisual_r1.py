@@ -85,6 +85,7 @@ def _pad(options) -> dict:
   return dict(
       hooks=('sharper',) if paper else (),
       select=dict(fn='mmr1.papers.revisual_r1:distil', kwargs=dict(
+          # The code's share; the paper's rho is not known [ours].
           form='paper' if paper else 'code', share=1.5, low=0.03, high=0.97,
           power=1.5, temperature=1.0)))
 
@@ -113,9 +114,12 @@ def _tiny(c, pad):
 def _real(c, pad):
   """The paper's scale: 40K texts, 26K pictures, 30K texts."""
   common.boxed(c)
+  for name in ('result', 'text_result'):  # the code reads more than boxes
+    c.rewards[name].kwargs = dict(strict=False)
   c.data.prompt_tokens = 8192
   c.cold_start = common.overlay(
-      c.sft, steps=5 * 40_000 // 32, rows_per_step=32, max_new_tokens=24_576,
+      c.sft, steps=5 * 40_000 // 32, rows_per_step=32,  # [ours]
+      max_new_tokens=24_576,
       optimizer=dict(lr=2e-5, warmup_steps=312, lr_decay='cosine'))
   c.rl.optimizer.lr, c.rl.optimizer.weight_decay = 1e-6, 1e-2
   c.rl.top_p = 0.95
@@ -124,6 +128,7 @@ def _real(c, pad):
   c.rl.old = 'recompute'
   shape = dict(samples_per_prompt=8, max_new_tokens=8192,
                chunks_per_minibatch=8, length_buckets=(1024, 2048, 4096))
+  c.evaluation.max_new_tokens = 8192  # as in training [ours]
   c.mrl = common.overlay(c.rl, steps=50, rewards=MRL, **shape, **pad)
   c.trl = common.overlay(
       c.rl, steps=58, rewards=TRL, hooks=('entropy',),

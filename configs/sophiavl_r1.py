@@ -22,9 +22,9 @@ The judge's data has columns `given`, a list of the response and
 
 Arguments, joined by commas: a scale of `common.MODELS`; `judge`: its training
 alone; `released`: the code's form (responses with an outcome below .2 are not
-judged, decay over 500 steps, 'A,A' is right for 'A,B'); in place of the judge
-`longer`, a score that rises with the length and is not to be trusted, or `rule`,
-what the small judge learns from.
+judged, decay over 500 steps, learning rate 6e-7, 'A,A' is right for 'A,B'); in
+place of the judge `longer`, a score that rises with the length and is not to be
+trusted, or `rule`, what the small judge learns from.
 
 Ablations:
   --config.rl.combine.kwargs.trusting=False             gamma is 1
@@ -33,6 +33,7 @@ Ablations:
   --config.judges.thinking.params=base --config.stages="('sophiavl_r1',)"
                                                         an untrained judge
   --config.rl.combine.kwargs.alpha=0.0                  plain GRPO
+  --config.rewards.outcome.kwargs.transcript=negative   the paper's -WER for OCR
 Marked [ours]: the paper gives no value. In the tiny run everything but the
 objective is ours.
 """
@@ -59,7 +60,7 @@ def get_config(arg: str | None = None):
   released = 'released' in options
   c.rewards.outcome = common.reward(
       'mmr1.papers.sophiavl_r1:outcome',
-      choices='released' if released else 'set')
+      transcript='exp', choices='released' if released else 'set')
   c.rl.rewards = ('outcome',)
   least, steps = common.placeholder(float), common.placeholder(int)
   if released:
@@ -75,7 +76,7 @@ def get_config(arg: str | None = None):
   c.rl.policy.kwargs = dict(eps_low=0.2, eps_high=0.2)
   c.rl.kl.coefficient = 0.04
   c.rl.entropy.coefficient = 1e-3
-  (_tiny if c.scale == 'tiny' else _real)(c)
+  (_tiny if c.scale == 'tiny' else _real)(c, released)
   if 'judge' in options:
     c.stages = c.stages[:c.stages.index('judge') + 1] if (
         'judge' in c.stages) else ('judge',)
@@ -90,12 +91,13 @@ def get_config(arg: str | None = None):
   return c
 
 
-def _tiny(c):
+def _tiny(c, released):
   """Sums of digits; all numbers [ours].
 
   Wrong results are off by 40 to 80, which the small model learns to see in a
   minute. Off by 1 or 2 (`traces.kwargs.off=1`) takes many more steps.
   """
+  del released
   common.small_digits(c)
   # Of products the right ones look like the wrong results of other sums.
   c.tasks.digits.forms = ('sum', 'minus_last', 'double_first')
@@ -113,7 +115,7 @@ def _tiny(c):
   c.stages = ('traces', 'judge', 'sophiavl_r1')
 
 
-def _real(c):
+def _real(c, released):
   """The paper's scale: 1,500 steps of 16 prompts."""
   c.data.instruction = common.TAGS  # [ours]
   c.data.prompt_tokens = 8192
@@ -125,9 +127,11 @@ def _real(c):
       optimizer=dict(lr=1e-5, warmup_steps=100, lr_decay='cosine'))
   c.judges.thinking = common.judge(
       'checkpoints/sophiavl_r1_judge', instruction=INSTRUCTION, suffix=SUFFIX)
-  c.rl.optimizer.lr, c.rl.optimizer.weight_decay = 5e-7, 1e-2
+  c.rl.optimizer.lr = 6e-7 if released else 5e-7
+  c.rl.optimizer.weight_decay = 1e-2
   c.rl.optimizer.clip_norm = 4.0
   c.rl.prompts_per_step, c.rl.samples_per_prompt = 16, 8
   c.rl.max_new_tokens = 1024
+  c.evaluation.max_new_tokens = 1024  # as in training [ours]
   c.sophiavl_r1 = common.overlay(c.rl, steps=1500, chunks_per_minibatch=2)
   c.stages = ('sophiavl_r1',)

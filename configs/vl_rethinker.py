@@ -20,7 +20,7 @@ nor: all responses), joined by commas.
 
 Ablations:
   --config.rl.select.kwargs.power=2.0 --config.rl.replay.kwargs.power=2.0
-                                               the paper's alpha
+                                               alpha, 1 in the paper
   --config.rl.revise.kwargs.queries=0.25       of the prompts; not known [ours]
   --config.terms.imitation.coefficient=0.0     no SFT loss
   --config.rewards.outcome.kwargs.native_waits=False
@@ -45,7 +45,7 @@ def get_config(arg: str | None = None):
   c.rewards.outcome = common.reward(
       'mmr1.papers.vl_rethinker:outcome', native_waits=True, form='valid',
       boxed=True)
-  c.rewards.correct = common.reward('answer.correct', 0.0, strict=False)
+  c.rewards.correct = common.reward('answer.correct', 0.0, boxed=True)
   c.rewards.waits = common.reward('mmr1.papers.vl_rethinker:waited', 0.0)
   c.rl.rewards = ('outcome', 'correct', 'waits')
   c.rl.advantage.fn = 'dr_grpo'
@@ -76,7 +76,7 @@ def _tiny(c):
   common.small_digits(c)
   c.rl.max_new_tokens = 64
   c.rewards.outcome.kwargs.boxed = False
-  c.rewards.correct.kwargs.strict = True
+  c.rewards.correct.kwargs.boxed = False
   if c.rl.revise.fn is not None:
     c.rl.revise.kwargs = dict(
         longest=48, queries=0.5, share=1.0, neutral=0.5,
@@ -100,7 +100,10 @@ def _real(c):
   if c.rl.revise.fn is not None:
     c.rl.revise.kwargs.longest = c.rl.max_new_tokens - 1024
   _memory(c)
+  if c.rl.replay.fn is None:
+    c.rl.minibatches_per_step = 2  # an update is of 512 responses here too
   c.evaluation.temperature = 0.6
+  c.evaluation.max_new_tokens = 2048  # as in training [ours]
   c.vl_rethinker = common.overlay(
       c.rl, steps=3 * 39_000 // 128, chunks_per_minibatch=8,
       length_buckets=(512, 1024))

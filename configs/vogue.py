@@ -18,8 +18,8 @@ code's reading, one group of raw pictures, the noisy branch a second pass over
 the same responses, both uncertainties from the sampled token (the default is
 Algorithm 1: two groups, the whole vocabulary).
 
-Ablations (of Algorithm 1; `code` has the alphas, and its chance at
-rl.advantage.kwargs.noisy_frac):
+Ablations (of Algorithm 1; `code` has the alphas, its chance at
+rl.advantage.kwargs.noisy_frac, and at .sign, -1, its switch for late training):
   --config.rl.advantage.kwargs.alpha_visual=0.0    without visual uncertainty
   --config.rl.advantage.kwargs.alpha_entropy=0.0   without entropy
   --config.views.raw.divergence=reverse_kl         forward KL(raw || noisy)
@@ -52,7 +52,8 @@ def get_config(arg: str | None = None):
                beta_entropy=2.0, ddof=1, eps=1e-6)
   if code:
     c.rl.advantage.fn = 'mmr1.papers.vogue:uncertainty_of_samples'
-    c.rl.advantage.kwargs = dict(view='noisy', noisy_frac=1.0, **bonus)
+    c.rl.advantage.kwargs = dict(
+        view='noisy', noisy_frac=1.0, sign=1.0, **bonus)
     knob = 'advantage/noisy_frac'
   else:
     c.views.raw = common.view('same', divergence='symmetric_kl')
@@ -93,6 +94,7 @@ def _real(c):
   c.rl.prompts_per_step = 256
   c.rl.minibatches_per_step = 2  # of 128 prompts
   c.rl.old = 'recompute'
+  c.evaluation.max_new_tokens = 2048  # as in training [ours]
   c.vogue = common.overlay(
       c.rl, steps=200, samples_per_prompt=5, max_new_tokens=2048,
       chunks_per_minibatch=5, length_buckets=(512, 1024))

@@ -78,6 +78,8 @@ def _real(c):
   c.rl.minibatches_per_step = 3  # of 128 prompts
   c.rl.old = 'recompute'
   c.rl.rounds = 20  # the tries of EasyR1
+  # avg@8 at temperature 1.
+  c.evaluation.max_new_tokens, c.evaluation.samples_per_problem = 2048, 8
   c.vppo = common.overlay(
       c.rl, steps=130 if c.scale == 'qwen3_vl_8b' else 202,
       samples_per_prompt=8, max_new_tokens=2048, chunks_per_minibatch=8,

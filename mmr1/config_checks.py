@@ -20,6 +20,20 @@ def lengths(config: Any, policy: forward.Policy) -> None:
           '(max_position_embeddings in its config.json).')
 
 
+def cut_answers(config: Any) -> list[str]:
+  """A sentence for every stage of one turn that samples completions longer than
+  those of its evaluation."""
+  most = config.evaluation.max_new_tokens
+  return [
+      f'evaluation.max_new_tokens is {most}, {name} writes up to '
+      f'{config[name].max_new_tokens}: longer answers are cut and count as '
+      f'wrong. Take --config.evaluation.max_new_tokens='
+      f'{config[name].max_new_tokens}.'
+      for name in config.stages
+      if config[name].kind == 'rl' and config[name].env is None
+      and config[name].max_new_tokens > most]
+
+
 def data_keys(config: Any, overrides: Iterable[str]) -> None:
   """Refuses a `data` key from the command line that nothing looks at.
 

@@ -18,6 +18,7 @@ from ml_collections import config_dict
 
 from mmr1 import banner
 from mmr1 import batch
+from mmr1 import config_checks
 from mmr1 import console
 from mmr1 import first_samples
 from mmr1 import gold
@@ -74,7 +75,7 @@ def show(config: config_dict.ConfigDict, workdir: str,
   screen.begin('dry run')
   screen.note(f'Dry run of {final.name}, scale {final.scale}, workdir '
               f'{workdir}: nothing is trained.')
-  for text in found.missing:
+  for text in (*found.missing, *config_checks.cut_answers(final)):
     screen.warn(text)
   _differences(final, screen)
   plans, wrong = _plans(found, screen)

@@ -3,7 +3,8 @@
 A reward says what such a completion earns as `fn.perfect`; one that it cannot
 be asked of says why as `fn.no_gold`, in a few words. How a completion is to be
 written (tags, a box, an answer alone) is what the rewards of a stage ask for:
-the first of `FORMS` that has all of their full marks, or most of them.
+the first of `FORMS` that has all of their full marks, or most of them. An
+instruction about a box allows forms with one alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,14 +90,17 @@ def written(example: records.Example, *, prefilled: bool, boxed: bool,
   Args:
     example: the problem.
     prefilled: the prompt ends with an open `<think>`.
-    boxed: forms with a box come first, as an instruction about one wants.
+    boxed: a box and nothing else is asked for: only forms with one, so that a
+      reward which reads none is found out.
   """
   if example.completions:
     yield OWN, example.completions[0]
   said = answer(example)
   if said is None:
     return
-  for form in sorted(FORMS, key=lambda name: ('box' in name) != boxed):
+  for form in FORMS:
+    if boxed and 'box' not in form:
+      continue
     text = FORMS[form].format(why=reasoning(example), answer=said)
     yield form, text.removeprefix('<think>') if prefilled else text
 
@@ -199,7 +203,8 @@ def of_stage(first: first_samples.First, config: Any, name: str, plan: Any,
   return best(
       first.example, rewards, {} if plan is None or section.kind != 'rl'
       else plan.objective.knobs, prefilled=first.prefilled,
-      boxed='boxed' in first.instruction, processor=processor,
+      boxed='boxed' in first.instruction and (
+          '<answer>' not in first.instruction), processor=processor,
       also=lambda text: [] if first.example.member.rewards is not None else [
           _parsed(text, first, parser) for parser in parsers])
 

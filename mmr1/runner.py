@@ -97,6 +97,8 @@ def run(
         page = live.Live(ctx.path, ctx.logger.warn)
         ctx.logger.flushed = page.refresh
       ctx.logger.note(banner.of(ctx))
+      for text in config_checks.cut_answers(final):
+        ctx.logger.warn(text)
       results = _stages(ctx, final, modules, plans)
       _finish(ctx, results, page, time.time() - started)
     except jax.errors.JaxRuntimeError as error:

@@ -10,6 +10,7 @@ import pytest
 
 from configs import common
 from configs import vision_r1
+from mmr1 import config_checks
 from mmr1 import guard
 from mmr1 import resolve
 from mmr1 import runner
@@ -41,6 +42,26 @@ def test_every_config_resolves_and_plans(name, arg, monkeypatch):
   assert tuple(plans) == final.stages
   if 'tiny' in final.model.path:
     assert final.model.path == 'mmr1/assets/tiny'
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('scale', [None, 'qwen2_5_vl_7b'])
+def test_evaluations_do_not_cut_what_a_stage_may_write(name, scale):
+  module = importlib.import_module(f'configs.{name}')
+  for option in ('', *getattr(module, 'OPTIONS', ())):
+    arg = ','.join(part for part in (scale, option) if part)
+    final = resolve.finalise(module.get_config(arg or None))
+    assert config_checks.cut_answers(final) == []
+
+
+def test_evaluations_that_cut_are_said_once_for_each_stage():
+  config = make('vision_r1', 'qwen2_5_vl_7b')
+  config.evaluation.max_new_tokens = 4096  # enough for the first stage
+  told, = config_checks.cut_answers(resolve.finalise(config))
+  assert told == (
+      'evaluation.max_new_tokens is 4096, think_long writes up to 8192: longer '
+      'answers are cut and count as wrong. Take '
+      '--config.evaluation.max_new_tokens=8192.')
 
 
 @pytest.mark.parametrize('name', NAMES)

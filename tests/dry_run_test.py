@@ -90,8 +90,9 @@ def test_a_completion_is_written_as_the_rewards_ask():
   # The prompt has opened the think block.
   prefilled = dict(gold.written(solved, prefilled=True, boxed=False))
   assert prefilled['think and answer tags'].startswith('I see')
-  first, *_ = gold.written(solved, prefilled=False, boxed=True)
-  assert first[0] == 'think tags and a box'
+  # Where a box is asked for, no other form will do.
+  assert [form for form, _ in gold.written(
+      solved, prefilled=False, boxed=True)] == ['think tags and a box', 'a box']
   assert list(gold.written(
       dataclasses.replace(solved, answer=None), prefilled=False,
       boxed=False)) == []
@@ -111,6 +112,15 @@ def test_the_form_is_the_first_with_all_full_marks(fns, form):
                     boxed=False, processor=None)
   assert found.form == form and not found.wrong
   assert all(row == gold.Row(row.name, 1.0, 1.0, True) for row in found.rows)
+
+
+def test_a_reward_that_reads_no_box_where_one_is_asked_for_is_wrong():
+  for kwargs, wrong in (
+      ({}, 1), (dict(strict=False), 0), (dict(boxed=True), 0)):
+    found = gold.best(
+        example(), {'a': score.Reward(answer.correct, kwargs)}, {},
+        prefilled=False, boxed=True, processor=None)
+    assert found.wrong == wrong, kwargs
 
 
 def test_what_cannot_be_had_is_wrong_and_what_cannot_be_asked_is_neither():
@@ -197,14 +207,17 @@ def test_a_reward_that_the_right_answer_does_not_satisfy_is_an_error(
 
 def test_without_model_and_data_what_can_be_said_is(tmp_path):
   out = io.StringIO()
+  config = vision_r1.get_config('qwen2_5_vl_7b')
+  config.evaluation.max_new_tokens = 4096
   code = dry_run.show(
-      vision_r1.get_config('qwen2_5_vl_7b'), str(tmp_path / 'run'),
+      config, str(tmp_path / 'run'),
       console.Console(out=rich_console.Console(file=out, width=100)))
   text = out.getvalue()
   first = text.index('WARNING: model.path')
   assert first < text.index('WARNING: data.path') < text.index('keys differ')
   for part in ('--config.model.path=', '--config.data.path=', 'GB',
                'completions [512, 16, 4096]', 'user: <image>', 'hard',
+               'is 4096, think_long writes up to 8192', 'answers are cut',
                'What is missing must be there'):
     assert part in text, part
   assert code == 0

@@ -182,6 +182,14 @@ def test_the_run_it_was_compared_with_did_train(whole):
   assert len(moved) > 10
 
 
+def test_evaluations_that_cut_what_a_stage_writes_are_said_once(whole):
+  _, result = whole  # evaluated at 8 tokens
+  said = ' '.join((result.out + result.err).split())
+  assert said.count('evaluation.max_new_tokens is 8, think_long writes up to '
+                    '16: longer answers are cut') == 1
+  assert 'think_short writes up to' not in said
+
+
 def test_the_reference_is_the_start_or_the_named_stage(whole):
   found = rows(whole[0])
   # 'init': the stage begins at its reference and leaves it.

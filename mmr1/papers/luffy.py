@@ -60,14 +60,15 @@ def imitation(
     scores: types.Scores,
     block: types.Block,
     knobs: Mapping[str, Array],
-    *,
-    reduction: Mapping[str, Any] = terms.TOKEN_MEAN,
 ) -> terms.Term:
-  """-log p of demonstrations: the paper's baseline 'RL with an SFT loss'."""
-  del knobs
-  block = reading.experts(block)
-  return reading.over_block(
-      -masked.fill(scores.logp, block.mask), block, reduction)
+  """-log p of demonstrations: the paper's baseline 'RL with an SFT loss'.
+
+      sum of -log p over their tokens / how many these are
+
+  However the policy's is summed. Source: `compute_sft_pure_loss` of the
+  repository's `mix_core_alg.py`.
+  """
+  return terms.nll(scores, reading.experts(block).replace(weight=None), knobs)
 
 
 def split_mean(rewards: np.ndarray, tokens: columns.Tokens) -> np.ndarray:

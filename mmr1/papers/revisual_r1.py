@@ -11,8 +11,6 @@ Its totals, with w = .05, are weighted sums (`combine.weighted_sum`):
     multimodal  (1 - 4w) accuracy + w (self_critic + image_revisit
                 + repetition + efficient_length)
     text        (1 - 3w) accuracy + 2w repetition + w self_critic
-
-1 - 3w if efficient_length is not used.
 """
 
 from collections.abc import Mapping
@@ -93,7 +91,7 @@ def repetition(
 
   Sentences end with . ! ? and white space, or with a line. Repeated 5-grams are
   those, of words, that occur more than once, each counted once [ours]. The last
-  part is ours: the code's is not known.
+  part is ours: the code's is not taken over.
   """
   del knobs
   said = sample.text[:_MOST].lower()

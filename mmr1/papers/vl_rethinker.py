@@ -7,6 +7,7 @@ Source: https://github.com/TIGER-AI-Lab/VL-Rethinker,
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import re
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,11 @@ outcome.perfect = 1.0  # without doubts; after one or two it is 1.1
 
 def waited(sample: records.Sample, knobs: Mapping[str, float]) -> float:
   """How often 'wait' is in a completion, up to 100; a column of weight 0, for
-  `rethought`."""
+  `rethought`.
+
+  Every one of the whole text [ours]; the code counts 1 for the trigger and what
+  `waits` finds in the continuation, which a sample does not tell apart.
+  """
   del knobs
   return float(min(sample.text.lower().count('wait'), 100))
 
@@ -142,8 +147,7 @@ def candidates(
 
   Those that ended and leave room for 1024 tokens; not the wrong ones of a group
   of which more than a share `easy` is right; of the rest each is left out with
-  probability `dropped`. The order of both rules in the code is not known: here
-  they are independent [ours].
+  probability `dropped`.
 
   Args:
     correct: bool[N, G], of the first round.
@@ -164,20 +168,23 @@ def cut(said: str, rng: np.random.Generator, *, share: float = 0.5,
   r"""A response without its end, with probability `share`; else as it is.
 
   It ends before the last 'Wait', of what is left before the last '\boxed', of
-  that before the first 'answer', and of that before the last blank line, each
-  where there is one.
+  that before the first 'answer', in any case of letters, and of that before the
+  last blank line, without white space at its end, each where there is one.
 
   Args:
     said: the response, without eos.
     rng: of this response; one number is drawn.
     share: probability of a cut.
-    marks: (text, 'first' or 'last'), in place of those above.
+    marks: (text, 'first', in any case of letters, or 'last'), in place of those
+      above.
   """
   if rng.random() >= share:
     return said
   for mark, which in marks:
-    at = said.find(mark) if which == 'first' else said.rfind(mark)
-    said = said if at < 0 else said[:at]
+    found = re.search(re.escape(mark), said, re.IGNORECASE)
+    at = said.rfind(mark) if which == 'last' else found.start() if found else -1
+    if at >= 0:
+      said = said[:at] if mark.strip() else said[:at].rstrip()
   return said
 
 
@@ -215,8 +222,9 @@ def kept(
 ) -> np.ndarray:
   """bool[N, G], the continuations that replace their responses.
 
-  Right ones, of least < new tokens < most, with at most `most_waits` waits in
-  all (the trigger is one of them), the first `per_prompt` of each group.
+  Right ones, of least < new tokens < most, the first `per_prompt` of each
+  group; of these those with at most `most_waits` waits in all (the trigger is
+  one of them). One with more still has its place among the first.
 
   Args:
     correct: bool[N, G], the answers after the continuation; False where there
@@ -226,9 +234,9 @@ def kept(
     least, most, most_waits, per_prompt: see above.
   """
   new = np.asarray(new)
-  good = np.asarray(correct, bool) & (least < new) & (new < most) & (
-      np.asarray(waited) <= most_waits)
-  return good & (np.cumsum(good, axis=1) <= per_prompt)
+  good = np.asarray(correct, bool) & (least < new) & (new < most)
+  first = good & (np.cumsum(good, axis=1) <= per_prompt)
+  return first & (np.asarray(waited) <= most_waits)
 
 
 def rethink(

@@ -153,21 +153,24 @@ def correct(
     knobs: Mapping[str, float],
     *,
     strict: bool = True,
+    boxed: bool = False,
     prefilled: bool = False,
     limit_s: float = math.LIMIT_S,
 ) -> float | None:
-  """1 when the completion's answer matches, else 0; None without a gold answer.
+  r"""1 when the completion's answer matches, else 0; None without a gold one.
 
   Args:
     sample: the completion.
     knobs: unused.
     strict, prefilled: see `text.extract_answer`.
+    boxed: the answer is in the last `\boxed{}` of the whole text, thinking
+      included, and nowhere else; strict and prefilled are then not read.
     limit_s: seconds for symbolic algebra.
   """
   del knobs
-  matched = match(
-      text.extract_answer(sample.text, strict=strict, prefilled=prefilled),
-      sample.example, limit_s=limit_s)
+  said = text.last_boxed(sample.text) if boxed else text.extract_answer(
+      sample.text, strict=strict, prefilled=prefilled)
+  matched = match(said, sample.example, limit_s=limit_s)
   return None if matched is None else float(matched)
 
 

@@ -5,8 +5,8 @@ import pytest
 from tests.papers import runs
 
 # How many there are of each.
-COUNTS = dict(papo=5, vppo=6, vogue=6, luffy=4, grpo_care=6,
-              recap=7, ares=4, sophiavl_r1=5, basereward=10, metis_specs=5,
+COUNTS = dict(papo=6, vppo=6, vogue=6, luffy=4, grpo_care=6,
+              recap=7, ares=4, sophiavl_r1=6, basereward=10, metis_specs=5,
               critic_v=7, frank=7, chain_of_focus=2)
 CASES = [(slug, given) for slug in COUNTS for given in runs.ablations(slug)]
 CASES += [(f'recap:{arg}', ()) for arg in (

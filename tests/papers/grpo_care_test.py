@@ -339,8 +339,9 @@ def test_the_papers_numbers_at_7b(option):
   assert (stage.policy.surrogate, stage.policy.reduce) == ('linear', 'seq_mean')
   assert stage.policy.kwargs.as_dict() == {}
   assert stage.kl.coefficient == 0 and not plan.objective.reference
-  # One epoch of about 6,000 at 32 prompts; or 1,000 steps.
-  assert stage.steps == (1000 if option else 188)
+  # One epoch of about 6,000 prompts; or 1,000 steps of 4.
+  assert stage.prompts_per_step == 32
+  assert stage.steps * 32 == (4000 if option else 6016)
   assert stage.optimizer.freeze == ()
 
 
@@ -364,6 +365,10 @@ def test_the_ablations_change_what_they_say():
   assert [plan.objective.reference for plan in plans] == (
       [False] * 4 + [True, False])
   assert plans[4].objective.knobs['coef/kl'] == .04
+  # k3 of a log-ratio within 10, and no bound on the value.
+  assert plans[4].objective.knobs['kl/difference_clamp'] == 10
+  assert 'kl/value_clamp' not in plans[4].objective.knobs
+  assert finals[4].grpo_care.kl.kwargs.value_clamp is None
   assert finals[4].grpo_care.reference == 'init'
   # The last goes with the one before it.
   final, plan = runs.commanded(

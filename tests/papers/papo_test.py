@@ -15,6 +15,7 @@ from mmr1 import sockets
 from mmr1 import types
 from mmr1.losses import reduce
 from mmr1.papers import papo
+from tests.papers import runs
 from tests.papers import two_steps
 
 LOGP, BLIND = (-0.2, -1.0, -0.5), (-1.2, -1.0, -0.1)
@@ -279,6 +280,14 @@ def test_the_other_ablations():
       segment=np.ones((1, side**2), np.int32), slot=None),
                 jax.random.key_data(jax.random.key(0))[None])
   assert np.mean(np.asarray(got.patches) == -1) == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_flag_bounds_the_perception_loss():
+  _, plans = runs.commanded(
+      'papo', ['--config.terms.perception.kwargs.value_clamp=0.2'], 'no_ref')
+  value = by_name(plans['papo'].objective, *of())['perception']
+  # k = [.367879, 0, .091825], of which the first is now .2.
+  assert value == pytest.approx(-0.01 * (.2 + .091825) / 3, abs=1e-7)
 
 
 def test_gamma_and_both_entropies_anneal_by_hooks():

@@ -103,6 +103,14 @@ def test_the_papers_numbers_at_7b():
   assert one.policy.reduce == 'token_mean' and one.temperature == 1
   assert one.combine.kwargs.alpha == .3 and one.judges == ('thinking',)
   assert one.combine.kwargs.judge_min_outcome is None
+  assert c.rewards.outcome.kwargs.transcript == 'exp'
+  released = resolve.finalise(
+      runs.config('sophiavl_r1', 'qwen2_5_vl_7b,released'))
+  assert released.sophiavl_r1.optimizer.lr == 6e-7
+  other, _ = runs.commanded(
+      'sophiavl_r1', ['--config.rewards.outcome.kwargs.transcript=negative'],
+      'qwen2_5_vl_7b')
+  assert other.rewards.outcome.kwargs.transcript == 'negative'
   # A third of it is left at the end.
   decay = runner.plan(c)[1]['sophiavl_r1'].hooks['decay']
   knobs, _ = decay({'combine/decay': 1.0}, {}, {}, {}, 1500)

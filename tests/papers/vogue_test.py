@@ -325,6 +325,13 @@ def test_the_papers_numbers_at_7b(arg):
   assert stage.optimizer.freeze == () and not stage.lora.rank
 
 
+def test_a_flag_turns_the_sign_of_the_codes_bonus():
+  for flags, want in (((), 1.0), (
+      ['--config.rl.advantage.kwargs.sign=-1.0'], -1.0)):
+    final, _ = runs.commanded('vogue', flags, 'code')
+    assert final.vogue.advantage.kwargs.sign == want
+
+
 def test_the_ablations_change_what_they_say():
   every = [runs.commanded('vogue', given)
            for given in runs.ablations('vogue')]

@@ -165,6 +165,22 @@ def test_m11_a_million_characters_take_no_time(gold, meta, make, tagged):
   assert time.monotonic() - start < 8
 
 
+@pytest.mark.parametrize('said, want', [
+    (r'<think>3+4</think> \boxed{7}', 1), (r'so \boxed{7}.', 1),
+    # No box, nothing paid; what is in a block without one is not read.
+    ('7', 0), ('Answer: 7', 0), ('<answer>7</answer>', 0), ('', 0),
+    (r'\boxed{}', 0), (r'\boxed{7', 0), (r'\boxed{8} <answer>7</answer>', 0),
+    (r'<think>x</think><answer>\boxed{7}</answer>', 1),
+    # The last box of the whole text, thinking included, closed or not.
+    (r'\boxed{8} \boxed{7}', 1), (r'\boxed{7} \boxed{8}', 0),
+    (r'<think>It is \boxed{7}.</think> It is clear.', 1),
+    (r'<think>It is \boxed{7}', 1)])
+def test_answers_in_boxes_alone(said, want, make):
+  for kw in ({}, dict(strict=False), dict(prefilled=True)):
+    assert answer.correct(make(said, '7'), {}, boxed=True, **kw) == want
+  assert answer.correct(make(said, None), {}, boxed=True) is None
+
+
 @pytest.mark.parametrize('none', [None, [], (), {}, {'A': None, 'B': None}])
 def test_an_empty_column_of_choices_is_an_open_question(none, make, tagged):
   open_ = make(tagged('7 cm'), '7', choices=none)
