@@ -21,6 +21,7 @@ _AT_LEAST_ONE = (
     'chunks_per_minibatch', 'solver_steps', 'log_every', 'samples_every',
     'checkpoint_every', 'keep_checkpoints', 'max_bad_updates')
 _AT_LEAST_ZERO = ('eval_every', 'record_every')
+_LOOKED_AT = 32  # examples of a world
 
 
 class Plan(NamedTuple):
@@ -134,6 +135,9 @@ def _check_numbers(section, stage, objective) -> None:
         'allowed: rate and after 0 or more, cap 0 to below 1.')
   if not 0 <= ema.cap < 1:
     raise ValueError(f'{stage}.ema.cap: got {ema.cap}; allowed: 0 to below 1.')
+  if section.lora.rank < 0:
+    raise ValueError(f'{stage}.lora.rank: got {section.lora.rank}; allowed: at '
+                     'least 1, or 0 for none.')
   if section.lora.rank:
     section.lora.as_dict()
 
@@ -155,4 +159,10 @@ def _world(config: Any, name: str, model: dit.Config, split: str,
     if got != want:
       raise ValueError(f'generator.{key}: got {want}; the examples of tasks.'
                        f'{name} have {got}.')
+  most = max(max(made[i].meta['condition']) for i in 
+             range(min(len(made), _LOOKED_AT)))
+  if most >= model.vocabulary:
+    raise ValueError(
+        f'generator.vocabulary: got {model.vocabulary}; conditions of tasks.'
+        f'{name} have the word {most}: at least {most + 1}.')
   return made

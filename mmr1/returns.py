@@ -6,6 +6,7 @@ Computed with jax.numpy; a sample without any value is masked.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -159,7 +160,13 @@ def gae_returns(
   reward, mask = _token_rewards(rewards, tokens, 'gae')
   values = jnp.asarray(columns.need(tokens, 'values', 'gae'))
   values = masked.fill(values, mask)
+  raw = _gae(reward, values, mask, gamma, lam)
+  return raw, masked.fill(raw + values, mask)
 
+
+@jax.jit
+def _gae(reward, values, mask, gamma, lam) -> Array:
+  """What `gae_returns` calls raw; compiled once, not in every step (M28)."""
   def step(carry, inputs):
     following, advantage = carry
     r, v, m = inputs
@@ -167,10 +174,10 @@ def gae_returns(
     carry = jnp.where(m, v, following), jnp.where(m, new, advantage)
     return carry, jnp.where(m, new, 0)
 
-  raw = _backward(step, 2, (reward, values, mask))
-  return raw, masked.fill(raw + values, mask)
+  return _backward(step, 2, (reward, values, mask))
 
 
+@functools.partial(jax.jit, static_argnames='carry')
 def discounted(
     reward: Array, mask: Array, *, gamma: float, carry: bool
 ) -> Array:

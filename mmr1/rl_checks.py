@@ -44,16 +44,18 @@ def check(section: Any, stage: str, config: Any) -> None:
 
 def check_sockets(section: Any, stage: str, config: Any,
                   objective: objective_lib.Objective) -> None:
-  """Refuses views and weights that cannot be.
-
-  Raises:
-    ValueError: as `check`.
-  """
+  """Refuses views, weights and selections that cannot be; raises as `check`."""
   names = sockets.requested(section, config, objective)
   sockets.looks(section, stage, config, {*names, *section.branches})
   sockets.weights(
       config, (*section.weights, *objective.weights), section.old)
   sockets.check_select(section, stage)
+  weights = *section.weights, *objective.weights
+  if section.replay.fn is not None and weights:
+    raise ValueError(
+        f'{stage}.replay.fn: got {section.replay.fn!r} with weights={weights}, '
+        'which are made of the whole of a minibatch; what is replayed would '
+        'have none. Set one of both to its default.')
 
 
 def _check_rollouts(section: Any, stage: str) -> None:
@@ -149,11 +151,6 @@ def _check_replay(section: Any, stage: str) -> None:
         f"{stage}.replay.fn: got {replay.fn!r} with old='self': completions "
         'of earlier steps need the log-probs of the policy that made them. Set '
         f"{stage}.old to 'recompute' or 'sampler'.")
-  if section.weights:
-    raise ValueError(
-        f'{stage}.replay.fn: got {replay.fn!r} with weights={section.weights}, '
-        'which are made of the whole of a minibatch; what is replayed would '
-        'have none. Set one of both to its default.')
 
 
 def _check_shapes(section: Any, stage: str) -> None:
@@ -237,12 +234,19 @@ def _check_members(section: Any, stage: str, config: Any) -> None:
       raise ValueError(
           f'{where}.imitate: True needs steps of demonstrations alone. Set '
           'data.homogeneous to True.')
-    if section.experts or section.branches or section.replay.fn is not None:
+    if section.experts or section.branches or section.replay.fn is not None or (
+        section.revise.fn is not None):
       raise ValueError(
           f'{where}.imitate: True with {stage}.experts={section.experts}, '
-          f'branches={section.branches}, replay.fn={section.replay.fn!r}: where '
-          'nothing is sampled there is no group to join or to keep, and no view '
-          'to sample from. Set them to their defaults.')
+          f'branches={section.branches}, replay.fn={section.replay.fn!r}, '
+          f'revise.fn={section.revise.fn!r}: where nothing is sampled there is '
+          'no group to join, to keep or to go on from, and no view. Set them to '
+          'their defaults.')
+    name = section.advantage.fn
+    if needs(resolve.function(name, 'mmr1.advantages')) == 'baseline':
+      raise ValueError(
+          f'{where}.imitate: True with {stage}.advantage.fn={name!r}: beside '
+          'demonstrations there is no greedy completion. Take another one.')
     rows = section.prompts_per_step // section.minibatches_per_step
     if rows % section.chunks_per_minibatch:
       raise ValueError(

@@ -39,8 +39,8 @@ def rewards(
     params: its parameters.
     prompts: N, each read once.
     completions: [N, G, T].
-    chunks: pieces that each group is read in, a divisor of G: memory falls with
-      it, the result stays the same.
+    chunks: pieces that each group of several is read in, a divisor of G: memory
+      falls with it, the result stays the same.
   """
   prefix = policy.prompt_pass(params, prompts)
   n, g, _ = completions.tokens.shape
@@ -51,7 +51,7 @@ def rewards(
   def parts(x):
     return jnp.moveaxis(
         x.reshape((n, chunks, g // chunks) + x.shape[2:]), 1, 0)
-  if chunks == 1:
+  if 1 in (chunks, g):  # demonstrations are groups of one
     return jax.lax.stop_gradient(one(completions))
   made = jax.lax.map(one, jax.tree.map(parts, completions))
   return jax.lax.stop_gradient(jnp.moveaxis(made, 0, 1).reshape(n, g))

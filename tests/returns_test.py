@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmr1 import columns
+from mmr1 import compiles
 from mmr1 import returns
 
 # Two completions of one group, lengths 2 and 3, rewards 1 and 0.
@@ -293,3 +294,15 @@ def test_rejects_missing_inputs():
     returns.gae(R, TOKENS)
   with pytest.raises(ValueError, match="'keep' is not one of"):
     returns.reinforce_pp(R, TOKENS, holes='keep')
+
+
+@pytest.mark.parametrize('made', [
+    returns.reinforce_pp,
+    functools.partial(returns.gae, lam=.9), returns.actor_critic])
+def test_m28_a_second_step_compiles_nothing(made):
+  tokens = TOKENS._replace(values=np.full(MASK.shape, .5, np.float32))
+  made(R, tokens)
+  counter = compiles.CompileCounter()
+  made(R + 1, tokens)
+  assert counter.count == 0
+  counter.close()

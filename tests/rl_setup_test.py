@@ -90,6 +90,21 @@ def test_m27_what_programs_go_through_has_the_order_of_names():
   assert asked(names[::-1], names[3:] + names[:3]) == (weights, views, looks)
 
 
+@pytest.mark.parametrize('of_a_term', [True, False])
+def test_m22_what_is_replayed_has_no_weights(of_a_term):
+  def change(c):
+    c.weights.cov = dict(fn='clip_cov', kwargs={})
+    c.terms.near = common.term(
+        'kl', 0.1, target='old', estimator='absolute',
+        **({'weight': 'cov'} if of_a_term else {}))
+    c.rl.terms = ('near',)
+    if not of_a_term:
+      c.rl.weights = ('cov',)
+  with pytest.raises(ValueError, match=r"replay.fn: .* weights=\('cov',\)"):
+    setup(change, old='recompute', replay__rows=2, replay__capacity=8,
+          replay__fn='mmr1.papers.vl_rethinker_replay:refilled')
+
+
 def test_sampler_and_trainer_are_compared_over_kept_tokens():
   """|logp - sampler| = [.5, 0, -], its mean .25, its maximum .5."""
   term = setup().objective.terms[0]
@@ -290,6 +305,12 @@ def test_m22_a_view_of_images_needs_a_model_that_sees():
     (dict(imitate=True, same=True), dict(
         prompts_per_step=6, samples_per_prompt=8, chunks_per_minibatch=4),
      r'rl.chunks_per_minibatch: 6 demonstrations .* 4 chunks'),
+    (dict(imitate=True, same=True), dict(
+        revise__fn='mmr1.papers.vl_rethinker:rethink',
+        revise__keep__fn='mmr1.papers.vl_rethinker:rethought'),
+     r"imitate.*revise.fn='mmr1"),
+    (dict(imitate=True, same=True), dict(advantage__fn='mmr1.returns:remax'),
+     r'imitate: True with rl.advantage.fn=.*no greedy completion'),
     (dict(same=True), dict(rounds=2), r'rl.rounds: got 2 with data.homogeneous'),
     (dict(rewards=('format',)), {},
      r"tasks.mine.rewards: got \('format',\), none of rl.rewards")])

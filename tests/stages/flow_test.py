@@ -431,6 +431,7 @@ def test_a_stage_goes_on_from_the_one_it_names(run, open_run):
     (lambda: config(kwargs=dict(gamma=1)), 'objective.gamma'),
     (lambda: config(kwargs=dict(fraction=0.)), 'fraction: got 0'),
     (lambda: config(old=dict(rate=-1.)), 'rate=-1'),
+    (lambda: config(lora=dict(rank=-1)), 'lora.rank: got -1'),
     (lambda: config(steps=0), 'steps: got 0')])
 def test_m22_what_cannot_work_is_named(c, match):
   with pytest.raises(ValueError, match=match):
@@ -441,6 +442,10 @@ def test_m22_worlds_that_do_not_fit(begin):
   c = config()
   c.tasks.edits.scale = 2
   with pytest.raises(ValueError, match='generator.size: got 16.*have 32'):
+    begin(c)
+  c = config()
+  c.generator.vocabulary = 3
+  with pytest.raises(ValueError, match='vocabulary: got 3.*at least'):
     begin(c)
 
 
