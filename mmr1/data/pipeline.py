@@ -266,7 +266,7 @@ def all_examples(
     shape: how to encode.
     n: how many at most; None: all. None comes twice.
     unusable: why no answer to it can be judged, '' where one can.
-    warn: told of each that is skipped.
+    warn: told of each of these; others that are skipped are logged.
     max_broken_frac: more broken records, as a fraction of those seen (counted
       as 100 at least, or all of a smaller source), are refused.
 
@@ -280,13 +280,13 @@ def all_examples(
   for i in range(len(source)):
     if n is not None and len(pairs) == n:
       break
-    item, seen = shape.encode(source[i], i), i + 1
+    item, seen, tell = shape.encode(source[i], i), i + 1, _LOG.warning
     if not isinstance(item, records.Broken) and (why := unusable(item[0])):
-      item = records.Broken(
+      tell, item = warn, records.Broken(
           item[0].source or f'uid {item[0].uid}', f'bad answer: {why}')
     if isinstance(item, records.Broken):
       broken.append(item)
-      warn(f'skipped {item.where}: {item.reason}')
+      tell(f'skipped {item.where}: {item.reason}')
       # Not at the end: a procedural source of such items is as good as endless.
       if seen >= breakage.AT_LEAST and len(broken) > max_broken_frac * seen:
         break
